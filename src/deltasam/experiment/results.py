@@ -1,0 +1,114 @@
+"""What one finished run leaves behind, and how it is written and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltasam.errors import UserError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. Losses are means over the batch, in nats (or squared label units)."""
+
+    step: int
+    epoch: float
+    loss: float
+    perturbed_loss: float
+    ascent_norm: float
+    radius_ratio: float
+    seconds: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation during training: the loss and every metric on the evaluation split."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ExampleRecord:
+    """One training example as a method that weights examples saw it."""
+
+    row: int
+    text: str
+    label: str
+    weight: float
+    """Mean weight over the times the example was seen; 1 is average."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One method, one seed, start to end."""
+
+    method: str
+    """The full spec: ``sam:rho=0.05``. Methods are told apart by it."""
+    seed: int
+    metric: str
+    """The name of the main metric, a key of ``metrics``; larger is better."""
+    metrics: dict[str, float]
+    """At the last evaluation: the main metric, ``loss`` (NLL in nats for classification, mean squared error
+    for regression), ``ece`` (expected calibration error, classification only), and others."""
+    seconds_per_step: float
+    """Median over the steps after the first."""
+    peak_memory_mib: float | None
+    """Largest memory in use during the run: allocated on CUDA, resident set on CPU; None where unknown."""
+    steps: list[StepRecord] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
+    examples: list[ExampleRecord] = field(default_factory=list)
+    """The most and the least weighted training examples; empty for methods without weights."""
+    weights: list[float] = field(default_factory=list)
+    """Mean weight of every training example, unordered; empty for methods without weights."""
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> RunResult:
+        """Inverse of ``to_json``.
+
+        Raises:
+            UserError: The line is not a run result.
+        """
+        try:
+            data: dict[str, Any] = json.loads(line)
+            data["steps"] = [StepRecord(**x) for x in data["steps"]]
+            data["evaluations"] = [EvaluationRecord(**x) for x in data["evaluations"]]
+            data["examples"] = [ExampleRecord(**x) for x in data["examples"]]
+            return cls(**data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a crash or a full disk never leaves half of it.
+
+    Raises:
+        UserError: The folder cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --output") from error

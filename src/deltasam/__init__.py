@@ -1,0 +1,32 @@
+"""Sharpness-aware minimization as a replacement for ``loss.backward()``.
+
+    method = deltasam.SAM(model, rho=0.05)
+    for batch in loader:
+        method.backward(lambda: model(**batch))     # fills .grad exactly as loss.backward() would
+        optimizer.step()
+        optimizer.zero_grad()
+
+A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer stay as they are.
+"""
+
+from deltasam.method import Method, Step
+from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.runtime import Runtime
+from deltasam.spec import hyperparameters, make_method, method_names, split_specs
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ASAM",
+    "ERM",
+    "SAM",
+    "DeltaSAM",
+    "Method",
+    "PerInstanceSAM",
+    "Runtime",
+    "Step",
+    "hyperparameters",
+    "make_method",
+    "method_names",
+    "split_specs",
+]

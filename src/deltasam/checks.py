@@ -1,0 +1,29 @@
+"""Checks of hyper-parameters, with errors that quote the argument as it was written."""
+
+from __future__ import annotations
+
+import math
+
+
+def nonnegative(owner: str, argument: str, value: float) -> float:
+    """``value`` as a float, if it is finite and at least 0.
+
+    Raises:
+        ValueError: It is negative, NaN or infinite.
+    """
+    return _checked(owner, argument, value, value >= 0, "0 or more")
+
+
+def positive(owner: str, argument: str, value: float) -> float:
+    """``value`` as a float, if it is finite and above 0.
+
+    Raises:
+        ValueError: It is 0, negative, NaN or infinite.
+    """
+    return _checked(owner, argument, value, value > 0, "above 0")
+
+
+def _checked(owner: str, argument: str, value: float, holds: bool, wanted: str) -> float:
+    if not (holds and math.isfinite(value)):
+        raise ValueError(f"{owner}({argument}={value}): {argument} must be a finite number, {wanted}")
+    return float(value)

@@ -1,0 +1,129 @@
+"""Things that are always put back, bit for bit: random state, buffers, weights."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import weight_space
+
+
+class RandomState:
+    """The state of every generator a forward pass may draw from, as it was when this was made.
+
+    PyTorch on the CPU and on the model's devices, Python's ``random``, and NumPy's global generator where
+    NumPy is loaded. A ``torch.Generator`` of the user's own is not known here and is not replayed.
+    """
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._restorers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (torch.set_rng_state, (torch.get_rng_state(),)),
+            (random.setstate, (random.getstate(),)),
+        ]
+        for device in devices:
+            module: Any = torch.get_device_module(device)
+            where = () if device.type == "mps" else (device,)
+            self._restorers.append((module.set_rng_state, (module.get_rng_state(*where), *where)))
+        if "numpy" in sys.modules:
+            numpy_random = sys.modules["numpy"].random
+            self._restorers.append((numpy_random.set_state, (numpy_random.get_state(),)))
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        for setter, arguments in self._restorers:
+            setter(*arguments)
+
+
+class Buffers:
+    """The buffers of a model (BatchNorm statistics, caches) as they were when this was made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # `_buffers` itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
+        self._saved = [
+            (
+                module._buffers,
+                {k: (b, None if b is None else b.detach().clone()) for k, b in module._buffers.items()},
+            )
+            for module in model.modules()
+            if module._buffers
+        ]
+
+    def restore(self) -> None:
+        """Put every buffer back: the same tensor under the same name with the same values."""
+        for current, saved in self._saved:
+            current.clear()
+            for name, (buffer, value) in saved.items():
+                current[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
+
+
+class WeightStore:
+    """Memory for copies of the weights, kept from step to step.
+
+    A fresh block of the model's size costs several times more than the copy itself on the CPU (page faults).
+    It is never pickled or copied with the method that owns it.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[Tensor] = []
+        self._noise: list[Tensor] = []
+
+    def copy_of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of the parameters; valid until the next call."""
+        self._saved = _memory_like(params, self._saved)
+        torch._foreach_copy_(self._saved, list(params))
+        return self._saved
+
+    def gaussian(
+        self, params: Sequence[Tensor], generators: dict[torch.device, torch.Generator]
+    ) -> list[Tensor]:
+        """Standard normal noise of the parameters' shapes; valid until the next call."""
+        self._noise = _memory_like(params, self._noise)
+        for tensor in self._noise:
+            tensor.normal_(generator=generators[tensor.device])
+        return self._noise
+
+    def __reduce__(self) -> tuple[type[WeightStore], tuple[()]]:
+        return WeightStore, ()
+
+
+@contextmanager
+def moved(
+    params: Sequence[nn.Parameter], vector: weight_space.Vector, factor: float, store: WeightStore
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Weights moved by ``factor * vector``, and put back from a copy, whatever happens.
+
+    Moved in place, so that everything that shares their memory sees it (flattened, sharded and tied weights),
+    and through ``.data``, so that the graph of an earlier pass stays usable once they are back.
+
+    Yields:
+        The moved weights and the copies they will be restored from.
+    """
+    pairs = [(p.data, v) for p, v in zip(params, vector, strict=True) if v is not None and factor]
+    if not pairs:
+        yield [], []
+        return
+    weights = [p for p, _ in pairs]
+    saved = store.copy_of(weights)
+    try:
+        weight_space.add(weights, [v for _, v in pairs], factor)
+        torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
+        yield weights, saved
+    finally:
+        torch._foreach_copy_(weights, saved)  # one call: an interrupt cannot fall between two weights
+        torch.clear_autocast_cache()
+
+
+def _memory_like(params: Sequence[Tensor], memory: list[Tensor]) -> list[Tensor]:
+    fits = len(memory) == len(params) and all(
+        m.shape == p.shape and m.dtype == p.dtype and m.device == p.device
+        for m, p in zip(memory, params, strict=True)
+    )
+    return memory if fits else [torch.empty_like(p, requires_grad=False) for p in params]

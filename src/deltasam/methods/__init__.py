@@ -1,0 +1,9 @@
+"""One method per file. Importing this package registers them all."""
+
+from deltasam.methods.asam import ASAM
+from deltasam.methods.delta_sam import DeltaSAM
+from deltasam.methods.erm import ERM
+from deltasam.methods.per_instance_sam import PerInstanceSAM
+from deltasam.methods.sam import SAM
+
+__all__ = ["ASAM", "ERM", "SAM", "DeltaSAM", "PerInstanceSAM"]

@@ -1,0 +1,59 @@
+"""Adaptive SAM: the perturbation is measured relative to the size of each weight."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import weight_space
+from deltasam.checks import nonnegative, positive
+from deltasam.method import Method, Step
+from deltasam.outputs import loss_of
+from deltasam.passes import Passes, radius_ratio
+
+
+class ASAM(Method, name="asam"):
+    """SAM in units of the weights: ``grad L(w + rho * T^2 g / |T g|)``, ``T = |w| + eta``, ``g = grad L(w)``.
+
+    Not changed by a rescaling of layers that leaves the network's function as it is. As in the authors' code,
+    T is 1 for parameters whose name does not contain "weight" (biases). ``radius_ratio`` is measured in units
+    of T. Cost: two passes.
+
+    Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
+    Neural Networks", ICML 2021 (arXiv 2102.11600), equation 10 and algorithm 1.
+
+    Args:
+        model: The model to train.
+        rho: Radius of the perturbation in units of T. About ten times that of SAM. 0 is plain training.
+        eta: Added to the size of every weight, so that a zero weight can move.
+
+    Raises:
+        ValueError: rho is negative, eta is not above 0, or one of them is NaN or infinite.
+    """
+
+    neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
+
+    def __init__(self, model: nn.Module, *, rho: float = 0.5, eta: float = 0.01) -> None:
+        super().__init__(model)
+        self.rho = nonnegative("ASAM", "rho", rho)
+        self.eta = positive("ASAM", "eta", eta)
+
+    def _fill(self, passes: Passes) -> Step:
+        loss = loss_of(passes.first())
+        units = self._units(passes.params)
+        scaled = [None if g is None else g * t for g, t in zip(passes.grad(loss), units, strict=True)]
+        norm = weight_space.norm(scaled)
+        direction = [None if g is None else g * t for g, t in zip(scaled, units, strict=True)]
+        with passes.at(direction, weight_space.length_to(self.rho, norm), scales=units) as point:
+            perturbed_loss = passes.backward(loss_of(point.output))
+            ratio = radius_ratio(point.radius(), self.rho)
+        return Step(
+            loss.detach(), {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
+        )
+
+    @torch.no_grad()
+    def _units(self, params: list[nn.Parameter]) -> list[Tensor]:
+        weights = {id(p) for name, p in self.model.named_parameters() if "weight" in name}
+        return [p.abs() + self.eta if id(p) in weights else p.new_ones(()) for p in params]

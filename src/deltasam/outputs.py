@@ -1,0 +1,70 @@
+"""The closure protocol: what a closure may return, and how a method reads it.
+
+A closure runs one forward pass and returns
+
+- a scalar loss, or
+- a 1-D tensor with one loss per example, or
+- an object with ``.loss`` (any Hugging Face output) or a mapping with ``"loss"``, holding one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EXPECTED = "a scalar loss, a 1-D tensor with one loss per example, or an output with .loss"
+
+
+def loss_of(output: Any) -> Tensor:
+    """Mean loss [] of what a closure returned; one loss per example [n] is averaged.
+
+    Raises:
+        TypeError: There is no loss in it.
+        ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
+    """
+    loss = _loss_tensor(output)
+    return loss.mean() if loss.ndim == 1 else loss
+
+
+def example_losses_of(output: Any, method: str) -> Tensor:
+    """One loss per example [n] of what a closure returned.
+
+    Args:
+        output: What the closure returned.
+        method: The name of the method that asks, for the error.
+
+    Raises:
+        TypeError: There is no loss in it.
+        ValueError: It is not one loss per example.
+    """
+    losses = _loss_tensor(output)
+    if losses.ndim != 1:
+        raise ValueError(
+            f"{method} needs one loss per example, but the closure returned a scalar; return a 1-D tensor, "
+            f"for example F.cross_entropy(model(x), y, reduction='none')"
+        )
+    return losses
+
+
+def _loss_tensor(output: Any) -> Tensor:
+    loss = output
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif not isinstance(output, Tensor):
+        loss = getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        hint = " (its loss is None: were labels given?)" if loss is None and output is not None else ""
+        raise TypeError(f"the closure returned {type(output).__name__}{hint}; it must return {_EXPECTED}")
+    if loss.ndim > 1 or loss.numel() == 0:
+        raise ValueError(
+            f"the closure returned a loss of shape {list(loss.shape)}; it must return {_EXPECTED}"
+        )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "the loss does not depend on any trainable weight; does the closure detach it, run under "
+            "torch.no_grad(), or are all parameters frozen?"
+        )
+    return loss

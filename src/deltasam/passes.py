@@ -1,0 +1,122 @@
+"""The passes of one ``backward`` call: the same batch, the same dropout masks, other weights.
+
+A *pass* is one forward and one backward. The first pass is the one plain training would have run: it alone
+advances the random state and the buffers. Every later pass replays its randomness and leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import weight_space
+from deltasam.guards import Buffers, RandomState, WeightStore, moved
+from deltasam.outputs import loss_of
+from deltasam.runtime import Runtime
+from deltasam.weight_space import Vector
+
+Closure = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A later pass at moved weights."""
+
+    output: Any
+    """What the closure returned there."""
+    radius: Callable[[], Tensor]
+    """How far the weights really are from where they were [], after rounding. Valid inside the pass."""
+
+
+class Passes:
+    """The first pass, and as many later ones as a method wants.
+
+    Attributes:
+        params: The trainable parameters at the time of the call, each once.
+    """
+
+    def __init__(self, model: nn.Module, closure: Closure, runtime: Runtime, store: WeightStore) -> None:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("backward() was called under torch.no_grad(); call it with gradients enabled")
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        if not self.params:
+            raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
+        self.store = store
+        self._model, self._closure, self._runtime = model, closure, runtime
+        self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
+
+    def first(self) -> Any:
+        """What the closure returns at the weights as they are. To be called once, before any other pass."""
+        output = self._closure()
+        self._end, self._buffers = RandomState(self._devices), Buffers(self._model)
+        return output
+
+    @contextmanager
+    def at(
+        self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None
+    ) -> Iterator[Point]:
+        """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
+
+        Args:
+            vector: One tensor per parameter, or None where it does not move. None: nothing moves.
+            factor: A scale for all of it.
+            scales: The radius is measured in these units, one tensor per parameter.
+        """
+        vector = [None] * len(self.params) if vector is None else vector
+        with moved(self.params, vector, factor, self.store) as (weights, saved):
+            kept = (
+                [s for s, v in zip(scales, vector, strict=True) if v is not None]
+                if scales and weights
+                else None
+            )
+            try:
+                self._start.restore()
+                yield Point(self._closure(), lambda: weight_space.distance(weights, saved, kept))
+            finally:
+                self._end.restore()
+                self._buffers.restore()
+
+    def grad(self, loss: Tensor, *, retain_graph: bool = False) -> list[Tensor | None]:
+        """Gradient of a loss [] for each of ``params``; ``.grad`` is not touched."""
+        return self._runtime.grad(loss, self.params, retain_graph=retain_graph)
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add the gradient of a loss [] to ``.grad``; returns the loss, detached."""
+        self._runtime.backward(loss)
+        return loss.detach()
+
+    def descend(self, ascent: Vector, rho: float) -> dict[str, Tensor]:
+        """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / |ascent|``.
+
+        A zero, infinite or NaN ascent moves nothing: the step is then a plain one.
+
+        Returns:
+            The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
+        """
+        norm = weight_space.norm(ascent)
+        with self.at(ascent, weight_space.length_to(rho, norm)) as point:
+            perturbed_loss = self.backward(loss_of(point.output))
+            ratio = radius_ratio(point.radius(), rho)
+        return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
+
+    def generators(self) -> dict[torch.device, torch.Generator]:
+        """New generators, one per device, that follow from the random state but do not advance it."""
+        seed = int(torch.randint(2**62, ()))
+        self._end.restore()
+        return {d: torch.Generator(d).manual_seed(seed) for d in {p.device for p in self.params}}
+
+    def abandon(self) -> None:
+        """Undo what the first pass left behind: after an error the call has not happened."""
+        self._start.restore()
+        self._buffers_before.restore()
+
+
+def radius_ratio(radius: Tensor, rho: float) -> Tensor:
+    """Realised radius over the wanted one []: 1 when all is well, 0 when nothing moved."""
+    return radius / rho if rho else torch.ones_like(radius)

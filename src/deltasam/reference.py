@@ -1,0 +1,115 @@
+"""Every method straight from its equation: slow, obvious, and independent of the rest of the library.
+
+The oracle of the tests and of the documentation. A model is here a function ``losses(w) -> [n]`` from weights
+to one loss per example, made by ``losses_function``; nothing is moved, hooked or restored. The gradient of a
+method is a dictionary from parameter name to tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Weights = dict[str, Tensor]
+Losses = Callable[[Weights], Tensor]
+
+
+def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[Losses, Weights]:
+    """A model and a batch as a function of the weights, and the weights it has now.
+
+    Every call starts from the random state and the buffers of this moment, so it sees the same dropout masks.
+
+    Args:
+        model: The model; it is not changed.
+        run: Given something to call in place of the model, returns one loss per example [n].
+    """
+    state = torch.get_rng_state()
+    fixed = {name: b.detach().clone() for name, b in model.named_buffers()}
+    fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+
+    def losses(weights: Weights) -> Tensor:
+        torch.set_rng_state(state)
+        tensors = {**{name: t.clone() for name, t in fixed.items()}, **weights}
+        result = run(lambda *args, **kwargs: functional_call(model, tensors, args, kwargs))
+        torch.set_rng_state(state)
+        return result
+
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    return losses, weights
+
+
+def gradient(loss: Tensor, weights: Weights) -> Weights:
+    """Gradient of a loss []; zeros where it does not depend on a weight."""
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {
+        n: torch.zeros_like(w) if g is None else g
+        for (n, w), g in zip(weights.items(), gradients, strict=True)
+    }
+
+
+def norm(vector: Weights) -> Tensor:
+    """Euclidean norm over all weights []."""
+    return torch.cat([v.flatten() for v in vector.values()]).norm()
+
+
+def moved(weights: Weights, vector: Weights, factor: float | Tensor) -> Weights:
+    """``w + factor * v`` as new leaves."""
+    return {n: (w + factor * vector[n]).detach().requires_grad_() for n, w in weights.items()}
+
+
+def step(rho: float, vector: Weights) -> float | Tensor:
+    """The factor that brings a vector to length rho; 0 for a zero vector."""
+    length = norm(vector)
+    return rho / length if length > 0 else 0.0
+
+
+def erm(losses: Losses, w: Weights) -> Weights:
+    """``grad mean_i L_i(w)``."""
+    return gradient(losses(w).mean(), w)
+
+
+def sam(losses: Losses, w: Weights, *, rho: float) -> Weights:
+    """``grad L(w + rho g / |g|)``."""
+    g = erm(losses, w)
+    return erm(losses, moved(w, g, step(rho, g)))
+
+
+def asam(losses: Losses, w: Weights, *, rho: float, eta: float) -> Weights:
+    """``grad L(w + rho T^2 g / |T g|)``, ``T = |w| + eta`` for weights and 1 for biases."""
+    unit = {n: v.detach().abs() + eta if "weight" in n else torch.ones_like(v) for n, v in w.items()}
+    scaled = {n: unit[n] * g for n, g in erm(losses, w).items()}
+    return erm(losses, moved(w, {n: unit[n] * v for n, v in scaled.items()}, step(rho, scaled)))
+
+
+def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weights:
+    """``mean over groups of m examples of grad L_group(w + rho g_group / |g_group|)``."""
+    n = len(losses(w))
+    total = {name: torch.zeros_like(v) for name, v in w.items()}
+    for start in range(0, n, m):
+        g = gradient(losses(w)[start : start + m].mean(), w)
+        there = moved(w, g, step(rho, g))
+        for name, v in gradient(losses(there)[start : start + m].mean(), there).items():
+            total[name] += v * m / n
+    return total
+
+
+def delta_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, noise: Sequence[Tensor]) -> Weights:
+    """``grad L(w + rho a / |a|)``, ``a = grad mean_i p_i L_i(w)``, for given standard normal noise.
+
+    ``p_i ~ curvature_i^2 / slope_i``; a slope counts as at least a tenth of the batch's mean, and no weight
+    as more than four times the mean.
+    """
+    d = {name: sigma * z for name, z in zip(w, noise, strict=True)}
+    length = norm(d)
+    at, above, below = (losses(moved(w, d, sign)).detach() for sign in (0.0, 1.0, -1.0))
+    curvature = (above + below - 2 * at).abs() / length**2
+    slope = (above - below).abs() / (2 * length)
+    p = curvature**2 / torch.maximum(slope, 0.1 * slope.mean())
+    p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
+    p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)
+    a = gradient((p * losses(w)).mean(), w)
+    return erm(losses, moved(w, a, step(rho, a)))

@@ -1,0 +1,83 @@
+"""Methods as text: ``sam:rho=0.05`` for the command line, configurations, logs and checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from typing import Any
+
+from torch import nn
+
+from deltasam.method import Method
+
+
+def method_names() -> list[str]:
+    """The name of every registered method, sorted."""
+    return sorted(Method.registry)
+
+
+def hyperparameters(cls: type[Method]) -> dict[str, Any]:
+    """The hyper-parameters of a method and their defaults, read from its signature."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def format_spec(method: Method) -> str:
+    """The spec of a method, with every hyper-parameter: ``sam:rho=0.05``."""
+    values = ",".join(f"{k}={getattr(method, k)!r}" for k in hyperparameters(type(method)))
+    return f"{method.name}:{values}" if values else method.name
+
+
+def make_method(spec: str, model: nn.Module) -> Method:
+    """The method that a spec describes, for a model.
+
+    Args:
+        spec: A registered name, and after a colon hyper-parameters: ``sam``, ``sam:rho=0.05``,
+            ``asam:rho=0.5,eta=0.01``. What is not given has its default.
+        model: The model whose ``.grad`` it will fill.
+
+    Raises:
+        ValueError: The name or a hyper-parameter is unknown, or a value does not fit.
+    """
+    name, _, arguments = spec.strip().partition(":")
+    if name not in Method.registry:
+        raise ValueError(f"unknown method {name!r}{_suggestion(name, method_names())}")
+    cls = Method.registry[name]
+    return cls(model, **dict(_argument(cls, a, spec) for a in arguments.split(",") if a.strip()))
+
+
+def split_specs(specs: str) -> list[str]:
+    """A comma-separated list of specs, apart: ``erm,asam:rho=0.5,eta=0.1`` is two.
+
+    A piece with an equals sign and no colon is a further hyper-parameter of the spec before it.
+    """
+    result: list[str] = []
+    for piece in (p.strip() for p in specs.split(",")):
+        if result and "=" in piece and ":" not in piece:
+            result[-1] += "," + piece
+        elif piece:
+            result.append(piece)
+    return result
+
+
+def _argument(cls: type[Method], text: str, spec: str) -> tuple[str, Any]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    known = hyperparameters(cls)
+    if not equals or not value:
+        raise ValueError(f"{spec!r}: {text.strip()!r} has no value; write {cls.name}:{key or 'name'}=value")
+    if key not in known:
+        raise ValueError(
+            f"{spec!r}: {cls.name} has no hyper-parameter {key!r}{_suggestion(key, list(known))}"
+        )
+    kind = typing.get_type_hints(cls.__init__)[key]
+    try:
+        return key, {"True": True, "False": False}[value] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{spec!r}: {key} must be of type {kind.__name__}, not {value!r}") from None
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{hint} (there are: {', '.join(known) or 'none'})"

@@ -1,0 +1,63 @@
+"""Vectors in weight space: one tensor per parameter, or None where a vector is zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Vector = Sequence[Tensor | None]
+
+# Differences are formed this many elements at a time: in the cache, and without memory of the model's size.
+_CHUNK = 1 << 18
+
+
+def norm(vector: Vector) -> Tensor:
+    """Euclidean norm [] over all entries, accumulated in float32 or wider; 0 for an empty vector."""
+    tensors = [t.detach() for t in vector if t is not None and t.numel()]
+    if not tensors:
+        return torch.zeros(())
+    device, dtype = tensors[0].device, _accumulation_dtype(tensors)
+    norms = torch._foreach_norm(tensors, 2, dtype)
+    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+
+
+def distance(ends: Sequence[Tensor], starts: Sequence[Tensor], scales: Vector | None = None) -> Tensor:
+    """Euclidean norm [] of ``(end - start) / scale`` over all parameters."""
+    if not ends:
+        return torch.zeros(())
+    device, dtype = ends[0].device, _accumulation_dtype(ends)
+    norms = []
+    for end, start, scale in zip(ends, starts, scales or [None] * len(ends), strict=True):
+        step = [] if scale is None else [scale.expand_as(end).flatten().split(_CHUNK)]
+        for a, b, *s in zip(end.flatten().split(_CHUNK), start.flatten().split(_CHUNK), *step, strict=True):
+            difference = a.to(dtype) - b.to(dtype)
+            norms.append(torch.linalg.vector_norm(difference / s[0] if s else difference).to(device))
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def length_to(radius: float, norm: Tensor) -> float:
+    """The factor that brings a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
+
+    No small constant is added to the norm, so any positive scale of the loss cancels exactly.
+    """
+    value = norm.item()
+    return radius / value if value > 0 and math.isfinite(value) else 0.0
+
+
+@torch.no_grad()
+def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
+    """Add ``factor * vector`` to the parameters in place, with a single rounding."""
+    for param, step in zip(params, vector, strict=True):
+        if step is None:
+            continue
+        if step.dtype in (torch.float16, torch.bfloat16):
+            param.add_(step.float(), alpha=factor)
+        else:
+            param.add_(step, alpha=factor)
+
+
+def _accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

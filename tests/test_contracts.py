@@ -1,0 +1,411 @@
+"""What every method must keep, on every kind of model: contracts over registry x model cases.
+
+A new method is in here as soon as it is registered.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cases
+import deltasam
+from deltasam import Method, reference
+
+METHODS = deltasam.method_names()
+WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n])]
+# Large enough for the perturbation to matter, and noise that float32 resolves.
+SETTINGS = {"rho": 0.3, "sigma": 0.05}
+# Every method as it comes, and those with groups also with several examples in one.
+VARIANTS = [
+    (name, changes)
+    for name in METHODS
+    for changes in ({}, {"m": 2}, {"m": cases.EXAMPLES})
+    if changes.keys() <= deltasam.hyperparameters(Method.registry[name]).keys()
+]
+
+
+@pytest.fixture(params=cases.CASES)
+def case(request: pytest.FixtureRequest) -> cases.Case:
+    return cases.make(request.param)
+
+
+@pytest.fixture(params=METHODS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def build(name: str, model: nn.Module, **changes: Any) -> Method:
+    cls = Method.registry[name]
+    known = deltasam.hyperparameters(cls)
+    return cls(model, **{k: v for k, v in {**SETTINGS, **changes}.items() if k in known})
+
+
+def grads(model: nn.Module) -> dict[str, Tensor | None]:
+    return {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+
+def gradient_of(method: Method, closure: Any, seed: int = 3) -> dict[str, Tensor | None]:
+    method.model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    method.backward(closure)
+    return grads(method.model)
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    hooks = {n: [len(h) for k, h in vars(m).items() if k.endswith("_hooks")] for n, m in model.named_modules()}
+    return {
+        "weights": {n: p.detach().clone() for n, p in model.named_parameters()},
+        "buffers": {n: b.clone() for n, b in model.named_buffers()},
+        "identity": {n: (id(p), p.data_ptr()) for n, p in model.named_parameters()},
+        "buffer_identity": {n: id(b) for n, b in model.named_buffers()},
+        "hooks": hooks,
+        "keys": list(model.state_dict()),
+    }
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Equal bit for bit."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_same(actual[key], expected[key])
+    elif isinstance(expected, Tensor):
+        assert torch.equal(actual, expected)
+    else:
+        assert actual == expected
+
+
+def relative_error(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None]) -> float:
+    shapes = {n: g if g is not None else actual.get(n) for n, g in expected.items()}
+    dense = [
+        torch.cat(
+            [(torch.zeros_like(s) if v.get(n) is None else v[n]).flatten() for n, s in shapes.items() if s is not None]
+        )
+        for v in (actual, expected)
+    ]
+    return float((dense[0] - dense[1]).norm() / dense[1].norm())
+
+
+# 1. Afterwards everything is as one plain pass leaves it.
+
+
+def test_leaves_the_model_as_plain_training_does(name: str, case: cases.Case) -> None:
+    twin = copy.deepcopy(case)
+    optimizer = torch.optim.AdamW(case.model.parameters())
+    torch.manual_seed(3)
+    before = state(case.model)
+    build(name, case.model).backward(case.closure)
+    after = state(case.model)
+    torch.manual_seed(3)
+    twin.run(twin.model, None).mean().backward()
+    plain = state(twin.model)
+    for key in ("weights", "identity", "buffer_identity", "hooks", "keys"):
+        assert_same(after[key], before[key])
+    assert_same(after["buffers"], plain["buffers"])  # 7. BatchNorm advanced once
+    assert not optimizer.state
+
+
+# 2. The same after an exception in any pass.
+
+
+class Interrupted(BaseException):
+    """Not an Exception, like KeyboardInterrupt."""
+
+
+def count_calls(method: Method, closure: Any) -> int:
+    calls = []
+    method.backward(lambda: (calls.append(0), closure())[1])
+    return len(calls)
+
+
+@pytest.mark.parametrize("where", ["before the forward", "after the forward", "in the backward"])
+@pytest.mark.parametrize("error", [Interrupted, torch.OutOfMemoryError])
+def test_puts_everything_back_after_an_exception(
+    name: str, case: cases.Case, where: str, error: type[BaseException]
+) -> None:
+    method = build(name, case.model)
+    for failing in range(count_calls(method, case.closure)):
+        torch.manual_seed(3)
+        random_before, before = torch.get_rng_state(), state(case.model)
+        calls = iter(range(100))
+
+        def closure() -> Tensor:
+            now = next(calls) == failing  # noqa: B023
+            if now and where == "before the forward":
+                raise error
+            losses = case.closure()
+            if now and where == "after the forward":
+                raise error
+            if now and losses.requires_grad:
+                losses.register_hook(lambda _: (_ for _ in ()).throw(error()))
+            return losses
+
+        if where == "in the backward" and not _gets_gradient(method, case, failing):
+            continue
+        torch.manual_seed(3)
+        with pytest.raises(error):
+            method.backward(closure)
+        assert_same(state(case.model), before)
+        assert torch.equal(torch.get_rng_state(), random_before)
+
+
+def _gets_gradient(method: Method, case: cases.Case, index: int) -> bool:
+    enabled: list[bool] = []
+    before = state(case.model)
+    method.backward(lambda: (enabled.append(torch.is_grad_enabled()), case.closure())[1])
+    with torch.no_grad():
+        for n, b in case.model.named_buffers():
+            b.copy_(before["buffers"][n])
+    return enabled[index]
+
+
+# 3. .grad accumulates.
+
+
+def test_accumulates(name: str, case: cases.Case) -> None:
+    method = build(name, case.model)
+    first = gradient_of(method, case.closure, seed=3)
+    torch.manual_seed(3)
+    method.backward(case.closure)
+    twice = {n: None if g is None else 2 * g for n, g in first.items()}
+    assert relative_error(grads(case.model), twice) < 1e-12
+
+
+# 4. Any scale of the loss is the scale of the gradient; an infinite ascent never reaches a weight.
+
+
+def test_scales_with_the_loss(name: str, case: cases.Case) -> None:
+    method = build(name, case.model)
+    plain = gradient_of(method, case.closure)
+    scaled = gradient_of(method, lambda: 1024 * case.closure())
+    assert_same(
+        {n: g for n, g in scaled.items() if g is not None}, {n: 1024 * g for n, g in plain.items() if g is not None}
+    )
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_an_infinite_gradient_never_reaches_a_weight(name: str, case: cases.Case, bad: float) -> None:
+    before = state(case.model)
+    build(name, case.model).backward(lambda: bad * case.closure())
+    after = state(case.model)
+    assert_same(after["weights"], before["weights"])
+    assert any(not g.isfinite().all() for g in grads(case.model).values() if g is not None)  # GradScaler sees it
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+def test_an_infinite_ascent_skips_the_perturbation(name: str, case: cases.Case) -> None:
+    weights = state(case.model)["weights"]
+    seen = []
+
+    def closure() -> Tensor:
+        losses = case.closure()
+        if torch.is_grad_enabled():
+            seen.append(all(torch.equal(p, weights[n]) for n, p in case.model.named_parameters()))
+            if len(seen) == 1:
+                losses.register_hook(lambda g: g * float("inf"))
+        return losses
+
+    step = build(name, case.model).backward(closure)
+    assert all(seen)
+    assert len(seen) > 1
+    assert float(step.metrics["radius_ratio"]) == 0.0
+    assert all(g.isfinite().all() for g in grads(case.model).values() if g is not None)
+
+
+# 5. At its neutral hyper-parameters it is plain training, dropout included.
+
+
+def test_neutral_equals_erm(name: str, case: cases.Case) -> None:
+    method = build(name, case.model, **Method.registry[name].neutral)
+    assert (
+        relative_error(gradient_of(method, case.closure), gradient_of(build("erm", case.model), case.closure)) < 1e-12
+    )
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+def test_is_not_erm_otherwise(name: str, case: cases.Case) -> None:
+    erm = gradient_of(build("erm", case.model), case.closure)
+    assert relative_error(gradient_of(build(name, case.model), case.closure), erm) > 1e-3
+
+
+# 6. The random state advances as in one pass; later passes replay its masks.
+
+
+def test_random_state_advances_by_one_pass(name: str, case: cases.Case) -> None:
+    def closure() -> Tensor:
+        return case.closure() * (1 + random.random()) * (1 + np.random.random()) * (1 + torch.rand(()))
+
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    def seed() -> None:
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+
+    seed()
+    closure()
+    expected = draws()
+    seed()
+    build(name, case.model).backward(closure)
+    assert draws() == expected
+
+
+def test_later_passes_replay_the_masks(name: str, case: cases.Case) -> None:
+    drawn: list[tuple[float, float, float]] = []
+
+    def closure() -> Tensor:
+        losses = case.closure()
+        drawn.append((random.random(), float(np.random.random()), float(torch.rand(()))))
+        return losses
+
+    build(name, case.model).backward(closure)
+    assert len(set(drawn)) == 1
+
+
+# 8. Frozen and unused parameters keep grad None; one that is used in one pass only is restored too.
+
+
+def test_frozen_and_unused_parameters(name: str, case: cases.Case) -> None:
+    expected = {n: g is None for n, g in gradient_of(build("erm", case.model), case.closure).items()}
+    actual = {n: g is None for n, g in gradient_of(build(name, case.model), case.closure).items()}
+    assert actual == expected
+    assert any(expected.values()) == ("frozen.weight" in expected or any("lora" in n for n in expected))
+
+
+def test_a_parameter_used_in_one_pass_only(name: str) -> None:
+    case = cases.make("mlp")
+    extra = case.model.register_parameter("extra", nn.Parameter(torch.ones(1, dtype=torch.float64)))
+    assert extra is None
+    before = state(case.model)["weights"]
+    calls = iter(range(100))
+
+    def closure() -> Tensor:
+        losses = case.closure()
+        return losses * case.model.extra if next(calls) == 0 else losses
+
+    build(name, case.model).backward(closure)
+    assert_same(state(case.model)["weights"], before)
+
+
+# 9. A zero gradient gives finite results.
+
+
+def test_zero_gradient(name: str, case: cases.Case) -> None:
+    step = build(name, case.model).backward(lambda: 0.0 * case.closure())
+    assert all((g == 0).all() for g in grads(case.model).values() if g is not None)
+    assert all(m.isfinite().all() for m in step.metrics.values())
+
+
+# 10. Spec round trip, deepcopy, pickle.
+
+
+def test_spec_round_trip(name: str) -> None:
+    method = build(name, nn.Linear(2, 2))
+    again = deltasam.make_method(method.spec, method.model)
+    assert again.spec == method.spec
+    assert type(again) is type(method)
+    for key in deltasam.hyperparameters(type(method)):
+        assert getattr(again, key) == getattr(method, key)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_copies(name: str, duplicate: Any) -> None:
+    case = cases.make("mlp")
+    method = build(name, case.model)
+    gradient_of(method, case.closure)
+    size = len(pickle.dumps(case.model))
+    twin = duplicate(method)
+    case.model.zero_grad()
+    assert len(pickle.dumps(method)) < size + 2000  # no copy of the weights travels along
+    x = torch.randn(4, 5, dtype=torch.float64)
+    for buffers in (twin.model, method.model):
+        buffers.norm.reset_running_stats()
+    expected = gradient_of(method, lambda: method.model(x).square().mean(1))
+    assert_same(gradient_of(twin, lambda: twin.model(x).square().mean(1)), expected)
+
+
+# 11. Equal to its namesake in the reference.
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["f64", "f32"])
+@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
+@pytest.mark.parametrize("case_name", cases.CASES)
+def test_equals_the_reference(
+    name: str, case_name: str, dtype: torch.dtype, tolerance: float, changes: dict[str, Any], monkeypatch: Any
+) -> None:
+    known = deltasam.hyperparameters(Method.registry[name])
+    case = cases.make(case_name, dtype)
+    method = build(name, case.model, **changes)
+    extra: dict[str, Any] = {}
+    if "sigma" in known:  # the noise is the method's own; the reference is given the same
+        extra["noise"] = [torch.randn_like(p) for p in case.model.parameters() if p.requires_grad]
+        monkeypatch.setattr(method._store, "gaussian", lambda *_: extra["noise"])
+    torch.manual_seed(3)
+    losses, weights = reference.losses_function(case.model, lambda call: case.run(call, None))
+    expected = getattr(reference, name)(losses, weights, **{k: getattr(method, k) for k in known}, **extra)
+    assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+
+
+# 12, 13. Per-example quantities do not change with padding, nor with the order of the batch.
+
+
+def per_example(step: deltasam.Step) -> dict[str, Tensor]:
+    return {k: v for k, v in step.metrics.items() if v.ndim == 1}
+
+
+def test_padding_changes_nothing(name: str) -> None:
+    case = cases.make("padded")
+    method = build(name, case.model)
+    torch.manual_seed(3)
+    short = method.backward(case.closure)
+    before = grads(case.model)
+    case.pad()
+    case.model.zero_grad()
+    torch.manual_seed(3)
+    long = method.backward(case.closure)
+    assert relative_error(grads(case.model), before) < 1e-10
+    for key, value in per_example(short).items():
+        torch.testing.assert_close(per_example(long)[key], value, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("case_name", cases.CASES)
+def test_order_changes_nothing(name: str, case_name: str) -> None:
+    case = cases.make(case_name, dropout=False)
+    method = build(name, case.model)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.manual_seed(3)
+    straight = method.backward(case.closure)
+    before = grads(case.model)
+    case.model.zero_grad()
+    torch.manual_seed(3)
+    shuffled = method.backward(lambda: case.run(case.model, order))
+    assert relative_error(grads(case.model), before) < 1e-9
+    for key, value in per_example(straight).items():
+        torch.testing.assert_close(per_example(shuffled)[key], value[order], rtol=1e-7, atol=1e-9)
+
+
+# Metrics tell what happened.
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+def test_metrics(name: str, case: cases.Case) -> None:
+    torch.manual_seed(3)
+    plain = case.closure().mean()
+    torch.manual_seed(3)
+    step = build(name, case.model).backward(case.closure)
+    for value in step.metrics.values():
+        assert not value.requires_grad
+    torch.testing.assert_close(step.loss, plain.detach())
+    torch.testing.assert_close(step.metrics["loss"], plain.detach())
+    assert step.metrics["perturbed_loss"] > step.loss
+    assert float(step.metrics["radius_ratio"]) == pytest.approx(1, abs=1e-6)
+    assert step.metrics["ascent_norm"] > 0

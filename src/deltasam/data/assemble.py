@@ -1,0 +1,136 @@
+"""Make `TextData` out of tables: check the rows, encode the labels, split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import Dataset, Features, Value
+
+from deltasam.data.columns import Columns, read_texts
+from deltasam.data.dataset import TextData
+from deltasam.data.fingerprint import fingerprint
+from deltasam.data.labels import order_classes, read_classes, read_known_classes, read_scores
+from deltasam.data.split import split_rows
+from deltasam.data.tables import Table
+from deltasam.errors import UserError
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is learned from a table.
+
+    Attributes:
+        kind: Whether labels are classes or scores.
+        metric: As in `TextData`.
+        label_names: The classes in order, when they are known beforehand; empty to take them from the data.
+    """
+
+    kind: Kind
+    metric: str
+    label_names: tuple[str, ...] = ()
+
+
+def goal_of(task: str) -> Goal:
+    """Compute the goal that ``--task`` names, with its usual metric."""
+    if task == "classification":
+        return Goal("classification", "accuracy")
+    if task == "regression":
+        return Goal("regression", "spearman")
+    raise UserError(f"--task {task}: unknown; give classification or regression")
+
+
+def assemble(name: str, train: Table, evaluation: Table | float, columns: Columns, goal: Goal) -> TextData:
+    """Make checked, encoded data out of a training table and an evaluation table.
+
+    Args:
+        name: As in `TextData`.
+        train: The training rows, or all rows.
+        evaluation: The evaluation rows, or how much of ``train`` to split off for them.
+        columns: The columns to use of both.
+        goal: What is learned.
+
+    Raises:
+        UserError: A row cannot be used, or the labels make no task.
+    """
+    rows = _examples(train, columns, goal)
+    _check_varied(train.name, rows["label"], columns.label)
+    if isinstance(evaluation, Table):
+        held_out = _examples(evaluation, columns, goal)
+        _check_known(evaluation.name, held_out["label"], rows["label"], goal)
+    else:
+        groups = rows["label"] if goal.kind == "classification" else ["any"] * len(rows["label"])
+        kept, taken = split_rows(train.name, groups, evaluation)
+        rows, held_out = _pick(rows, kept), _pick(rows, taken)
+    if goal.kind == "regression" and len(set(held_out["label"])) < 2:
+        raise UserError(
+            f"{name}: every evaluation row has the score {held_out['label'][0]:g}, so {goal.metric} is undefined; "
+            "give other rows with --eval-data or more with --eval-size"
+        )
+    names: tuple[str, ...] = ()
+    if goal.kind == "classification":
+        names = goal.label_names or order_classes(rows["label"])
+        for split in (rows, held_out):
+            split["label"] = [names.index(label) for label in split["label"]]
+    return from_columns(name, rows, held_out, goal, names)
+
+
+def from_columns(
+    name: str, train: dict[str, list[Any]], evaluation: dict[str, list[Any]], goal: Goal, names: tuple[str, ...]
+) -> TextData:
+    """Wrap columns that are already checked and encoded."""
+    features = {column: Value("string") for column in train if column.startswith("text")}
+    features["label"] = Value("int64" if goal.kind == "classification" else "float64")
+    features["row"] = Value("int64")
+    return TextData(
+        name=name,
+        train=Dataset.from_dict(train, Features(features)),
+        evaluation=Dataset.from_dict(evaluation, Features(features)),
+        kind=goal.kind,
+        label_names=names,
+        metric=goal.metric,
+        fingerprint=fingerprint(train, evaluation, names),
+    )
+
+
+def _examples(table: Table, columns: Columns, goal: Goal) -> dict[str, list[Any]]:
+    examples: dict[str, list[Any]] = {"text": read_texts(table, columns.text)}
+    if columns.text_pair is not None:
+        examples["text_pair"] = read_texts(table, columns.text_pair)
+    if goal.kind == "regression":
+        examples["label"] = read_scores(table, columns.label)
+    elif goal.label_names:
+        examples["label"] = read_known_classes(table, columns.label, goal.label_names)
+    else:
+        examples["label"] = read_classes(table, columns.label)
+    examples["row"] = list(range(len(table.places)))
+    return examples
+
+
+def _pick(examples: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[Any]]:
+    return {column: [values[row] for row in rows] for column, values in examples.items()}
+
+
+def _check_varied(where: str, labels: list[Any], column: str) -> None:
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"{where}: every label is {labels[0]!r}, there is nothing to learn; "
+            f"give rows with other labels, or another column than {column!r} with --label"
+        )
+
+
+def _check_known(where: str, labels: list[Any], known: list[Any], goal: Goal) -> None:
+    new = order_classes(set(labels) - set(known)) if goal.kind == "classification" else ()
+    if new:
+        raise UserError(
+            f"{where}: labels that no training row has: {_shortened(new)}; "
+            "correct them, delete these rows, or add training rows"
+        )
+
+
+def _shortened(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more

@@ -1,0 +1,79 @@
+"""Read a data set from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import urllib.error
+import urllib.request
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+
+from deltasam.data.assemble import Goal, assemble, goal_of
+from deltasam.data.columns import choose_columns
+from deltasam.data.dataset import TextData
+from deltasam.data.tables import Table
+from deltasam.errors import UserError
+
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
+_EVALUATION = ("validation", "validation_matched", "dev", "test")  # the first of these that a data set has
+_PATIENCE = 5  # seconds to wait for the hub: its own client retries for minutes
+
+
+def load_hub(
+    name: str, text: str | None, text_pair: str | None, label: str | None, eval_size: float, task: str
+) -> TextData:
+    """Read a hub data set: ``owner/name``, ``name``, each optionally with ``:config``.
+
+    Raises:
+        UserError: The hub does not answer or does not have it, or a row cannot be used.
+    """
+    splits = _download(name)
+    if "train" not in splits:
+        raise UserError(f"{name}: no split called train, only {', '.join(splits)}; give the data as files")
+    train = splits["train"]
+    columns = choose_columns(name, train.column_names, text, text_pair, label)
+    used = [column for column in (columns.text, columns.text_pair, columns.label) if column is not None]
+    goal = goal_of(task)
+    names = tuple(getattr(train.features[columns.label], "names", ()))
+    if goal.kind == "classification" and names:
+        goal = Goal(goal.kind, goal.metric, names)
+    held_out = next((splits[split] for split in _EVALUATION if split in splits), None)
+    evaluation = eval_size if held_out is None else _table(f"{name} (evaluation)", held_out, used)
+    return assemble(name, _table(f"{name} (train)", train, used), evaluation, columns, goal)
+
+
+def _download(name: str) -> Any:
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name}: no such file or folder; check the path given as --data")
+    if not datasets.config.HF_HUB_OFFLINE and not _hub_answers():
+        raise UserError(
+            f"{name}: no such file or folder, and the hub ({datasets.config.HF_ENDPOINT}) cannot be reached; check "
+            "the path or the network, or set HF_HUB_OFFLINE=1 to use the local cache"
+        )
+    repository, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(repository, config or None)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name}: no such file or folder, and no such data set from the hub ({reason}); check the name"
+        ) from error
+
+
+def _hub_answers() -> bool:
+    try:
+        urllib.request.urlopen(datasets.config.HF_ENDPOINT, timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError as error:
+        # A certificate that only the hub's client is set up to trust still means that something answers.
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)
+    return True
+
+
+def _table(name: str, split: Any, columns: list[str]) -> Table:
+    values = {column: list(split[column]) for column in columns}
+    return Table(name, values, range(1, len(split) + 1), unit="row")

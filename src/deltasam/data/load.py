@@ -1,0 +1,79 @@
+"""Read data from wherever it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deltasam.data.assemble import assemble, goal_of
+from deltasam.data.columns import choose_columns
+from deltasam.data.dataset import TextData
+from deltasam.data.demo import load_demo
+from deltasam.data.glue import load_folder
+from deltasam.data.hub import load_hub
+from deltasam.data.tables import read_table, table_suffix
+from deltasam.errors import UserError
+
+
+def load_data(
+    source: str | os.PathLike[str],
+    *,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    eval_data: str | os.PathLike[str] | None = None,
+    eval_size: float = 0.2,
+    task: str = "classification",
+) -> TextData:
+    """Read text with labels, check every row, and split it into training and evaluation.
+
+    Args:
+        source: ``demo`` or ``demo:search``; a table file (``.csv``, ``.tsv``, ``.jsonl``, ``.json``, each also
+            with ``.gz``, or ``.parquet``); a folder in GLUE layout; or the name of a hub data set.
+        text: The column with the text. Default: ``text`` or ``sentence``, when the table has exactly one of them.
+        text_pair: The column with the second text, for pairs.
+        label: The column with the label. Default: ``label``.
+        eval_data: A second table file with the evaluation rows, for a table file.
+        eval_size: How much of a source without evaluation rows to split off for them: a fraction below 1, or a
+            count. The same rows each time.
+        task: ``classification`` or ``regression``. A GLUE folder knows it from its name.
+
+    Returns:
+        The data, all in memory.
+
+    Raises:
+        UserError: Something cannot be used; the message says what, where and what to do.
+    """
+    name = os.fspath(source)
+    if name.split(":")[0] == "demo":
+        _refuse(name, {"--text": text, "--text-pair": text_pair, "--label": label, "--eval-data": eval_data})
+        return load_demo(name)
+    path = Path(name)
+    if path.is_file() or table_suffix(path) is not None:
+        return _load_files(path, text, text_pair, label, eval_size if eval_data is None else Path(eval_data), task)
+    _refuse(name, {"--eval-data": eval_data})
+    if path.is_dir():
+        return load_folder(path, text, text_pair, label, task)
+    return load_hub(name, text, text_pair, label, eval_size, task)
+
+
+def _load_files(
+    path: Path, text: str | None, text_pair: str | None, label: str | None, evaluation: Path | float, task: str
+) -> TextData:
+    goal = goal_of(task)
+    train = read_table(path)
+    columns = choose_columns(str(path), list(train.columns), text, text_pair, label)
+    if not isinstance(evaluation, Path):
+        return assemble(path.name, train, evaluation, columns, goal)
+    held_out = read_table(evaluation)
+    if evaluation.samefile(path):
+        raise UserError(f"{evaluation}: both --data and --eval-data; leave out --eval-data to split the file")
+    choose_columns(str(evaluation), list(held_out.columns), columns.text, columns.text_pair, columns.label)
+    return assemble(path.name, train, held_out, columns, goal)
+
+
+def _refuse(name: str, options: dict[str, object]) -> None:
+    """Stop at an option that would have no effect."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{name}: {option} has no meaning for it; leave it out")

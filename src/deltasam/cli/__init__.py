@@ -1,0 +1,17 @@
+"""The command line: ``deltasam train``, ``deltasam compare``, ``deltasam methods``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted."""
+    try:
+        from deltasam.cli.app import app
+    except ModuleNotFoundError as error:
+        from deltasam.cli.errors import install_hint
+
+        print(f"error: {install_hint(error)}", file=sys.stderr)
+        sys.exit(2)
+    app()

@@ -1,0 +1,1 @@
+"""Train one run, compare many, and say what the comparison shows."""

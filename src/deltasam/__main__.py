@@ -1,0 +1,5 @@
+"""``python -m deltasam``."""
+
+from deltasam.cli import main
+
+main()

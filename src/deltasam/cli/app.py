@@ -1,0 +1,65 @@
+"""The typer application, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import deltasam
+from deltasam.cli.compare import compare
+from deltasam.cli.errors import install_hint
+from deltasam.cli.methods import methods
+from deltasam.cli.train import train
+from deltasam.errors import UserError
+
+
+class Commands(TyperGroup):
+    """Turns what the user can put right into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            message, code = f"error: {error}", 2
+        except ModuleNotFoundError as error:
+            message, code = f"error: {install_hint(error)}", 2
+        except KeyboardInterrupt as error:
+            message, code = f"stopped{error}", 130
+        print(f"\n{message}" if code == 130 else message, file=sys.stderr)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"deltasam {deltasam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _deltasam(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models with sharpness-aware minimization, and see whether it helps.
+
+    Start with [bold]deltasam compare[/bold]: it needs no data and no download.
+    """
+
+
+app.command()(train)
+app.command()(compare)
+app.command()(methods)

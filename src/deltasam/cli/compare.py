@@ -1,0 +1,129 @@
+"""``deltasam compare``: several methods, several seeds, one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import deltasam
+from deltasam.cli import options
+from deltasam.cli.errors import interruptible
+from deltasam.errors import UserError
+from deltasam.experiment.config import PROVENANCE, TrainConfig
+
+if TYPE_CHECKING:
+    from deltasam.experiment.grid import Grid
+    from deltasam.experiment.results import RunResult
+
+REPORT = "report.html"
+
+
+def compare(
+    ctx: typer.Context,
+    source: Annotated[str | None, typer.Argument(help=options.SOURCE_HELP, show_default="demo")] = None,
+    data: Annotated[str | None, typer.Option(help="The same as SOURCE.", rich_help_panel="Data")] = None,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas (see: deltasam methods).")] = (
+        "erm,sam,delta_sam,per_instance_sam"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas: a run of each method per seed.")] = "0,1",
+    train_size: Annotated[int, typer.Option(help="Training examples per run; drawn anew for each seed.")] = 320,
+    output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/demo"),
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    eval_data: options.EvalData = None,
+    eval_size: options.EvalSize = 0.2,
+    task: options.Task = "classification",
+    model: options.Model = TrainConfig.model,
+    max_length: options.MaxLength = TrainConfig.max_length,
+    epochs: options.Epochs = 2,
+    batch_size: options.BatchSize = 8,
+    learning_rate: options.LearningRate = 2e-4,
+    weight_decay: options.WeightDecay = TrainConfig.weight_decay,
+    warmup: options.Warmup = TrainConfig.warmup,
+    precision: options.Precision = TrainConfig.precision,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 0,
+    config: options.Config = None,
+) -> None:
+    """Compare methods on the same data, order, initial head and dropout masks, seed by seed.
+
+    Ends in a table, one sentence on what it shows, and a report with charts. Without options: the demo.
+
+    Interrupted, it goes on where it stopped when the same command is given again.
+
+    [bold]Examples[/bold]
+
+    deltasam compare
+
+    deltasam compare reviews.csv --text review --label stars --train-size 1000 --output runs/reviews
+
+    deltasam compare --methods erm,sam:rho=0.02,sam:rho=0.05,sam:rho=0.1 --seeds 0,1,2,3,4 --output runs/rho
+    """
+    if source is not None and data is not None:
+        raise UserError(f"the data is given twice, {source} and --data {data}; give one")
+    params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": source or data or "demo"}
+    settings = options.train_config(params)
+    choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds))
+    with interruptible("go on with the same command"):
+        _compare(output, choices, settings, checkpoint_every)
+
+
+def _methods(text: str) -> list[str]:
+    return _distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return _distinct([int(seed) for seed in text.split(",")], "--seeds")
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--seeds {text!r}: write whole numbers separated by commas, as in 0,1,2") from error
+
+
+def _distinct(values: list[Any], option: str) -> list[Any]:
+    if not values:
+        raise UserError(f"{option}: give at least one")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{option}: {value} is there twice; leave one out")
+    return values
+
+
+def _compare(output: Path, choices: dict[str, Any], settings: TrainConfig, checkpoint_every: int) -> None:
+    from deltasam.experiment.folder import check_folder, claim_folder
+    from deltasam.experiment.grid import Grid
+
+    check_folder(output, choices)
+    data = options.load(choices)
+    grid = Grid(data, settings, choices["methods"], choices["seeds"], choices["train_size"], checkpoint_every)
+    grid.check()
+    recorded = {**choices, PROVENANCE: options.provenance(data)}
+    claim_folder(output, recorded)
+    _show(output, _run(grid, output), recorded)
+
+
+def _run(grid: Grid, output: Path) -> list[RunResult]:
+    from deltasam.cli.progress import RunProgress
+    from deltasam.experiment.grid import read_results
+
+    with RunProgress(len(list(grid.cells())), len(read_results(output))) as progress:
+        return grid.run(output, on_run=progress.begin, on_step=progress.advance_step)
+
+
+def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from deltasam.experiment.report import write_report
+    from deltasam.experiment.statistics import compare, conclusion
+    from deltasam.experiment.table import comparison_table
+
+    write_report(results, recorded, output / REPORT)
+    comparison = compare(results)
+    console = Console()
+    console.print(comparison_table(comparison))
+    console.print(conclusion(comparison), markup=False, highlight=False)
+    console.print(f"Report: {output / REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,52 @@
+"""Options from a YAML file: defaults that the command line overrides."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from deltasam.errors import UserError
+from deltasam.experiment.config import PROVENANCE
+
+
+def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the options in a YAML file the defaults of the command at work.
+
+    Raises:
+        UserError: The file cannot be read, or has a key that is no option of the command.
+    """
+    if path is not None:
+        options = {p.name for p in ctx.command.params if p.name is not None} - {"config"}
+        values = {str(k).replace("-", "_"): v for k, v in _read(path).items() if k != PROVENANCE}
+        for key in values:
+            if key not in options:
+                raise UserError(f"{path}: unknown key {key!r}{_nearest(key, options)}")
+        ctx.default_map = {**(ctx.default_map or {}), **{k: _as_option(v) for k, v in values.items()}}
+    return path
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"--config {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: write one option a line, as in 'epochs: 3'")
+    return values
+
+
+def _as_option(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _nearest(key: str, options: set[str]) -> str:
+    found = difflib.get_close_matches(key, options, n=1, cutoff=0.0)
+    return f"; did you mean {found[0]!r}? --help lists all options"

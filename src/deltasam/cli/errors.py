@@ -1,0 +1,31 @@
+"""How errors and interruptions are put to the user. Needs nothing that could be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def install_hint(error: ModuleNotFoundError) -> str:
+    """One line that names the missing library and the extra that brings it.
+
+    Raises:
+        ModuleNotFoundError: What is missing is a part of deltasam itself: a defect, not a missing extra.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "deltasam"):
+        raise error
+    return f"the library {name!r} is not installed; pip install 'deltasam[cli]'"
+
+
+@contextmanager
+def interruptible(remedy: str) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C how to go on.
+
+    Raises:
+        KeyboardInterrupt: With the remedy as its message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"; {remedy}") from error

@@ -1,0 +1,98 @@
+"""The options that commands share, each declared once."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+
+import deltasam
+from deltasam.cli.config_file import apply_config
+from deltasam.errors import UserError
+from deltasam.experiment.config import TrainConfig
+
+if TYPE_CHECKING:
+    from deltasam.data.dataset import TextData
+
+SOURCE_HELP = "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub."
+
+_data = partial(typer.Option, rich_help_panel="Data")
+_model = partial(typer.Option, rich_help_panel="Model")
+_training = partial(typer.Option, rich_help_panel="Training")
+_running = partial(typer.Option, rich_help_panel="Running")
+
+Text = Annotated[str | None, _data(help="Column with the text. Default: text, or sentence.")]
+TextPair = Annotated[str | None, _data(help="Column with the second text, for pairs.")]
+Label = Annotated[str | None, _data(help="Column with the label, or the score. Default: label.")]
+EvalData = Annotated[str | None, _data(help="File to evaluate on. Without it rows of the data are set aside.")]
+EvalSize = Annotated[float, _data(help="How much to set aside: a fraction below 1, or a number of rows.")]
+Task = Annotated[str, _data(help="classification, or regression for scores.")]
+
+Model = Annotated[str, _model(help="minilm (bundled), a local folder, or a name on the Hugging Face hub.")]
+MaxLength = Annotated[int, _model(help="Tokens after which a text is cut.")]
+
+Epochs = Annotated[int, _training(help="How often to go through the training data.")]
+BatchSize = Annotated[int, _training(help="Examples per step.")]
+LearningRate = Annotated[float, _training(help="Peak learning rate of AdamW.")]
+WeightDecay = Annotated[float, _training(help="Decay of weight matrices; biases and norms have none.")]
+Warmup = Annotated[float, _training(help="Fraction of the steps over which the learning rate rises.")]
+
+Precision = Annotated[str, _running(help="fp32, or bf16 for autocast.")]
+Device = Annotated[str, _running(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
+CheckpointEvery = Annotated[int, _running(min=0, help="Steps between checkpoints; 0: one at the end of each epoch.")]
+Config = Annotated[
+    Path | None,
+    _running(help="YAML file with any of these options; the command line wins.", callback=apply_config, is_eager=True),
+]
+
+
+def train_config(params: dict[str, Any]) -> TrainConfig:
+    """The training options among a command's parameters, with the device found.
+
+    Raises:
+        UserError: A value cannot be used.
+    """
+    from deltasam.experiment.device import find_device
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**{k: v for k, v in params.items() if k in names})
+    return dataclasses.replace(config, device=find_device(config.device))
+
+
+def full_spec(spec: str) -> str:
+    """A method's spec with every hyper-parameter, so that equal methods have equal names.
+
+    Raises:
+        UserError: There is no such method, or a hyper-parameter is wrong.
+    """
+    try:
+        return deltasam.make_method(spec, torch.nn.Linear(1, 1)).spec
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load(params: dict[str, Any]) -> TextData:
+    """The data that a command's parameters describe."""
+    from deltasam.data import load_data
+
+    names = ("text", "text_pair", "label", "eval_data", "eval_size", "task")
+    return load_data(params["data"], **{name: params[name] for name in names})
+
+
+def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict[str, Any]:
+    """A command's options as they were used, without those that do not change the numbers."""
+    used = {k: v for k, v in params.items() if k not in ("config", "output", "resume", "checkpoint_every")}
+    found = {k: v for k, v in dataclasses.asdict(config).items() if k in used}
+    return {**used, **found, **values}
+
+
+def provenance(data: TextData) -> dict[str, str]:
+    """What else decides the numbers: the contents of the data and the versions of the libraries."""
+    from importlib.metadata import version
+
+    libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
+    return {"data_sha256": data.fingerprint, **libraries}

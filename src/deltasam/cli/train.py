@@ -1,0 +1,130 @@
+"""``deltasam train``: one model, trained with one method."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltasam.cli import options
+from deltasam.cli.errors import interruptible
+from deltasam.errors import UserError
+from deltasam.experiment.config import PROVENANCE, TrainConfig
+
+if TYPE_CHECKING:
+    from deltasam.data.dataset import TextData
+    from deltasam.experiment.results import RunResult
+    from deltasam.experiment.training import Run
+
+METRICS, HISTORY = "metrics.json", "history.json"
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Option(help=options.SOURCE_HELP, rich_help_panel="Data")],
+    output: Annotated[Path, typer.Option(help="New folder for the model and its record.")],
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    eval_data: options.EvalData = None,
+    eval_size: options.EvalSize = 0.2,
+    task: options.Task = "classification",
+    method: Annotated[str, typer.Option(help="A method, as name:key=value (see: deltasam methods).")] = "sam",
+    seed: Annotated[int, typer.Option(help="Of the head, the data order and the dropout masks.")] = 0,
+    model: options.Model = TrainConfig.model,
+    max_length: options.MaxLength = TrainConfig.max_length,
+    epochs: options.Epochs = TrainConfig.epochs,
+    batch_size: options.BatchSize = TrainConfig.batch_size,
+    learning_rate: options.LearningRate = TrainConfig.learning_rate,
+    weight_decay: options.WeightDecay = TrainConfig.weight_decay,
+    warmup: options.Warmup = TrainConfig.warmup,
+    patience: Annotated[
+        int, typer.Option(help="Stop after this many evaluations without a new best; 0: never.")
+    ] = TrainConfig.patience,
+    precision: options.Precision = TrainConfig.precision,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    config: options.Config = None,
+) -> None:
+    """Fine-tune a model with a method, and keep the best by the evaluation metric.
+
+    AutoModelForSequenceClassification.from_pretrained loads the output folder.
+
+    The same command gives bitwise the same model on the same machine.
+
+    [bold]Examples[/bold]
+
+    deltasam train --data reviews.csv --text review --label stars --output out
+
+    deltasam train --data reviews.csv --method per_instance_sam:rho=0.01 --epochs 5 --patience 2 --output out
+
+    deltasam train --config out/config.yaml --seed 1 --output out-seed-1
+    """
+    spec = options.full_spec(method)
+    settings = options.train_config(ctx.params)
+    choices = options.resolved(ctx.params, settings, method=spec)
+    _check_output(output, choices, resume)
+    with interruptible(f"go on with the same command and --resume (output {output})"):
+        _fit(output, choices, options.load(ctx.params), settings, checkpoint_every)
+
+
+def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
+    from deltasam.experiment.folder import check_folder
+
+    begun = check_folder(output, choices)
+    if resume and not begun:
+        raise UserError(f"there is nothing to resume in {output}; leave out --resume")
+    if begun and (output / METRICS).exists():
+        raise UserError(f"the training in {output} is finished; choose another --output")
+    if begun and not resume:
+        raise UserError(f"{output} holds this training, unfinished; add --resume, or choose another --output")
+
+
+def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainConfig, every: int) -> None:
+    from deltasam.cli.progress import RunProgress
+    from deltasam.experiment.checkpoint import resume_run, save_when_due
+    from deltasam.experiment.folder import claim_folder
+    from deltasam.experiment.training import Run, train_run
+
+    run = Run(data, settings, choices["method"], choices["seed"])
+    claim_folder(output, {**choices, PROVENANCE: options.provenance(data)})
+    checkpoint = output / "checkpoint.pt"
+    if checkpoint.exists():
+        resume_run(checkpoint, run)
+
+    def on_step(run: Run) -> None:
+        progress.advance_step(run)
+        save_when_due(checkpoint, run, every)
+
+    with RunProgress() as progress:
+        progress.begin(run)
+        result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
+    _finish(output, run, result)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _keep_best(output: Path, run: Run) -> None:
+    from deltasam.experiment.saved_model import save_model
+
+    if run.best is run.evaluations[-1]:
+        save_model(output, run)
+
+
+def _finish(output: Path, run: Run, result: RunResult) -> None:
+    from deltasam.experiment.results import write_atomically
+
+    if run.diverged or run.best is None:
+        raise UserError(
+            f"{result.method} diverged at step {result.steps[-1].step}: the loss is not finite; "
+            f"use a smaller --learning-rate or rho"
+        )
+    record = {"method": result.method, "metric": result.metric, "best": asdict(run.best)}
+    record["last"] = asdict(result.evaluations[-1])
+    write_atomically(output / HISTORY, result.to_json() + "\n")
+    write_atomically(output / METRICS, json.dumps(record, indent=2) + "\n")
+    value = run.best.metrics[result.metric]
+    print(f"{result.metric} {value:.4f} at step {run.best.step} of {len(run.steps)}; model in {output}")

@@ -1,0 +1,58 @@
+"""Text to padded batches, and the order in which examples are visited."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+from deltasam.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Batches:
+    """A split, tokenised once; any of its rows can be had as a batch padded to its longest text."""
+
+    def __init__(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, device: str) -> None:
+        texts = [list(split[name]) for name in ("text", "text_pair") if name in split.column_names]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        self.labels = torch.tensor(list(split["label"]))
+        self._features = [{name: column[i] for name, column in encoded.items()} for i in range(len(self.labels))]
+        self._collate = DataCollatorWithPadding(tokenizer)
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's inputs [rows, longest] and the labels [rows] of some rows."""
+        inputs = self._collate([self._features[i] for i in rows])
+        return {k: v.to(self._device) for k, v in inputs.items()}, self.labels[rows].to(self._device)
+
+    def by_length(self) -> list[int]:
+        """All rows, the shortest text first: evaluated in this order they need the least padding."""
+        return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
+
+
+def shuffled(size: int, seed: int, epoch: int) -> list[int]:
+    """The order of one epoch: a function of seed and epoch alone, so a run can resume anywhere in it."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epoch):
+        torch.randperm(size, generator=generator)
+    return torch.randperm(size, generator=generator).tolist()
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Check that the model has a position for every token.
+
+    Raises:
+        UserError: ``max_length`` is more than the model can read.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise UserError(f"--max-length {max_length}: the model reads at most {positions} tokens; give that or less")

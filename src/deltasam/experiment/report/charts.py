@@ -1,0 +1,158 @@
+"""The charts of the report as Vega-Lite specifications.
+
+Colours are CSS variables, which the browser resolves: the page's light, dark and print styles reach into the
+charts without drawing them again. Data is named, not embedded, so charts can share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+Spec = dict[str, Any]
+
+_ROW_HEIGHT = 46
+_CURVE_HEIGHT = 260
+
+
+class Charts:
+    """Builds charts that agree on the methods' order and colours.
+
+    Args:
+        methods: Every method in order; the first ones get the most distinct colours.
+        baseline: The one that gets the neutral colour.
+    """
+
+    def __init__(self, methods: Sequence[str], baseline: str) -> None:
+        self.methods = list(methods)
+        others = [m for m in self.methods if m != baseline]
+        self.colors = {m: f"var(--series-{others.index(m) % 9 + 1})" for m in others}
+        self.colors[baseline] = "var(--series-0)"
+
+    def curves(self, rows: str, field: str, title: str, span: list[float] | None, dots: bool) -> Spec:
+        """A bold line for each method's mean over seeds, a faint one for every seed, against the step.
+
+        Without ``dots`` the points of the lines are there for the pointer to find, but not seen.
+        """
+        scale = alt.Scale(domain=span, zero=False, nice=True) if span else alt.Scale(zero=False)
+        tooltip = ["method:N", _tip("step", "step", ".0f"), _tip(f"mean({field})", title, ".4~g")]
+        base = alt.Chart(alt.NamedData(rows)).encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
+        )
+        seeds = base.mark_line(strokeWidth=1, opacity=0.3, clip=True).encode(
+            y=alt.Y(f"{field}:Q", title=title, scale=scale), detail="seed:N"
+        )
+        mean = base.mark_line(strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))).encode(
+            y=alt.Y(f"mean({field}):Q", title=title, scale=scale), tooltip=tooltip
+        )
+        return _spec(
+            alt.LayerChart(layer=[seeds, mean]),
+            _CURVE_HEIGHT,
+            f"Lines of {title} against training step, one per method.",
+        )
+
+    def differences(self, rows: str, title: str, span: list[float], count: int) -> Spec:
+        """One row for each of ``count`` methods: mean difference with interval, and below it the seeds."""
+        base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
+        scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=5)
+        x = {field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) for field in ("low", "mean", "value")}
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round")
+        mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
+        seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
+        low, high = _tip("low", "95 % interval from", "+.4~g"), _tip("high", "to", "+.4~g")
+        summary = ["method:N", _tip("mean", "mean difference", "+.4~g"), low, high, "verdict:N"]
+        layers = [
+            _reference(rows, 0),
+            interval.encode(x=x["low"], x2="high:Q"),
+            mean.encode(x=x["mean"], tooltip=summary),
+            seeds.encode(
+                x=x["value"],
+                tooltip=["method:N", "seed:N", _tip("value", "difference", "+.4~g")],
+            ),
+            self._labels(rows),
+        ]
+        return _spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
+
+    def costs(self, rows: str) -> Spec:
+        """One row per method: a bar for the mean time per step, a tick for every seed."""
+        base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
+        title = "milliseconds per step"
+        bars = base.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
+            x=alt.X("mean(milliseconds):Q", title=title, axis=alt.Axis(tickCount=5)),
+            tooltip=["method:N", _tip("mean(milliseconds)", title, ".4~g")],
+        )
+        seeds = base.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
+            x="milliseconds:Q",
+            color=alt.value("var(--text)"),
+            tooltip=["method:N", "seed:N", _tip("milliseconds", title, ".4~g")],
+        )
+        layers = alt.LayerChart(layer=[bars, seeds, self._labels(rows)])
+        return _spec(layers, len(self.methods) * _ROW_HEIGHT, "Bars of the time per step, one per method.")
+
+    def weights(self, rows: str) -> Spec:
+        """A stepped outline per method: the share of examples at each weight."""
+        base = alt.Chart(alt.NamedData(rows)).encode(
+            x=alt.X("low:Q", title="weight of the example (1 is average)", scale=alt.Scale(zero=False))
+        )
+        outline = base.mark_area(interpolate="step-after", line=True, fillOpacity=0.18).encode(
+            y=alt.Y("share:Q", title="share of examples", axis=alt.Axis(format=".0%"), stack=None),
+            color=self._color(),
+            tooltip=[
+                "method:N",
+                _tip("low", "weight from", ".3f"),
+                _tip("high", "to", ".3f"),
+                _tip("share", "share of examples", ".1%"),
+            ],
+        )
+        layers = alt.LayerChart(layer=[_reference(rows, 1), outline])
+        return _spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
+
+    def _color(self) -> alt.Color:
+        scale = alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
+        return alt.Color("method:N", scale=scale, legend=None)
+
+    def _rows(self) -> alt.Y:
+        """A band per method without an axis: labels stand above the marks, where a phone has room for them."""
+        return alt.Y("method:N", sort=self.methods, axis=None)
+
+    def _labels(self, rows: str) -> alt.Chart:
+        each = alt.Chart(alt.NamedData(rows)).transform_aggregate(groupby=["method"])
+        # Without a limit a long label would take the chart's width for itself.
+        limit = alt.ExprRef("width")
+        text = each.mark_text(align="left", dy=-13, fontWeight=600, color="var(--text)", limit=limit)
+        return text.encode(x=alt.value(0), y=self._rows(), text="method:N")
+
+
+def _reference(rows: str, x: float) -> alt.Chart:
+    """A dashed line at the value that means no difference."""
+    line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
+    return line.encode(x=alt.datum(x))
+
+
+def _tip(field: str, title: str, number_format: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", title=title, format=number_format)
+
+
+def _spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
+    """The finished specification, as wide as its place on the page."""
+    sized = chart.properties(width="container", height=height, description=description, background="transparent")
+    styled = (
+        sized.configure(font="system-ui, sans-serif", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor="var(--muted)",
+            titleColor="var(--muted)",
+            gridColor="var(--grid)",
+            domainColor="var(--grid)",
+            tickColor="var(--grid)",
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+        )
+        .configure_text(font="system-ui, sans-serif", fontSize=12)
+    )
+    spec: Spec = styled.to_dict()
+    return spec

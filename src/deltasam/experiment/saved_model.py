@@ -1,0 +1,37 @@
+"""A trained model as a folder that ``from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from deltasam.errors import UserError
+from deltasam.experiment.model import quiet_transformers
+from deltasam.experiment.training import Run
+
+
+def save_model(folder: Path, run: Run) -> None:
+    """Write weights (safetensors), tokenizer and label names; a model that is there already is replaced.
+
+    Each file is replaced in one go, and only the weights differ from one evaluation to the next: the folder
+    holds a whole model at any moment after the first.
+
+    Raises:
+        UserError: The folder cannot be written, or the disk is full.
+    """
+    partial = folder / ".model.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            with quiet_transformers():
+                run.model.save_pretrained(partial)
+                run.tokenizer.save_pretrained(partial)
+            for file in sorted(partial.iterdir()):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write the model to {folder}: {reason}; free some space") from error

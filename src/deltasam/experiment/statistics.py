@@ -1,0 +1,124 @@
+"""Compare methods over seeds.
+
+The design is paired: for one seed every method saw the same data order, head initialisation and dropout, so
+differences are taken seed by seed. That removes the noise the seeds share, not the noise of having few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+
+from deltasam.errors import UserError
+from deltasam.experiment.comparison import Comparison, MethodSummary
+from deltasam.experiment.conclusion import conclusion
+from deltasam.experiment.paired import (
+    LEVEL,
+    Estimate,
+    effect_size,
+    estimate,
+    finite,
+    holm,
+    paired_difference,
+    seeds_needed,
+)
+from deltasam.experiment.results import RunResult
+
+__all__ = ["Comparison", "MethodSummary", "compare", "conclusion"]
+
+
+def compare(results: Sequence[RunResult], baseline: str | None = None) -> Comparison:
+    """Summarise every method and its paired difference to the baseline.
+
+    Args:
+        results: One run per method and seed; pairs may be missing.
+        baseline: Spec or name of the method to compare with. By default ``erm``, else the first method.
+
+    Raises:
+        UserError: No runs, runs given twice, runs with different main metrics, or an unknown baseline.
+    """
+    runs = _by_method(results)
+    reference = _find_baseline(list(runs), baseline)
+    methods = [_summary(method, by_seed, runs[reference]) for method, by_seed in runs.items()]
+    methods = [m if m.method != reference else dataclasses.replace(m, difference=None) for m in methods]
+    return Comparison(results[0].metric, reference, tuple(_with_holm(methods)))
+
+
+def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
+    if not results:
+        raise UserError("no finished runs to compare; run at least one method")
+    runs: dict[str, dict[int, RunResult]] = {}
+    for run in results:
+        if run.metric != results[0].metric or run.metric not in run.metrics:
+            raise UserError(
+                f"{run.method}, seed {run.seed}, reports {run.metric!r} where others report "
+                f"{results[0].metric!r}; compare runs of one task only"
+            )
+        if runs.setdefault(run.method, {}).setdefault(run.seed, run) is not run:
+            raise UserError(f"{run.method}, seed {run.seed}, is there twice; keep one of the two runs")
+    return runs
+
+
+def _find_baseline(methods: list[str], wanted: str | None) -> str:
+    for method in methods:
+        if method == wanted:
+            return method
+    for method in methods:
+        if method.split(":")[0] == (wanted or "erm"):
+            return method
+    if wanted is not None:
+        raise UserError(f"baseline {wanted!r} is not among the methods; choose one of: {', '.join(methods)}")
+    return methods[0]
+
+
+def _summary(method: str, runs: dict[int, RunResult], baseline: dict[int, RunResult]) -> MethodSummary:
+    main = next(iter(runs.values())).metric
+    metric, loss, ece = (_values(runs, name) for name in (main, "loss", "ece"))
+    memory = [run.peak_memory_mib for run in runs.values() if run.peak_memory_mib is not None]
+    return MethodSummary(
+        method=method,
+        seeds=tuple(sorted(runs)),
+        diverged=tuple(sorted((metric.keys() - finite(metric)) | (loss.keys() - finite(loss)))),
+        metric=_mean(metric),
+        loss=_mean(loss),
+        ece=_mean(ece),
+        difference=paired_difference(finite(metric), finite(_values(baseline, main))),
+        relative_seconds=_relative_seconds(runs, baseline),
+        peak_memory_mib=max(memory, default=None),
+    )
+
+
+def _values(runs: dict[int, RunResult], name: str) -> dict[int, float]:
+    return {seed: run.metrics[name] for seed, run in runs.items() if name in run.metrics}
+
+
+def _mean(values: dict[int, float]) -> Estimate | None:
+    numbers = list(finite(values).values())
+    return estimate(numbers) if numbers else None
+
+
+def _relative_seconds(runs: dict[int, RunResult], baseline: dict[int, RunResult]) -> float | None:
+    """Mean over seeds of the median over steps of the ratio: batches differ in length, so pair them."""
+    medians = []
+    for seed in runs.keys() & baseline.keys():
+        ours, theirs = ({s.step: s.seconds for s in of[seed].steps} for of in (runs, baseline))
+        steps = sorted(ours.keys() & theirs.keys())[1:]  # the first one pays for warming up
+        if steps:
+            medians.append(statistics.median(ours[step] / theirs[step] for step in steps))
+    return statistics.fmean(medians) if medians else None
+
+
+def _with_holm(methods: list[MethodSummary]) -> Iterable[MethodSummary]:
+    """Fill in what depends on how many methods are compared: each is one more chance to be fooled."""
+    p_values = {m.method: m.difference.p_value for m in methods if m.difference}
+    tested = {method: p for method, p in p_values.items() if p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    for m in methods:
+        if m.difference and m.method in corrected:
+            effect = effect_size(m.difference)
+            needed = seeds_needed(effect, LEVEL / len(corrected)) if effect else None
+            difference = dataclasses.replace(m.difference, holm=corrected[m.method], seeds_needed=needed)
+            yield dataclasses.replace(m, difference=difference)
+        else:
+            yield m

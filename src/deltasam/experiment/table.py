@@ -1,0 +1,57 @@
+"""The comparison as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from deltasam.experiment import rounding
+from deltasam.experiment.comparison import Comparison, MethodSummary
+
+_STYLES = {"better": "bold green", "worse": "bold red", "diverged": "red"}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row per method: metric, paired difference to the baseline, loss, calibration, cost, memory.
+
+    Numbers are never broken; in 80 columns a long method spec takes several lines instead.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = Text(_caption(comparison)), "left"
+    table.add_column("method", overflow="fold")
+    # Cells are Text, never markup: a spec may hold brackets.
+    for title in (comparison.metric, "vs baseline", comparison.loss_name, "ECE", "cost", "GiB"):
+        table.add_column(Text(title), justify="right", overflow="fold")
+    for method in comparison.methods:
+        table.add_row(*_row(comparison, method))
+    for column in table.columns[1:]:
+        column.min_width = max(len(line) for cell in column.cells for line in str(cell).splitlines())
+    return table
+
+
+def _row(comparison: Comparison, m: MethodSummary) -> list[Text]:
+    return [
+        Text(m.method),
+        Text(rounding.mean_margin(m.metric)),
+        Text("baseline") if m.method == comparison.baseline else _difference(m),
+        Text(rounding.plain(m.loss.mean if m.loss else None)),
+        Text(rounding.plain(m.ece.mean if m.ece else None, significant=2)),
+        Text(rounding.ratio(m.relative_seconds)),
+        Text(rounding.gibibytes(m.peak_memory_mib)),
+    ]
+
+
+def _difference(m: MethodSummary) -> Text:
+    """The difference with its verdict, and below it the interval."""
+    word = Text(m.verdict, _STYLES.get(m.verdict, ""))
+    if m.difference is None:
+        return word
+    mean, interval = rounding.signed_interval(m.difference.estimate)
+    return Text("\n").join([Text(f"{mean} ").append_text(word), *([Text(interval)] if interval else [])])
+
+
+def _caption(comparison: Comparison) -> str:
+    counts = sorted({len(m.seeds) for m in comparison.methods})
+    seeds = "1 seed" if counts == [1] else f"{'-'.join(str(n) for n in {counts[0]: 0, counts[-1]: 0})} seeds"
+    return f"{seeds}; ± and [ ]: 95 % interval; cost: time per step over {comparison.baseline}; GiB: peak memory"

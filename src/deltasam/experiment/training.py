@@ -1,0 +1,221 @@
+"""One training run: one method, one seed, start to end.
+
+A run is a function of data, configuration, method and seed. Where it stands is the number of steps it has
+recorded: the batch, the epoch, the best evaluation and whether to stop all follow from the records, so a
+checkpoint holds no second account of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from deltasam import make_method
+from deltasam.data.dataset import TextData
+from deltasam.errors import UserError
+from deltasam.experiment.batches import Batches, check_length, shuffled
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.device import PeakMemory
+from deltasam.experiment.example_weights import ExampleWeights
+from deltasam.experiment.metrics import evaluate
+from deltasam.experiment.model import load_model, locate_model
+from deltasam.experiment.objective import example_losses, logits_of
+from deltasam.experiment.optimizer import MAX_GRAD_NORM, make_optimizer
+from deltasam.experiment.random_state import (
+    deterministic_algorithms,
+    random_state,
+    restore_random_state,
+    seed_everything,
+)
+from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
+
+
+class Run:
+    """A run that goes forward one step at a time.
+
+    For one seed every method sees the same data order, initial head and dropout masks.
+
+    Args:
+        data: Training and evaluation data.
+        config: How to train.
+        method: Spec of the method, ``sam:rho=0.05``.
+        seed: Of the head, the data order and dropout.
+
+    Raises:
+        UserError: The model cannot be had or does not fit the configuration.
+    """
+
+    def __init__(self, data: TextData, config: TrainConfig, method: str, seed: int) -> None:
+        self.data, self.config, self.seed = data, config, seed
+        self._memory, self._peak = PeakMemory(config.device), 0.0
+        seed_everything(seed)
+        self.model, self.tokenizer = load_model(locate_model(config.model), data)
+        check_length(self.model, config.max_length)
+        self.model.to(config.device).train()
+        self.method = make_method(method, self.model)
+        split = (self.tokenizer, config.max_length, config.device)
+        self.train_batches, self.evaluation_batches = Batches(data.train, *split), Batches(data.evaluation, *split)
+        self.steps_per_epoch = math.ceil(len(self.train_batches) / config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.optimizer, self.scheduler = make_optimizer(self.model, config, self.total_steps)
+        self.steps: list[StepRecord] = []
+        self.evaluations: list[EvaluationRecord] = []
+        self.weights = ExampleWeights(len(self.train_batches))
+        seed_everything(seed)  # again: what a method draws while it is made must not shift the dropout masks
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step ended an epoch."""
+        return bool(self.steps) and len(self.steps) % self.steps_per_epoch == 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss, in training or evaluation, was not finite."""
+        losses = [s.loss for s in self.steps[-1:]] + [e.metrics["loss"] for e in self.evaluations[-1:]]
+        return not all(map(math.isfinite, losses))
+
+    @property
+    def best(self) -> EvaluationRecord | None:
+        """The first evaluation with the largest main metric; NaN is never best."""
+        valid = [e for e in self.evaluations if not math.isnan(e.metrics[self.data.metric])]
+        return max(valid, key=lambda e: e.metrics[self.data.metric], default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, the run diverged, or patience ran out."""
+        return len(self.steps) >= self.total_steps or self.diverged or self._out_of_patience()
+
+    def step(self) -> StepRecord:
+        """Train on the next batch.
+
+        Raises:
+            UserError: The method cannot work on such a batch.
+        """
+        started = time.perf_counter()
+        number = len(self.steps)
+        rows = self._rows(number)
+        inputs, labels = self.train_batches.batch(rows)
+        try:
+            step = self.method.backward(lambda: example_losses(self._forward(inputs), labels, self.data.kind))
+        except ValueError as error:
+            raise UserError(f"{self.method.spec}: {error}") from error
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        self._update()
+        if "weights" in step.metrics:
+            self.weights.add(rows, step.metrics["weights"])
+        facts = {name: _number(step.metrics, name) for name in _FACTS}
+        seconds = time.perf_counter() - started  # after the numbers were read: they wait for the device
+        epoch = (number + 1) / self.steps_per_epoch
+        self.steps.append(
+            StepRecord(step=number + 1, epoch=epoch, seconds=seconds, learning_rate=learning_rate, **facts)
+        )
+        return self.steps[-1]
+
+    def evaluate(self) -> EvaluationRecord:
+        """Measure the model as it is on the evaluation data; all NaN once the run has diverged."""
+        size = 2 * self.config.batch_size
+        metrics = evaluate(self.model, self._forward, self.evaluation_batches, size, self.data.kind)
+        if self.diverged:
+            metrics = dict.fromkeys(metrics, math.nan)
+        epoch = len(self.steps) / self.steps_per_epoch
+        self.evaluations.append(EvaluationRecord(step=len(self.steps), epoch=epoch, metrics=metrics))
+        return self.evaluations[-1]
+
+    def result(self) -> RunResult:
+        """What the run leaves behind, once it has been evaluated."""
+        return RunResult(
+            method=self.method.spec,
+            seed=self.seed,
+            metric=self.data.metric,
+            metrics=self.evaluations[-1].metrics,
+            seconds_per_step=statistics.median(s.seconds for s in self.steps[1:] or self.steps),
+            peak_memory_mib=self._peak_mib(),
+            steps=self.steps,
+            evaluations=self.evaluations,
+            examples=self.weights.records(self.data),
+            weights=self.weights.mean(),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of this run: a checkpoint fits only a run with the same."""
+        own = {"method": self.method.spec, "seed": self.seed, "data": self.data.fingerprint}
+        return {**own, **dataclasses.asdict(self.config)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything ``load_state_dict`` needs to go on as if the run had never stopped."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": random_state(),
+            "steps": [dataclasses.asdict(s) for s in self.steps],
+            "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
+            "weights": self.weights.state_dict(),
+            "peak_memory_mib": self._peak_mib(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.steps = [StepRecord(**s) for s in state["steps"]]
+        self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
+        self.weights.load_state_dict(state["weights"])
+        self._peak = state["peak_memory_mib"] or 0.0
+        restore_random_state(state["random"])
+
+    def _update(self) -> None:
+        clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
+    def _rows(self, step: int) -> list[int]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.config.batch_size
+        order = shuffled(len(self.train_batches), self.seed, epoch)
+        return order[start : start + self.config.batch_size]
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return logits_of(self.model, inputs, self.config.precision)
+
+    def _out_of_patience(self) -> bool:
+        since_best = sum(e.step > (self.best.step if self.best else 0) for e in self.evaluations)
+        return 0 < self.config.patience <= since_best
+
+    def _peak_mib(self) -> float | None:
+        now = self._memory.mib()
+        return None if now is None else max(now, self._peak)
+
+
+def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callable[[Run], None]) -> RunResult:
+    """Carry a run to its end, evaluating after every epoch.
+
+    Args:
+        run: Fresh, or resumed from a checkpoint.
+        on_step: Called after every step (and its evaluation): progress, checkpoints.
+        on_evaluation: Called after every evaluation: keep the best model.
+    """
+    with deterministic_algorithms():
+        while not run.finished:
+            run.step()
+            if run.at_epoch_end or run.diverged:
+                run.evaluate()
+                on_evaluation(run)
+            on_step(run)
+    return run.result()
+
+
+_FACTS = ("loss", "perturbed_loss", "ascent_norm", "radius_ratio")
+
+
+def _number(metrics: dict[str, Tensor], name: str) -> float:
+    return float(metrics[name]) if name in metrics else math.nan

@@ -1,0 +1,135 @@
+"""Killed or interrupted in mid-run, the command goes on where it stopped and ends the same, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from command_line import Cli
+from deltasam.cli.app import app
+from deltasam.experiment.results import StepRecord
+from deltasam.experiment.training import Run
+
+# The real command line in a process of its own, which gets a real signal right after a step.
+_SIGNALLED = """
+import os, sys
+import deltasam.experiment.training as training
+number, at = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+step, taken = training.Run.step, []
+def counted(self):
+    taken.append(step(self))
+    if len(taken) == at:
+        os.kill(os.getpid(), number)
+    return taken[-1]
+training.Run.step = counted
+from deltasam.cli import main
+main()
+"""
+
+
+def signalled(number: signal.Signals, at: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _SIGNALLED, str(int(number)), str(at), *map(str, arguments)]
+    # One thread, as in this process: sums are then taken in the same order.
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def numbers(path: Path) -> list[str]:
+    """Every number in a file of results except times and memory."""
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    for run in runs:
+        del run["seconds_per_step"], run["peak_memory_mib"]
+        for step in run["steps"]:
+            del step["seconds"]
+    return [json.dumps(run) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def unbroken(compare_two: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The numbers of the comparison that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert CliRunner().invoke(app, [*compare_two, "--output", str(folder)]).exit_code == 0
+    return numbers(folder / "results.jsonl")
+
+
+def test_ctrl_c_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], tmp_path: Path) -> None:
+    broken = signalled(signal.SIGINT, 7, *compare_two, "--output", tmp_path / "broken")
+    assert broken.returncode == 130
+    assert "stopped; go on with the same command" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert len(numbers(tmp_path / "broken/results.jsonl")) == 1
+    assert cli(*compare_two, "--output", tmp_path / "broken").exit_code == 0
+    assert numbers(tmp_path / "broken/results.jsonl") == unbroken
+
+
+def test_kill_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], tmp_path: Path) -> None:
+    every = ["--checkpoint-every", "1"]
+    broken = signalled(signal.SIGKILL, 6, *compare_two, *every, "--output", tmp_path / "broken")
+    assert broken.returncode == -signal.SIGKILL
+    assert (tmp_path / "broken/checkpoint.pt").exists()
+    assert cli(*compare_two, "--output", tmp_path / "broken").exit_code == 0
+    assert numbers(tmp_path / "broken/results.jsonl") == unbroken
+    assert not (tmp_path / "broken/checkpoint.pt").exists()
+
+
+def test_kill_in_train(cli: Cli, common: list[str], tmp_path: Path) -> None:
+    command = ["train", *common, "--method", "delta_sam", "--patience", "5"]
+    broken = signalled(signal.SIGKILL, 6, *command, "--output", tmp_path / "broken")
+    assert broken.returncode == -signal.SIGKILL
+    again = cli(*command, "--output", tmp_path / "broken")
+    assert again.exit_code == 2
+    assert "unfinished; add --resume" in again.stderr
+    other = cli(*command, "--output", tmp_path / "broken", "--resume", "--weight-decay", "0.5")
+    assert "weight_decay=0.01, now given 0.5" in other.stderr
+    assert cli(*command, "--output", tmp_path / "broken", "--resume").exit_code == 0
+    assert cli(*command, "--output", tmp_path / "whole").exit_code == 0
+    assert numbers(tmp_path / "broken/history.json") == numbers(tmp_path / "whole/history.json")
+    found, expected = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole"))
+    assert found == expected
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Press Ctrl-C after so many steps; 0: never again."""
+    step, taken = Run.step, []
+
+    def patch(at: int) -> None:
+        def counted(self: Run) -> StepRecord:
+            taken.append(step(self))
+            if len(taken) == at:
+                raise KeyboardInterrupt
+            return taken[-1]
+
+        monkeypatch.setattr(Run, "step", counted)
+
+    return patch
+
+
+@pytest.mark.parametrize("at", [1, 6], ids=["before the first checkpoint", "after it"])
+def test_ctrl_c_in_train(
+    cli: Cli, common: list[str], tmp_path: Path, interrupt_at: Callable[[int], None], at: int
+) -> None:
+    interrupt_at(at)
+    broken = cli("train", *common, "--output", tmp_path)
+    assert broken.exit_code == 130
+    assert "stopped; go on with the same command and --resume" in broken.stderr
+    assert (tmp_path / "checkpoint.pt").exists() == (at == 6)
+    interrupt_at(0)
+    assert cli("train", *common, "--output", tmp_path, "--resume").exit_code == 0
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_damaged_checkpoint(cli: Cli, common: list[str], tmp_path: Path, interrupt_at: Callable[[int], None]) -> None:
+    interrupt_at(6)
+    cli("train", *common, "--output", tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 half a file")
+    done = cli("train", *common, "--output", tmp_path, "--resume")
+    assert done.exit_code == 2
+    assert f"the checkpoint {tmp_path / 'checkpoint.pt'} is damaged" in done.stderr

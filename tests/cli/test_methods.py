@@ -1,0 +1,77 @@
+"""``deltasam methods`` and the way in: everything comes from the registry."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import deltasam
+from command_line import Cli
+
+
+def test_lists_every_registered_method(cli: Cli) -> None:
+    shown = " ".join(cli("methods").stdout.replace("│", " ").split())
+    for name in deltasam.method_names():
+        cls = deltasam.Method.registry[name]
+        assert f" {name} " in shown
+        for key, value in deltasam.hyperparameters(cls).items():
+            assert f"{key}={value!r}" in shown
+
+
+def test_a_new_method_appears_by_itself(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(deltasam.SAM):
+        """Follow my [own] idea."""
+
+    monkeypatch.setitem(deltasam.Method.registry, "mine", Mine)
+    assert "Follow my [own] idea." in cli("methods").stdout
+
+
+def test_explains_one(cli: Cli) -> None:
+    shown = cli("methods", "sam").stdout
+    assert " ".join(inspect.getdoc(deltasam.SAM).split()) in " ".join(shown.split())  # type: ignore[union-attr]
+    unknown = cli("methods", "smm")
+    assert unknown.exit_code == 2
+    assert "did you mean 'sam'?" in unknown.stderr
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == f"deltasam {deltasam.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "methods"])
+def test_help_has_examples(cli: Cli, command: str) -> None:
+    assert f"deltasam {command}" in cli(command, "--help").stdout.partition("Examples")[2]
+
+
+def test_runs_as_a_module_and_help_is_light() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['deltasam', 'compare', '--help']\n"
+        "try: runpy.run_module('deltasam', run_name='__main__')\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'transformers', 'datasets', 'torchmetrics', 'altair', 'scipy', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["typer", "transformers"])
+def test_missing_extra_names_the_remedy(library: str, common: list[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    code = (
+        "import sys, importlib.abc\n"
+        "class Missing(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name.partition('.')[0] == {library!r}:\n"
+        f"            raise ModuleNotFoundError(f'No module named {library}', name={library!r})\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from deltasam.cli import main\n"
+        "main()"
+    )
+    arguments = ["train", *common, "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: the library '{library}' is not installed; pip install 'deltasam[cli]'"

@@ -1,0 +1,92 @@
+"""Synthetic runs that look like real ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
+
+Factory = Callable[..., list[RunResult]]
+
+EFFECTS = {"erm": 0.0, "sam": 0.012, "delta_sam": 0.010, "asam": -0.03}
+COSTS = {"erm": 1.0, "sam": 1.97, "delta_sam": 1.08, "asam": 2.05}
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., RunResult]:
+    return _run
+
+
+@pytest.fixture(scope="session")
+def make_results() -> Factory:
+    """A factory: methods and seeds in, runs in paired design out."""
+
+    def make(methods: Sequence[str], seeds: int = 3, **options: object) -> list[RunResult]:
+        return [_training(m, seed, **options) for m in methods for seed in range(seeds)]  # type: ignore[arg-type]
+
+    return make
+
+
+def _run(method: str, seed: int, value: float, **other: object) -> RunResult:
+    """A run of which only the numbers a test is about are given."""
+    metrics = {"accuracy": value, "loss": 0.4, "ece": 0.05}
+    fields = {"metric": "accuracy", "metrics": metrics, "seconds_per_step": 0.1, "peak_memory_mib": 512.0}
+    return RunResult(method=method, seed=seed, **{**fields, **other})  # type: ignore[arg-type]
+
+
+def _training(
+    method: str,
+    seed: int,
+    steps: int = 240,
+    weighted: Sequence[str] = ("delta_sam",),
+    diverged: Sequence[tuple[str, int]] = (),
+    regression: bool = False,
+    texts: Sequence[str] = ("a gripping film", "dull and overlong", "so-so"),
+    labels: Sequence[str] = ("negative", "positive"),
+) -> RunResult:
+    """One whole run: noise of the seed is shared by all methods, as in a paired design."""
+    shared, name = np.random.default_rng(seed), method.split(":")[0]
+    own = np.random.default_rng([seed, *method.encode()])
+    lost = (method, seed) in diverged
+    best = 0.88 + EFFECTS.get(name, 0.0) + shared.normal(0, 0.006) + own.normal(0, 0.003)
+    batch_noise = shared.normal(0, 0.08, steps)
+    lengths = shared.uniform(0.6, 1.4, steps)
+    losses = 0.15 + 0.55 * np.exp(-np.arange(steps) / (steps / 5)) + batch_noise**2 + own.normal(0, 0.02, steps)
+    losses = np.where(lost & (np.arange(steps) > steps * 0.6), np.nan, np.abs(losses))
+    gaps = 0 if name == "erm" else 0.04 + 0.06 * np.exp(-np.arange(steps) / (steps / 3)) + own.normal(0, 0.01, steps)
+    seconds = 0.11 * COSTS.get(name, 1.5) * lengths * own.uniform(0.97, 1.03, steps)
+    seconds[0] *= 20
+    metric = "spearman" if regression else "accuracy"
+    records = [
+        StepRecord(i + 1, (i + 1) / steps * 3, float(losses[i]), float((losses + gaps)[i]), 0.05, 1.0,
+                   float(seconds[i]), 2e-5 * (1 - i / steps))
+        for i in range(steps)
+    ]  # fmt: skip
+    evaluations = [
+        _evaluation(metric, step, steps, best, lost, regression) for step in range(steps // 8, steps + 1, steps // 8)
+    ]
+    weights = own.gamma(4.0, 0.25, 800) if name in weighted else np.array([])
+    ranked = np.sort(weights)[::-1]
+    examples = [
+        ExampleRecord(i, f"{texts[i % len(texts)]} ({i})", labels[i % len(labels)], float(w))
+        for i, w in enumerate(np.concatenate([ranked[:20], ranked[-20:]]))
+    ]
+    cost = COSTS.get(name, 1.5)
+    return RunResult(
+        method, seed, metric, evaluations[-1].metrics, float(np.median(seconds[1:])), 900.0 * cost,
+        records, evaluations, examples, [float(w) for w in weights],
+    )  # fmt: skip
+
+
+def _evaluation(metric: str, step: int, steps: int, best: float, lost: bool, regression: bool) -> EvaluationRecord:
+    left = math.exp(-4 * step / steps)
+    metrics = {metric: best - 0.35 * left, "loss": 1.19 - best + 0.4 * left + 0.06 * step / steps}
+    if not regression:
+        metrics["ece"] = 0.91 - best + 0.04 * step / steps
+    if lost and step > steps * 0.6:
+        metrics |= dict.fromkeys(metrics, math.nan)
+    return EvaluationRecord(step, step / steps * 3, metrics)

@@ -1,0 +1,144 @@
+"""A run that was broken off ends bit for bit as one that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_bert
+from deltasam.data import TextData, load_data
+from deltasam.errors import UserError
+from deltasam.experiment.checkpoint import resume_run, save_checkpoint, save_when_due
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.random_state import random_state, restore_random_state
+from deltasam.experiment.results import RunResult
+from deltasam.experiment.training import Run, train_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TextData:
+    path = tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+    return load_data(path, text="review", label="verdict")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    model = tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("model"))
+    return TrainConfig(model=str(model), epochs=3, batch_size=6, learning_rate=3e-3)
+
+
+def numbers(result: RunResult) -> str:
+    steps = [dataclasses.replace(s, seconds=0.0) for s in result.steps]
+    return repr(dataclasses.replace(result, steps=steps, seconds_per_step=0.0, peak_memory_mib=None))
+
+
+@pytest.mark.parametrize("every", [0, 1, 4], ids=["each epoch", "each step", "each 4 steps"])
+@pytest.mark.parametrize("method", ["erm", "delta_sam:rho=0.1"])
+def test_resumed_equals_unbroken(data: TextData, config: TrainConfig, tmp_path: Path, method: str, every: int) -> None:
+    whole = Run(data, config, method, 0)
+    expected = train_run(whole, on_step=lambda run: None, on_evaluation=lambda run: None)
+
+    def on_step(run: Run) -> None:
+        save_when_due(tmp_path / "checkpoint.pt", run, every)
+        if len(run.steps) == 11:
+            raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        train_run(Run(data, config, method, 0), on_step=on_step, on_evaluation=lambda run: None)
+    torch.rand(3), random.random(), np.random.rand()  # whatever happens in between
+    run = Run(data, config, method, 0)
+    resume_run(tmp_path / "checkpoint.pt", run)
+    assert len(run.steps) == {0: 6, 1: 11, 4: 8}[every]
+    found = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
+    assert numbers(found) == numbers(expected)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+def test_random_state_round_trip(tmp_path: Path) -> None:
+    torch.save(random_state(), tmp_path / "state.pt")
+    draws = torch.rand(2).tolist(), random.random(), np.random.rand(), np.random.randn()
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert (torch.rand(2).tolist(), random.random(), np.random.rand(), np.random.randn()) == draws
+
+
+def test_no_checkpoint_when_nothing_is_left_to_do(data: TextData, config: TrainConfig, tmp_path: Path) -> None:
+    seen = []
+
+    def on_step(run: Run) -> None:
+        (tmp_path / "c.pt").unlink(missing_ok=True)
+        save_when_due(tmp_path / "c.pt", run, 0)
+        if (tmp_path / "c.pt").exists():
+            seen.append(len(run.steps))
+
+    train_run(Run(data, config, "erm", 0), on_step=on_step, on_evaluation=lambda run: None)
+    assert seen == [6, 12]
+
+
+@pytest.fixture
+def saved(data: TextData, config: TrainConfig, tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "checkpoint.pt", Run(data, config, "erm", 0))
+    return tmp_path / "checkpoint.pt"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped bit", "not a checkpoint", "empty"])
+def test_damage_is_found(data: TextData, config: TrainConfig, saved: Path, damage: str) -> None:
+    content = bytearray(saved.read_bytes())
+    if damage == "cut":
+        saved.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped bit":
+        content[len(content) // 2] ^= 1  # in the middle of a weight: still a number, only another one
+        saved.write_bytes(content)
+    elif damage == "empty":
+        saved.write_bytes(b"")
+    else:
+        torch.save({"other": torch.ones(3)}, saved)
+    with pytest.raises(UserError, match=r"checkpoint .*checkpoint.pt is damaged .*; delete .*checkpoint.pt"):
+        resume_run(saved, Run(data, config, "erm", 0))
+
+
+def test_code_in_a_checkpoint_is_not_run(data: TextData, config: TrainConfig, saved: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (saved.parent / "touched",))
+
+    torch.save({"identity": {}, "state": Evil()}, saved)
+    with pytest.raises(UserError, match="damaged"):
+        resume_run(saved, Run(data, config, "erm", 0))
+    assert not (saved.parent / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "method", "seed", "message"),
+    [
+        ({}, "sam:rho=0.1", 0, "method=erm, now given sam:rho=0.1"),
+        ({}, "erm", 1, "seed=0, now given 1"),
+        ({"learning_rate": 0.5}, "erm", 0, "learning_rate=0.003, now given 0.5"),
+        ({"max_length": 32}, "erm", 0, "max_length=128, now given 32"),
+    ],
+)
+def test_other_options_are_named(
+    data: TextData, config: TrainConfig, saved: Path, change: dict[str, float], method: str, seed: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        resume_run(saved, Run(data, dataclasses.replace(config, **change), method, seed))  # type: ignore[arg-type]
+
+
+def test_full_disk_leaves_the_old_checkpoint(data: TextData, config: TrainConfig, saved: Path) -> None:
+    before = saved.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = Run(data, config, "sam", 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # writing past it fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*checkpoint.pt: .*free some space"):
+            save_checkpoint(saved, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]

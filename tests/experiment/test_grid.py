@@ -1,0 +1,96 @@
+"""All runs of a comparison: kept one by one, continued where they stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import tiny_bert
+from deltasam.data import load_data
+from deltasam.errors import UserError
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.grid import Grid, read_results
+from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
+from deltasam.experiment.training import Run
+
+METHODS = ["erm", "delta_sam:rho=0.05,sigma=0.01"]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    folder = tmp_path_factory.mktemp("grid")
+    data = load_data(tiny_bert.write_reviews(folder / "reviews.csv"), text="review", label="verdict")
+    config = TrainConfig(model=str(tiny_bert.save_tiny_bert(folder / "model")), epochs=2, batch_size=8)
+    return Grid(data, config, METHODS, [0, 1], train_size=16)
+
+
+def numbers(results: list[RunResult]) -> list[str]:
+    return [
+        repr(
+            dataclasses.replace(
+                r,
+                steps=[dataclasses.replace(s, seconds=0.0) for s in r.steps],
+                seconds_per_step=0.0,
+                peak_memory_mib=None,
+            )
+        )
+        for r in results
+    ]
+
+
+def run(grid: Grid, folder: Path, stop_after: int | None = None) -> tuple[list[RunResult], list[tuple[str, int]]]:
+    begun, steps = [], 0
+
+    def on_step(run: Run) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == stop_after:
+            raise KeyboardInterrupt
+
+    results = grid.run(folder, on_run=lambda r: begun.append((r.method.spec, len(r.steps))), on_step=on_step)
+    return results, begun
+
+
+def test_interrupted_anywhere_equals_unbroken(grid: Grid, tmp_path: Path) -> None:
+    expected, begun = run(grid, tmp_path / "whole")
+    assert [(r.method, r.seed) for r in expected] == [(m, s) for s in (0, 1) for m in METHODS]
+    assert [name for name, _ in begun] == METHODS * 2
+    with pytest.raises(KeyboardInterrupt):
+        run(grid, tmp_path / "broken", stop_after=7)  # the second run, after its first epoch
+    assert len(read_results(tmp_path / "broken")) == 1
+    found, begun = run(grid, tmp_path / "broken")
+    assert begun[0] == (METHODS[1], 2)
+    assert numbers(found) == numbers(expected)
+    assert numbers(read_results(tmp_path / "broken")) == numbers(expected)
+    assert [p.name for p in (tmp_path / "broken").iterdir()] == ["results.jsonl"]
+
+
+def test_nothing_is_done_twice(grid: Grid, tmp_path: Path) -> None:
+    small = dataclasses.replace(grid, methods=["erm"], seeds=[0])
+    first, _ = run(small, tmp_path)
+    second, begun = run(small, tmp_path)
+    assert begun == []
+    assert numbers(first) == numbers(second)
+
+
+def test_each_seed_has_rows_of_its_own_shared_by_methods(grid: Grid, tmp_path: Path) -> None:
+    small = dataclasses.replace(grid, methods=METHODS[1:])
+    results, _ = run(small, tmp_path)
+    rows = [{e.row for e in r.examples} for r in results]
+    assert len(rows[0]) == len(rows[1]) == 16
+    assert rows[0] != rows[1]
+
+
+def test_any_text_survives_the_file(tmp_path: Path) -> None:
+    nasty = ExampleRecord(row=0, text="line\u2028separator\x85next\nnew </script>", label="é", weight=1.0)
+    result = RunResult("erm", 0, "accuracy", {"accuracy": 1.0}, 0.1, None, examples=[nasty])
+    write_atomically(tmp_path / "results.jsonl", result.to_json() + "\n" + result.to_json() + "\n")
+    assert read_results(tmp_path) == [result, result]
+
+
+def test_damaged_results(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text('{"method": "erm"', encoding="utf-8")
+    with pytest.raises(UserError, match="not a saved run"):
+        read_results(tmp_path)

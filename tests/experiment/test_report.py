@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from deltasam.errors import UserError
+from deltasam.experiment.report import series, write_report
+from deltasam.experiment.results import EvaluationRecord, StepRecord
+from deltasam.experiment.statistics import compare, conclusion
+
+METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
+HOSTILE = ["<script>window.hacked=1</script>", "</script><!-- <img src=x onerror=window.hacked=1>", "{{ 7*7 }}"]
+
+
+def page(results, path: Path, config=None) -> str:
+    write_report(results, config or {}, path / "report.html")
+    return (path / "report.html").read_text(encoding="utf-8")
+
+
+def data(text: str) -> dict:
+    """What the page's own script reads, found the way a browser finds it: up to the first end tag."""
+    return json.loads(re.search(r'id="report-data">(.*?)</script', text, re.DOTALL)[1])
+
+
+def step(number: int, loss: float, perturbed: float = 0.0, seconds: float = 0.1) -> StepRecord:
+    return StepRecord(number, 0.1, loss, perturbed, 0.1, 1.0, seconds, 0.1)
+
+
+def test_the_answer_comes_first_and_the_table_next(make_results, tmp_path):
+    results = make_results(METHODS, 3)
+    text = page(results, tmp_path)
+    answer = html.escape(conclusion(compare(results)), quote=False).replace("'", "&#39;")
+    assert 0 < text.index(answer) < text.index("<table") < text.index("<figure")
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "options", "charts"),
+    [
+        (METHODS, 3, {}, 7),
+        (METHODS, 1, {}, 7),
+        (["erm"], 1, {}, 5),
+        (METHODS, 2, {"regression": True, "weighted": ()}, 6),
+        (METHODS, 3, {"diverged": [(METHODS[1], s) for s in range(3)]}, 7),
+        (["erm", *(f"m{i}:rho=0.05,alpha=0.1" for i in range(9))], 5, {"steps": 2000}, 6),
+    ],
+    ids=["usual", "one seed", "one method", "regression", "diverged", "ten methods"],
+)
+def test_shapes_of_comparisons(make_results, tmp_path, methods, seeds, options, charts):
+    text = page(make_results(methods, seeds, **options), tmp_path)
+    assert len(data(text)["charts"]) == charts
+    assert len(re.findall('<div class="chart"', text)) == charts
+    assert len(text.encode()) < 3_000_000
+
+
+def test_text_from_data_cannot_become_markup(make_results, tmp_path):
+    results = make_results(["erm", *HOSTILE, "delta_sam"], 2, texts=[*HOSTILE, "half a \ud800 pair"])
+    text = page(results, tmp_path, {HOSTILE[0]: HOSTILE[1], "nested": {"deep": HOSTILE}})
+    assert "<img src=x" not in text
+    assert text.lower().count("<script") == text.lower().count("</script") == 2
+    assert "<!--" not in text
+    assert data(text)["datasets"]["costs"][2]["method"] == HOSTILE[0]
+
+
+def test_options_are_shown_under_dotted_names(make_results, tmp_path):
+    text = page(make_results(["erm"], 1), tmp_path, {"optimizer": {"lr": 2e-05}, "seeds": [0, 1]})
+    assert re.search(r"optimizer\.lr</th><td[^>]*>2e-05<", text)
+    assert re.search(r"seeds</th><td[^>]*>0, 1<", text)
+
+
+def test_example_table_has_both_ends(make_results, tmp_path):
+    (run,) = make_results(["delta_sam"], 1)
+    tables = page([run], tmp_path).split('<table class="examples">')[1:]
+    weights = [[float(w) for w in re.findall(r"<td>(\d+\.\d\d)</td>", table.split("</table>")[0])] for table in tables]
+    ranked = sorted((round(e.weight, 2) for e in run.examples), reverse=True)
+    assert weights == [ranked[:10], ranked[::-1][:10]]
+
+
+def test_no_runs(tmp_path):
+    with pytest.raises(UserError, match="no finished runs"):
+        write_report([], {}, tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_step_rows_average_windows_of_steps(make_run):
+    # 120 steps in windows of 2; the first step is left out.
+    run = make_run("sam", 7, 0.9, steps=[step(i, loss=i, perturbed=i + 0.5, seconds=i) for i in range(1, 121)])
+    rows = series.step_rows([run])
+    assert series.window([run]) == 2
+    assert len(rows) == 60
+    assert rows[1] == {"method": "sam", "seed": 7, "step": 3.5, "loss": 3.5, "gap": 0.5, "milliseconds": 3500.0}
+    assert rows[0]["step"] == 2
+
+
+def test_rows_hold_no_number_json_lacks(make_run):
+    steps = [step(1, 1.0), step(2, math.nan), step(3, math.inf)]
+    evaluations = [EvaluationRecord(3, 1.0, {"accuracy": 0.5, "loss": math.nan})]
+    run = make_run("sam", 0, 0.5, steps=steps, evaluations=evaluations)
+    assert [row["loss"] for row in series.step_rows([run]) + series.evaluation_rows([run])] == [None, None, None]
+
+
+def test_many_evaluations_are_thinned_to_the_last(make_run):
+    evaluations = [EvaluationRecord(i, 1.0, {"accuracy": 0.5, "loss": 1.0}) for i in range(1, 1001)]
+    rows = series.evaluation_rows([make_run("sam", 0, 0.5, evaluations=evaluations)])
+    assert len(rows) <= 60
+    assert rows[-1]["step"] == 1000
+
+
+def test_a_run_that_diverged_does_not_stretch_the_axis(make_run):
+    sound = make_run("erm", 0, 0.8, steps=[step(1, 9.0), step(2, 1.0), step(3, 2.0)])
+    lost = make_run("sam", 0, 0.8, steps=[step(1, 9.0), step(2, 1e9), step(3, math.nan)])
+    rows = series.step_rows([sound, lost])
+    assert series.span([sound, lost], rows, "loss") == [1.0, 2.0]
+    assert series.span([lost], rows[2:], "loss") is None
+
+
+def test_shares_of_weights_add_up_and_keep_the_widest(make_run):
+    run = make_run("delta_sam", 0, 0.8, weights=[1.0] * 998 + [0.5, 500.0])
+    rows = series.weight_rows([run, make_run("erm", 0, 0.8)])
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert rows[-1]["high"] < 500
+    assert {row["method"] for row in rows} == {"delta_sam"}
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast_meets_wcag_aa(scheme):
+    """Text 4.5:1 on the page and on cards, marks 3:1."""
+    css = resources.files("deltasam.experiment.report").joinpath("report.css").read_text(encoding="utf-8")
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", css.split(":root {")[scheme + 1].split("}")[0]))
+    assert len([name for name in colors if name.startswith("series")]) == 10
+    for name, color in colors.items():
+        needed = {"text": 4.5, "muted": 4.5, "good": 4.5, "bad": 4.5, "link": 4.5}.get(name, 3.0)
+        for ground in ("page", "card") if name not in ("page", "card", "grid") else ():
+            light, dark = sorted((luminance(color), luminance(colors[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= needed, f"{name} on {ground}"

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from rich.console import Console
+
+from deltasam.experiment import rounding
+from deltasam.experiment.paired import Estimate
+from deltasam.experiment.statistics import compare
+from deltasam.experiment.table import comparison_table
+
+METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
+
+
+def printed(results, width: int) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(comparison_table(compare(results)))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_every_number_is_whole_at_any_width(make_results, width, seeds):
+    results = make_results(METHODS, seeds)
+    text = printed(results, width)
+    assert max(map(len, text.splitlines())) <= width
+    for m in compare(results).methods:
+        assert rounding.mean_margin(m.metric) in text
+        assert rounding.ratio(m.relative_seconds) in text
+        if m.difference:
+            assert all(part in text for part in rounding.signed_interval(m.difference.estimate))
+
+
+def test_columns_say_what_they_hold(make_results):
+    header = printed(make_results(METHODS, 3), 120).splitlines()[0].split()
+    assert header == ["method", "accuracy", "vs", "baseline", "NLL", "ECE", "cost", "GiB"]
+
+
+def test_regression_has_a_squared_error_and_no_calibration(make_results):
+    text = printed(make_results(METHODS, 3, regression=True), 120)
+    assert "MSE" in text
+    assert rounding.MISSING in text
+
+
+def test_a_diverged_run_is_named(make_results):
+    assert "diverged" in printed(make_results(METHODS, 3, diverged=[(METHODS[1], 0)]), 80)
+
+
+def test_brackets_in_a_spec_are_text(make_run):
+    text = printed([make_run("erm", 0, 0.8), make_run("sam[red]:a=[/]", 0, 0.9)], 120)
+    assert "sam[red]:a=[/]" in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "margin", "text"),
+    [(0.91234, 0.0142, "0.912 ± 0.014"), (0.9, 0.000012, "0.9000 ± 0.0000"), (71.26, 3.14, "71.3 ± 3.1"),
+     (0.9, 0.9, "0.90 ± 0.90")],
+)  # fmt: skip
+def test_digits_follow_the_uncertainty(mean, margin, text):
+    assert rounding.mean_margin(Estimate(mean, mean - margin, mean + margin, 3)) == text
+
+
+def test_digits_without_uncertainty():
+    assert [rounding.plain(x) for x in (0.91234, 0.0231, 15.31, 0.0, None)] == ["0.912", "0.0231", "15.3", "0.000", "–"]
+    assert rounding.plain(math.inf) == "inf"
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "p < 0.001"), (0.0123, "p = 0.012"), (0.456, "p = 0.46")])
+def test_p_values(p, text):
+    assert rounding.p_value(p) == text

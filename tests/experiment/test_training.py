@@ -1,0 +1,254 @@
+"""One run: deterministic, paired, and equal to a loop written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import tiny_bert
+from deltasam.data import TextData, load_data
+from deltasam.errors import UserError
+from deltasam.experiment.batches import shuffled
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.metrics import class_metrics, regression_metrics
+from deltasam.experiment.results import RunResult
+from deltasam.experiment.statistics import compare
+from deltasam.experiment.training import Run, train_run
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def data(reviews: Path) -> TextData:
+    return load_data(reviews, text="review", label="verdict")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    model = tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("model"))
+    return TrainConfig(model=str(model), epochs=2, batch_size=6, learning_rate=3e-3)
+
+
+def finish(run: Run) -> RunResult:
+    return train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
+
+
+def numbers(result: RunResult) -> list[object]:
+    """Everything but times and memory, as text: equal only where every bit is, NaN included."""
+    steps = [repr(dataclasses.replace(s, seconds=0.0)) for s in result.steps]
+    return [steps, repr(result.evaluations), repr(result.examples), result.weights, repr(result.metrics)]
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance_sam"])
+def test_same_seed_gives_the_same_bits(data: TextData, config: TrainConfig, method: str) -> None:
+    one, two, other = (finish(Run(data, config, method, seed)) for seed in (1, 1, 2))
+    assert numbers(one) == numbers(two)
+    assert numbers(one) != numbers(other)
+
+
+def test_methods_are_paired(data: TextData, config: TrainConfig) -> None:
+    erm, neutral, sam = (finish(Run(data, config, m, 0)) for m in ("erm", "sam:rho=0", "sam:rho=0.5"))
+    assert [s.loss for s in erm.steps] == [s.loss for s in neutral.steps]
+    assert erm.metrics == neutral.metrics
+    assert sam.steps[0].loss == erm.steps[0].loss  # the same head, batch and dropout masks
+    assert sam.steps[-1].loss != erm.steps[-1].loss
+
+
+def test_equals_a_loop_written_by_hand(data: TextData, config: TrainConfig) -> None:
+    result = finish(Run(data, config, "erm", 5))
+
+    torch.manual_seed(5)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=2).train()
+    torch.manual_seed(5)
+    plain = [p for n, p in model.named_parameters() if "bias" in n or "LayerNorm" in n]
+    decayed = [p for n, p in model.named_parameters() if "bias" not in n and "LayerNorm" not in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=config.learning_rate
+    )
+    losses, total = [], 2 * math.ceil(len(data.train) / 6)
+    for step in range(total):
+        epoch, position = divmod(step, total // 2)
+        rows = shuffled(len(data.train), 5, epoch)[position * 6 : position * 6 + 6]
+        batch = tokenizer([data.train["text"][r] for r in rows], padding=True, return_tensors="pt")
+        loss = model(**batch, labels=torch.tensor([data.train["label"][r] for r in rows])).loss
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        warm = round(0.1 * total)
+        factor = step / warm if step < warm else (total - step) / (total - warm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    np.testing.assert_allclose([s.loss for s in result.steps], losses, rtol=1e-4)
+
+
+def test_every_epoch_visits_every_example_in_another_order() -> None:
+    orders = [shuffled(50, 3, epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[1] == shuffled(50, 3, 1)
+
+
+def test_weights_are_the_mean_over_visits(data: TextData, config: TrainConfig) -> None:
+    run = Run(data, config, "delta_sam:rho=0.1", 0)
+    seen: dict[int, list[float]] = {}
+    backward = run.method.backward
+
+    def spy(closure):  # type: ignore[no-untyped-def]
+        epoch, position = divmod(len(run.steps), run.steps_per_epoch)
+        rows = shuffled(len(data.train), 0, epoch)[position * 6 : position * 6 + 6]
+        step = backward(closure)
+        for row, weight in zip(rows, step.metrics["weights"].tolist(), strict=True):
+            seen.setdefault(row, []).append(weight)
+        return step
+
+    run.method.backward = spy  # type: ignore[method-assign]
+    result = finish(run)
+    expected = [np.mean(seen[row]) for row in range(len(data.train))]
+    np.testing.assert_allclose(result.weights, expected, rtol=1e-6)
+    heaviest, lightest = int(np.argmax(expected)), int(np.argmin(expected))
+    assert result.examples[0].text == data.train["text"][heaviest]
+    assert result.examples[-1].text == data.train["text"][lightest]
+    assert result.examples[0].row == data.train["row"][heaviest]
+    assert len(result.examples) == len(data.train) == 32  # 20 + 20 would show some twice
+    assert finish(Run(data, config, "erm", 0)).weights == []
+
+
+def test_regression(reviews: Path, config: TrainConfig) -> None:
+    data = load_data(reviews, text="review", label="score", task="regression")
+    run = Run(data, dataclasses.replace(config, epochs=4), "sam", 0)
+    result = finish(run)
+    assert run.model.config.problem_type == "regression"
+    assert run.model.config.num_labels == 1
+    assert result.steps[-1].loss < result.steps[0].loss
+    assert {"loss", "pearson", "spearman"} == result.metrics.keys()
+
+
+def test_bf16_rounds(data: TextData, config: TrainConfig) -> None:
+    full, half = (finish(Run(data, dataclasses.replace(config, precision=p), "sam", 0)) for p in ("fp32", "bf16"))
+    assert full.steps[0].loss != half.steps[0].loss
+    assert full.steps[0].loss == pytest.approx(half.steps[0].loss, rel=0.05)
+
+
+def test_divergence_is_recorded_not_hidden(data: TextData, config: TrainConfig) -> None:
+    run = Run(data, dataclasses.replace(config, learning_rate=1e30), "sam", 0)
+    result = finish(run)
+    assert run.diverged
+    assert len(result.steps) < run.total_steps
+    assert all(math.isnan(value) for value in result.metrics.values())
+    assert run.best is None
+    fine = finish(Run(data, config, "erm", 0))
+    summary = {m.method: m for m in compare([fine, RunResult.from_json(result.to_json())]).methods}
+    assert summary["sam:rho=0.05"].diverged == (0,)
+
+
+def test_patience_stops_early_and_keeps_the_first_best(data: TextData, config: TrainConfig) -> None:
+    run = Run(data, dataclasses.replace(config, epochs=9, patience=2, learning_rate=1e-12), "erm", 0)
+    saved = []
+    train_run(run, on_step=lambda run: None, on_evaluation=lambda run: saved.append(run.best is run.evaluations[-1]))
+    assert saved == [True, False, False]  # nothing is learnt: three equal accuracies
+    assert run.finished
+    assert not run.diverged
+
+
+def test_label_names_are_in_the_model(data: TextData, config: TrainConfig) -> None:
+    assert Run(data, config, "erm", 0).model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_pairs_are_read_as_pairs(tmp_path: Path, config: TrainConfig) -> None:
+    rows = "\n".join(f"the film {i},was good {i},{i % 2}" for i in range(20))
+    (tmp_path / "pairs.csv").write_text("a,b,label\n" + rows, encoding="utf-8")
+    run = Run(load_data(tmp_path / "pairs.csv", text="a", text_pair="b", label="label"), config, "erm", 0)
+    inputs, _ = run.train_batches.batch([0, 1])
+    assert set(inputs["token_type_ids"].unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_class_metrics_equal_scikit_learn(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, classes, generator=generator)
+    labels = torch.randint(classes, (200,), generator=generator)
+    found, predicted = class_metrics(logits, labels), logits.argmax(1)
+    average = "binary" if classes == 2 else "macro"
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted), abs=1e-6)
+    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average=average), abs=1e-6)
+    assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted), abs=1e-6)
+    nll = sklearn.metrics.log_loss(labels, logits.softmax(1).numpy())
+    assert found["loss"] == pytest.approx(nll, rel=1e-5)
+    assert found["ece"] == pytest.approx(_calibration_error(logits, labels), abs=1e-5)
+
+
+def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    confidence, predicted = logits.softmax(1).max(1)
+    bins = np.ceil(confidence.numpy() * 15)
+    right = (predicted == labels).numpy()
+    return sum(
+        (bins == b).mean() * abs(right[bins == b].mean() - confidence.numpy()[bins == b].mean()) for b in set(bins)
+    )
+
+
+def test_regression_metrics_equal_scipy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randn(100, generator=generator)
+    predictions = labels.exp() + 0.3 * torch.randn(100, generator=generator)
+    found = regression_metrics(predictions, labels)
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(predictions, labels).statistic, abs=1e-5)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(predictions, labels).statistic, abs=1e-5)
+    assert found["loss"] == pytest.approx(float(((predictions - labels) ** 2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("epochs", 0, "--epochs 0: must be 1 or more"),
+        ("batch_size", -1, "--batch-size -1"),
+        ("learning_rate", math.nan, "--learning-rate nan"),
+        ("warmup", 1.5, "--warmup 1.5"),
+        ("precision", "fp8", "fp32 or bf16"),
+    ],
+)
+def test_impossible_options(option: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**{option: value})  # type: ignore[arg-type]
+
+
+def test_text_longer_than_the_model_reads(data: TextData, config: TrainConfig) -> None:
+    with pytest.raises(UserError, match="--max-length 500: the model reads at most 128 tokens"):
+        Run(data, dataclasses.replace(config, max_length=500), "erm", 0)
+
+
+def test_a_batch_the_method_cannot_take(data: TextData, config: TrainConfig) -> None:
+    run = Run(data, config, "per_instance_sam:m=4", 0)
+    with pytest.raises(UserError, match=r"per_instance_sam:rho=0.01,m=4: .*must divide"):
+        finish(run)
+
+
+def test_memory_is_the_peak_of_this_run() -> None:
+    from deltasam.experiment.device import PeakMemory
+
+    block = torch.ones(64 * 2**20 // 4)  # 64 MiB, touched
+    before = PeakMemory("cpu").mib()
+    if before is None:
+        pytest.skip("the system does not tell the peak of the resident set")
+    memory = PeakMemory("cpu")
+    more = torch.ones(64 * 2**20 // 4)
+    del more
+    peak = memory.mib()
+    assert peak is not None
+    assert 50 < peak - before < 100
+    del block
+    assert PeakMemory("cpu").mib() < peak - 50  # type: ignore[operator]

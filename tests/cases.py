@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +126,11 @@ def lora() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {f.__name__: f for f in (mlp, bert, gpt2, lora, padded)}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A model of its own with the same weights."""
+    return copy.deepcopy(model)
 
 
 def make(name: str, dtype: torch.dtype = torch.float64, *, dropout: bool = True) -> Case:

@@ -16,56 +16,164 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "deltasam"
 
-MUTATIONS: dict[str, tuple[str, str, str]] = {
-    "weights are not restored": ("guards.py", "        torch._foreach_copy_(weights, saved)  #", "        pass  #"),
+# What is broken: the file, the line, what it becomes, and the contract that must turn red.
+MUTATIONS: dict[str, tuple[str, str, str, str]] = {
+    "weights are not restored": (
+        "guards.py",
+        "        torch._foreach_copy_(weights, saved)  #",
+        "        pass  #",
+        "leaves_the_model",
+    ),
     "weights are restored by subtraction": (
         "guards.py",
         "        torch._foreach_copy_(weights, saved)  #",
         "        weight_space.add(weights, [v for _, v in pairs], -factor)  #",
+        "leaves_the_model",
     ),
     "weights are restored only when nothing fails": (
         "guards.py",
         "    finally:\n        torch._foreach_copy_(weights, saved)",
         "    except ZeroDivisionError:\n        raise\n    else:\n        torch._foreach_copy_(weights, saved)",
+        "after_an_exception",
     ),
-    "later passes draw new dropout masks": ("passes.py", "                self._start.restore()\n", "                pass\n"),
-    "the random state is left at the start": ("passes.py", "                self._end.restore()\n", "                self._start.restore()\n"),
-    "later passes advance BatchNorm": ("passes.py", "                self._buffers.restore()\n", "                pass\n"),
-    "an error leaves BatchNorm advanced": ("passes.py", "        self._buffers_before.restore()\n", ""),
-    "an error leaves the random state advanced": ("passes.py", "        self._start.restore()\n        self._buffers_before", "        self._buffers_before"),
-    "python's random state is forgotten": ("guards.py", "            (random.setstate, (random.getstate(),)),\n", ""),
-    "numpy's random state is forgotten": ("guards.py", 'if "numpy" in sys.modules', 'if "no such module" in sys.modules'),
-    "a constant is added to the norm": ("weight_space.py", "radius / value if", "radius / (value + 1e-3) if"),
-    "an infinite gradient moves the weights": ("weight_space.py", "value > 0 and math.isfinite(value)", "value > 0"),
-    "a zero gradient divides by zero": ("weight_space.py", "if value > 0 and math.isfinite(value) else 0.0", "if math.isfinite(value) else 0.0"),
-    "the first gradient lands in .grad too": ("runtime.py", "        gradients = torch", "        loss.backward(retain_graph=True)\n        gradients = torch"),
-    "the perturbation points downhill": ("passes.py", "weight_space.length_to(rho, norm)", "-weight_space.length_to(rho, norm)"),
-    "the norm is of one layer only": ("weight_space.py", "for t in vector if t is not None and t.numel()]", "for t in vector if t is not None and t.numel()][:1]"),
-    "ASAM scales by T once": ("methods/asam.py", "else g * t for g, t in zip(scaled, units", "else g for g, t in zip(scaled, units"),
-    "ASAM scales biases": ("methods/asam.py", 'if "weight" in name}', "}"),
-    "delta-SAM weights are not used": ("methods/delta_sam.py", "(weights * losses).mean()", "losses.mean()"),
-    "delta-SAM divides by nothing": ("methods/delta_sam.py", "slope.clamp(min=SMALLEST_SLOPE * slope.mean())", "slope.mean()"),
-    "delta-SAM looks on one side twice": ("methods/delta_sam.py", "passes.at(noise, -self.sigma)", "passes.at(noise, self.sigma)"),
-    "per-instance groups share a perturbation": ("methods/per_instance_sam.py", "losses[group].mean()", "losses.mean()"),
-    "per-instance mean is over groups": ("methods/per_instance_sam.py", "perturbed.sum() / len(losses)", "perturbed.mean()"),
-    "hyper-parameters are lost in the spec": ("spec.py", "{getattr(method, k)!r}", "{hyperparameters(type(method))[k]!r}"),
-    "copies carry the scratch memory": ("guards.py", "    def __reduce__(self)", "    def no_reduce(self)"),
-}  # fmt: skip
+    "later passes draw new dropout masks": (
+        "passes.py",
+        "                self._start.restore()\n",
+        "                pass\n",
+        "replay_the_masks",
+    ),
+    "the random state is left at the start": (
+        "passes.py",
+        "                self._end.restore()\n",
+        "                self._start.restore()\n",
+        "advances_by_one_pass",
+    ),
+    "later passes advance BatchNorm": (
+        "passes.py",
+        "                self._buffers.restore()\n",
+        "                pass\n",
+        "leaves_the_model",
+    ),
+    "an error leaves BatchNorm advanced": (
+        "passes.py",
+        "        self._buffers_before.restore()\n",
+        "",
+        "after_an_exception",
+    ),
+    "an error leaves the random state advanced": (
+        "passes.py",
+        "        self._start.restore()\n        self._buffers_before",
+        "        self._buffers_before",
+        "after_an_exception",
+    ),
+    "python's random state is forgotten": (
+        "guards.py",
+        "            (random.setstate, (random.getstate(),)),\n",
+        "",
+        "replay_the_masks",
+    ),
+    "numpy's random state is forgotten": (
+        "guards.py",
+        'if "numpy" in sys.modules',
+        'if "no such module" in sys.modules',
+        "replay_the_masks",
+    ),
+    "a constant is added to the norm": (
+        "weight_space.py",
+        "radius / value if",
+        "radius / (value + 1e-3) if",
+        "scales_with_the_loss",
+    ),
+    "an infinite gradient moves the weights": (
+        "weight_space.py",
+        "if value > 0 else",
+        "if value != 0 else",
+        "infinite",
+    ),
+    "a zero gradient divides by zero": (
+        "weight_space.py",
+        "if value > 0 else 0.0",
+        "if value >= 0 else 0.0",
+        "zero_gradient",
+    ),
+    "the first gradient lands in .grad too": (
+        "runtime.py",
+        "        gradients = torch",
+        "        loss.backward(retain_graph=True)\n        gradients = torch",
+        "neutral_equals_erm",
+    ),
+    "the perturbation points downhill": (
+        "passes.py",
+        "weight_space.length_to(rho, norm)",
+        "-weight_space.length_to(rho, norm)",
+        "equals_the_reference",
+    ),
+    "the norm is of one layer only": (
+        "weight_space.py",
+        "for t in vector if t is not None and t.numel()]",
+        "for t in vector if t is not None and t.numel()][:1]",
+        "equals_the_reference",
+    ),
+    "ASAM scales by T once": (
+        "methods/asam.py",
+        "else g * t for g, t in zip(scaled, units",
+        "else g for g, t in zip(scaled, units",
+        "equals_the_reference",
+    ),
+    "ASAM scales biases": ("methods/asam.py", 'if "weight" in name}', "}", "equals_the_reference"),
+    "delta-SAM weights are not used": (
+        "methods/delta_sam.py",
+        "(weights * losses).mean()",
+        "losses.mean()",
+        "equals_the_reference",
+    ),
+    "delta-SAM divides by nothing": (
+        "methods/delta_sam.py",
+        "slope.clamp(min=SMALLEST_SLOPE * slope.mean())",
+        "slope.mean()",
+        "equals_the_reference",
+    ),
+    "delta-SAM looks on one side twice": (
+        "methods/delta_sam.py",
+        "passes.at(noise, -self.sigma)",
+        "passes.at(noise, self.sigma)",
+        "equals_the_reference",
+    ),
+    "per-instance groups share a perturbation": (
+        "methods/per_instance_sam.py",
+        "losses[group].mean()",
+        "losses.mean()",
+        "equals_the_reference",
+    ),
+    "per-instance mean is over groups": (
+        "methods/per_instance_sam.py",
+        "perturbed.sum() / len(losses)",
+        "perturbed.mean()",
+        "neutral_equals_erm",
+    ),
+    "hyper-parameters are lost in the spec": (
+        "spec.py",
+        "{getattr(method, k)!r}",
+        "{hyperparameters(type(method))[k]!r}",
+        "spec_round_trip",
+    ),
+    "copies carry the scratch memory": ("guards.py", "    def __reduce__(self)", "    def no_reduce(self)", "copies"),
+}
 
 RUNNER = """
 import json, os, sys
 import pytest, torch, transformers, peft
 transformers.BertForSequenceClassification, transformers.GPT2LMHeadModel
-tests, folders = sys.argv[1], json.loads(sys.argv[2])
+tests, copies = sys.argv[1], json.loads(sys.argv[2])
 found = sys.path[:]
-for name, folder in folders.items():
+for name, (folder, contracts) in copies.items():
     for module in [m for m in sys.modules if {"deltasam", "cases", "tests", "test_contracts"} & set(m.split("."))]:
         del sys.modules[module]
     sys.path[:] = [folder, *found]
     sys.stdout.flush()
     devnull, keep = os.open(os.devnull, os.O_WRONLY), os.dup(1)
     os.dup2(devnull, 1)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", contracts, tests])
     os.dup2(keep, 1)
     import deltasam
     if not deltasam.__file__.startswith(folder):
@@ -74,23 +182,25 @@ for name, folder in folders.items():
 """
 
 
+def _copy(factory: pytest.TempPathFactory) -> Path:
+    folder = factory.mktemp("copy")
+    shutil.copytree(PACKAGE, folder / "deltasam", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """The exit code of the contract tests for every mutation, and for an unchanged copy."""
-    folders = {}
-    for number, (name, change) in enumerate({**MUTATIONS, "unchanged": None}.items()):
-        folder = tmp_path_factory.mktemp(f"mutation{number}")
-        shutil.copytree(PACKAGE, folder / "deltasam", ignore=shutil.ignore_patterns("__pycache__"))
-        if change is not None:
-            file, old, new = change
-            path = folder / "deltasam" / file
-            source = path.read_text()
-            if source.count(old) != 1:
-                raise LookupError(f"{name}: the line to break is {source.count(old)} times in {file}; update this test")
-            path.write_text(source.replace(old, new))
-        folders[name] = str(folder)
+    copies = {"unchanged": (str(_copy(tmp_path_factory)), " or ".join({m[3] for m in MUTATIONS.values()}))}
+    for name, (file, old, new, contract) in MUTATIONS.items():
+        path = (folder := _copy(tmp_path_factory)) / "deltasam" / file
+        source = path.read_text()
+        if source.count(old) != 1:
+            raise LookupError(f"{name}: the line to break is {source.count(old)} times in {file}; update this test")
+        path.write_text(source.replace(old, new))
+        copies[name] = (str(folder), contract)
     tests = Path(__file__).with_name("test_contracts.py")
-    command = [sys.executable, "-c", RUNNER, str(tests), json.dumps(folders)]
+    command = [sys.executable, "-c", RUNNER, str(tests), json.dumps(copies)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tests.parents[1], check=False)
     results = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("RESULT ")]
     if run.returncode:

@@ -9,6 +9,7 @@
 A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer stay as they are.
 """
 
+from deltasam import weight_space
 from deltasam.method import Method, Step
 from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
 from deltasam.runtime import Runtime
@@ -29,4 +30,5 @@ __all__ = [
     "make_method",
     "method_names",
     "split_specs",
+    "weight_space",
 ]

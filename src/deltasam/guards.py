@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from deltasam import weight_space
 
+_BLOCK = 1 << 20
+
 
 class RandomState:
     """The state of every generator a forward pass may draw from, as it was when this was made.
@@ -81,13 +83,24 @@ class WeightStore:
         torch._foreach_copy_(self._saved, list(params))
         return self._saved
 
-    def gaussian(
-        self, params: Sequence[Tensor], generators: dict[torch.device, torch.Generator]
-    ) -> list[Tensor]:
-        """Standard normal noise of the parameters' shapes; valid until the next call."""
+    def gaussian(self, params: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Standard normal noise of the parameters' shapes; valid until the next call.
+
+        Each block of 2^20 weights reads the same Gaussians from a random place of its own, since drawing one for
+        every weight costs as much as a forward pass. Any two weights are independent but for a chance of 1e-6.
+
+        Args:
+            params: The noise is like these.
+            generator: A generator on the CPU.
+        """
         self._noise = _memory_like(params, self._noise)
+        table = torch.randn(_BLOCK, generator=generator).repeat(2)  # twice: a block may start anywhere
+        tables = {p.device: table.to(p.device) for p in params}
         for tensor in self._noise:
-            tensor.normal_(generator=generators[tensor.device])
+            blocks = tensor.view(-1).split(_BLOCK)
+            starts = torch.randint(_BLOCK, (len(blocks),), generator=generator).tolist()
+            for block, start in zip(blocks, starts, strict=True):
+                block.copy_(tables[tensor.device][start : start + len(block)])
         return self._noise
 
     def __reduce__(self) -> tuple[type[WeightStore], tuple[()]]:
@@ -126,4 +139,4 @@ def _memory_like(params: Sequence[Tensor], memory: list[Tensor]) -> list[Tensor]
         m.shape == p.shape and m.dtype == p.dtype and m.device == p.device
         for m, p in zip(memory, params, strict=True)
     )
-    return memory if fits else [torch.empty_like(p, requires_grad=False) for p in params]
+    return memory if fits else [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in params]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.dropout_masks import DropoutMasks
 from deltasam.guards import Buffers, RandomState, WeightStore, moved
 from deltasam.outputs import loss_of
 from deltasam.runtime import Runtime
@@ -49,11 +50,13 @@ class Passes:
         self.store = store
         self._model, self._closure, self._runtime = model, closure, runtime
         self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        self._masks = DropoutMasks(model)
         self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
 
     def first(self) -> Any:
         """What the closure returns at the weights as they are. To be called once, before any other pass."""
-        output = self._closure()
+        with self._masks.record():
+            output = self._closure()
         self._end, self._buffers = RandomState(self._devices), Buffers(self._model)
         return output
 
@@ -77,7 +80,9 @@ class Passes:
             )
             try:
                 self._start.restore()
-                yield Point(self._closure(), lambda: weight_space.distance(weights, saved, kept))
+                with self._masks.replay():
+                    output = self._closure()
+                yield Point(output, lambda: weight_space.distance(weights, saved, kept))
             finally:
                 self._end.restore()
                 self._buffers.restore()
@@ -105,11 +110,11 @@ class Passes:
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
 
-    def generators(self) -> dict[torch.device, torch.Generator]:
-        """New generators, one per device, that follow from the random state but do not advance it."""
+    def generator(self) -> torch.Generator:
+        """A new generator on the CPU that follows from the random state but does not advance it."""
         seed = int(torch.randint(2**62, ()))
         self._end.restore()
-        return {d: torch.Generator(d).manual_seed(seed) for d in {p.device for p in self.params}}
+        return torch.Generator().manual_seed(seed)
 
     def abandon(self) -> None:
         """Undo what the first pass left behind: after an error the call has not happened."""

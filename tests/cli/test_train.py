@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import deltasam.experiment.training as training
 from command_line import Cli
+from deltasam.data import load_data
 from deltasam.experiment.results import RunResult
 
 
@@ -32,19 +35,31 @@ def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Pa
     assert not [p for p in out.iterdir() if p.name.startswith(".") or p.suffix == ".pt"]
 
 
-def test_the_saved_model_is_the_best(cli: Cli, common: list[str], reviews: Path, tmp_path: Path) -> None:
-    from deltasam.data import load_data
+@pytest.fixture
+def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the evaluations are to find, one after the other; the loss stays what it is."""
+    found: list[float] = []
+    true = training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *args: {**true(*args), "accuracy": found.pop(0)})
+    return found
 
-    done = cli("train", *common, "--epochs", 5, "--learning-rate", 0.01, "--output", tmp_path)
+
+def test_the_saved_model_is_the_best(
+    cli: Cli, common: list[str], reviews: Path, tmp_path: Path, accuracies: list[float]
+) -> None:
+    accuracies += [0.3, 0.9, 0.5, 0.9]
+    done = cli("train", *common, "--epochs", 4, "--output", tmp_path)
     assert done.exit_code == 0, done.stderr
-    best = json.loads((tmp_path / "metrics.json").read_text())["best"]
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["best"]["epoch"] == 2
     rows = load_data(reviews, text="review", label="verdict").evaluation
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         logits = model(**tokenizer(list(rows["text"]), padding=True, return_tensors="pt")).logits
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(list(rows["label"])))
-    assert loss.item() == pytest.approx(best["metrics"]["loss"], rel=1e-5)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(list(rows["label"]))).item()
+    assert loss == pytest.approx(record["best"]["metrics"]["loss"], rel=1e-5)
+    assert loss != pytest.approx(record["last"]["metrics"]["loss"], rel=1e-3)
 
 
 def test_saved_configuration_repeats_the_training(cli: Cli, common: list[str], tmp_path: Path) -> None:
@@ -77,6 +92,15 @@ def test_divergence_ends_in_one_line(cli: Cli, common: list[str], tmp_path: Path
     assert done.exit_code == 2
     assert "diverged at step" in done.stderr
     assert "smaller --learning-rate" in done.stderr
+
+
+def test_an_undefined_metric_is_not_called_divergence(
+    cli: Cli, common: list[str], tmp_path: Path, accuracies: list[float]
+) -> None:
+    accuracies += [math.nan, math.nan]
+    done = cli("train", *common, "--output", tmp_path)
+    assert done.exit_code == 2
+    assert "accuracy was never defined: all labels or all predictions" in done.stderr
 
 
 def test_a_folder_in_use_is_refused(cli: Cli, common: list[str], tmp_path: Path) -> None:

@@ -96,6 +96,14 @@ def test_equals_a_loop_written_by_hand(data: TextData, config: TrainConfig) -> N
     np.testing.assert_allclose([s.loss for s in result.steps], losses, rtol=1e-4)
 
 
+def test_only_matrices_decay(data: TextData, config: TrainConfig) -> None:
+    run = Run(data, dataclasses.replace(config, weight_decay=0.3), "erm", 0)
+    decay = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    for name, parameter in run.model.named_parameters():
+        assert decay.pop(id(parameter)) == (0.0 if "bias" in name or "LayerNorm" in name else 0.3), name
+    assert decay == {}
+
+
 def test_every_epoch_visits_every_example_in_another_order() -> None:
     orders = [shuffled(50, 3, epoch) for epoch in range(3)]
     assert all(sorted(order) == list(range(50)) for order in orders)

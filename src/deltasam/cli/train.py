@@ -117,10 +117,15 @@ def _keep_best(output: Path, run: Run) -> None:
 def _finish(output: Path, run: Run, result: RunResult) -> None:
     from deltasam.experiment.results import write_atomically
 
-    if run.diverged or run.best is None:
+    if run.diverged:
         raise UserError(
-            f"{result.method} diverged at step {result.steps[-1].step}: the loss is not finite; "
+            f"{result.method} diverged at step {len(run.steps)}: the loss is not finite; "
             f"use a smaller --learning-rate or rho"
+        )
+    if run.best is None:
+        raise UserError(
+            f"{result.metric} was never defined: all labels or all predictions of the evaluation rows are equal; "
+            f"evaluate on other rows, or train longer"
         )
     record = {"method": result.method, "metric": result.metric, "best": asdict(run.best)}
     record["last"] = asdict(result.evaluations[-1])

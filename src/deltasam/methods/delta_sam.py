@@ -58,7 +58,7 @@ class DeltaSAM(Method, name="delta_sam"):
 
     @torch.no_grad()
     def _weights(self, passes: Passes, losses: Tensor) -> Tensor:
-        noise = passes.store.gaussian(passes.params, passes.generators())
+        noise = passes.store.gaussian(passes.params, passes.generator())
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:

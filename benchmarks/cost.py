@@ -102,9 +102,7 @@ def table_of(title: str, seconds: dict[str, list[float]]) -> Table:
     for column in ("method", "ms per step", "x erm", f"x {PEER}"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, times in seconds.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)) for base in ("erm", PEER)
-        ]
+        ratios = [statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)) for base in ("erm", PEER)]
         table.add_row(name, f"{1000 * statistics.median(times):.0f}", *(f"{r:.2f}" for r in ratios))
     return table
 

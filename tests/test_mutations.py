@@ -42,6 +42,18 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "                pass\n",
         "replay_the_masks",
     ),
+    "kept masks leave the random state behind": (
+        "dropout_masks.py",
+        "                torch.set_rng_state(mask.random_state)\n",
+        "",
+        "replay_the_masks",
+    ),
+    "kept masks are in the wrong order": (
+        "dropout_masks.py",
+        "self._rest = iter(masks)",
+        "self._rest = iter(masks[::-1])",
+        "equals_the_reference",
+    ),
     "the random state is left at the start": (
         "passes.py",
         "                self._end.restore()\n",

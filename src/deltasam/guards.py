@@ -136,7 +136,6 @@ def moved(
 
 def _memory_like(params: Sequence[Tensor], memory: list[Tensor]) -> list[Tensor]:
     fits = len(memory) == len(params) and all(
-        m.shape == p.shape and m.dtype == p.dtype and m.device == p.device
-        for m, p in zip(memory, params, strict=True)
+        m.shape == p.shape and m.dtype == p.dtype and m.device == p.device for m, p in zip(memory, params, strict=True)
     )
     return memory if fits else [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in params]

@@ -59,9 +59,7 @@ def _loss_tensor(output: Any) -> Tensor:
         hint = " (its loss is None: were labels given?)" if loss is None and output is not None else ""
         raise TypeError(f"the closure returned {type(output).__name__}{hint}; it must return {_EXPECTED}")
     if loss.ndim > 1 or loss.numel() == 0:
-        raise ValueError(
-            f"the closure returned a loss of shape {list(loss.shape)}; it must return {_EXPECTED}"
-        )
+        raise ValueError(f"the closure returned a loss of shape {list(loss.shape)}; it must return {_EXPECTED}")
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError(
             "the loss does not depend on any trainable weight; does the closure detach it, run under "

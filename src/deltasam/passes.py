@@ -61,9 +61,7 @@ class Passes:
         return output
 
     @contextmanager
-    def at(
-        self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None
-    ) -> Iterator[Point]:
+    def at(self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None) -> Iterator[Point]:
         """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
 
         Args:
@@ -73,11 +71,7 @@ class Passes:
         """
         vector = [None] * len(self.params) if vector is None else vector
         with moved(self.params, vector, factor, self.store) as (weights, saved):
-            kept = (
-                [s for s, v in zip(scales, vector, strict=True) if v is not None]
-                if scales and weights
-                else None
-            )
+            kept = [s for s, v in zip(scales, vector, strict=True) if v is not None] if scales and weights else None
             try:
                 self._start.restore()
                 with self._masks.replay():

@@ -45,10 +45,7 @@ def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
 def gradient(loss: Tensor, weights: Weights) -> Weights:
     """Gradient of a loss []; zeros where it does not depend on a weight."""
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {
-        n: torch.zeros_like(w) if g is None else g
-        for (n, w), g in zip(weights.items(), gradients, strict=True)
-    }
+    return {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), gradients, strict=True)}
 
 
 def norm(vector: Weights) -> Tensor:

@@ -67,9 +67,7 @@ def _argument(cls: type[Method], text: str, spec: str) -> tuple[str, Any]:
     if not equals or not value:
         raise ValueError(f"{spec!r}: {text.strip()!r} has no value; write {cls.name}:{key or 'name'}=value")
     if key not in known:
-        raise ValueError(
-            f"{spec!r}: {cls.name} has no hyper-parameter {key!r}{_suggestion(key, list(known))}"
-        )
+        raise ValueError(f"{spec!r}: {cls.name} has no hyper-parameter {key!r}{_suggestion(key, list(known))}")
     kind = typing.get_type_hints(cls.__init__)[key]
     try:
         return key, {"True": True, "False": False}[value] if kind is bool else kind(value)

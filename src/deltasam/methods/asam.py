@@ -49,9 +49,7 @@ class ASAM(Method, name="asam"):
         with passes.at(direction, weight_space.length_to(self.rho, norm), scales=units) as point:
             perturbed_loss = passes.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), self.rho)
-        return Step(
-            loss.detach(), {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
-        )
+        return Step(loss.detach(), {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio})
 
     @torch.no_grad()
     def _units(self, params: list[nn.Parameter]) -> list[Tensor]:

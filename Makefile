@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/deltasam compare demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("mutations")  # one worker does them all: see --dist loadgroup in the Makefile
+
 PACKAGE = Path(__file__).parents[1] / "src" / "deltasam"
 
 # What is broken: the file, the line, what it becomes, and the contract that must turn red.
@@ -155,6 +157,18 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "methods/per_instance_sam.py",
         "losses[group].mean()",
         "losses.mean()",
+        "equals_the_reference",
+    ),
+    "per-instance layers see no shift": (
+        "per_example/shift.py",
+        "return y + rule.shift(layer, new, x, cb).view(b.shape)",
+        "return y.expand(b.shape)",
+        "equals_the_reference",
+    ),
+    "per-instance norms leave out biases": (
+        "per_example/rules.py",
+        "            total += b_nTO.sum(1).square().sum(1)\n",
+        "            pass\n",
         "equals_the_reference",
     ),
     "per-instance mean is over groups": (

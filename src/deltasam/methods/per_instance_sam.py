@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
 import torch
@@ -12,17 +13,22 @@ from deltasam.checks import nonnegative
 from deltasam.method import Method, Step
 from deltasam.outputs import example_losses_of
 from deltasam.passes import Passes, radius_ratio
+from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.per_example.shift import gradient_norms, shifted
 
 
 class PerInstanceSAM(Method, name="per_instance_sam"):
     """Mean gradient at each example's own adversarial weights: ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
 
-    ``g_i = grad L_i(w)``; also called m-sharpness. Exact, one group of examples after the other: with n
-    examples, n/m passes after the first, each over the whole batch so that every example keeps its dropout
-    mask. A perturbation per example adds up where one per batch averages out: use a smaller rho than for SAM.
+    ``g_i = grad L_i(w)``; also called m-sharpness. Exact in two ways. Where every trainable parameter belongs to a
+    Linear, Embedding or LayerNorm of its own, in float32 or float64, and no example's loss depends on another, two
+    batched passes are enough: each layer's output is shifted by what the example's own perturbation of its weights
+    would add. Whether that holds is checked against autograd on the first step (cost: about one pass). Everything
+    else goes one group of examples after the other, a pass over the whole batch for each, and says so once.
+    A perturbation per example adds up where one per batch averages out: use a smaller rho than for SAM.
 
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
-    in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772).
+    in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.
 
     Args:
         model: The model to train.
@@ -41,17 +47,19 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         if m != int(m) or m < 1:
             raise ValueError(f"PerInstanceSAM(m={m}): m must be a whole number, 1 or more")
         self.m = int(m)
+        self._checked: frozenset[str] = frozenset()
+        self._said: set[str] = set()
 
     def _fill(self, passes: Passes) -> Step:
-        losses = example_losses_of(passes.first(), "PerInstanceSAM")
-        facts = [self._descend_group(passes, losses, group) for group in self._groups(len(losses))]
-        perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
-        metrics = {
-            "perturbed_loss": perturbed.sum(),
-            "ascent_norm": norms.mean(),
-            "radius_ratio": radius_ratio(radii.mean(), self.rho),
-            "group_grad_norms": norms,
-        }
+        record = Record(self.model)
+        with record.open():
+            losses = example_losses_of(passes.first(), "PerInstanceSAM")
+        groups = self._groups(len(losses))
+        try:
+            metrics = self._descend_together(passes, losses, record)
+        except NotCoveredError as reason:
+            self._say_once(str(reason))
+            metrics = self._descend_one_by_one(passes, losses, groups)
         return Step(losses.detach().mean(), metrics)
 
     def _groups(self, n: int) -> list[slice]:
@@ -62,6 +70,26 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             )
         return [slice(start, start + self.m) for start in range(0, n, self.m)]
 
+    def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
+        record.check_layers(len(losses))
+        names = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
+        outputs = [call.y for call in record.calls]
+        gradients = list(torch.autograd.grad(losses.sum(), outputs, retain_graph=names != self._checked))
+        if names != self._checked:
+            record.check_gradients(losses, gradients)
+            self._checked = names
+        norms = gradient_norms(record, gradients, len(losses) // self.m)
+        factors = torch.where((norms > 0) & norms.isfinite(), self.rho / norms, torch.zeros_like(norms))
+        with shifted(record, gradients, factors), passes.at() as point:
+            perturbed_loss = passes.backward(example_losses_of(point.output, "PerInstanceSAM").mean())
+        # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
+        return self._metrics(perturbed_loss, norms / self.m, (factors * norms).nan_to_num(0.0))
+
+    def _descend_one_by_one(self, passes: Passes, losses: Tensor, groups: list[slice]) -> dict[str, Tensor]:
+        facts = [self._descend_group(passes, losses, group) for group in groups]
+        perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
+        return self._metrics(perturbed.sum(), norms, radii)
+
     def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
         ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
         norm = weight_space.norm(ascent)
@@ -69,3 +97,18 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
             share = passes.backward(perturbed.sum() / len(losses))
             return share, norm, point.radius()
+
+    def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:
+        return {
+            "perturbed_loss": perturbed_loss,
+            "ascent_norm": norms.mean(),
+            "radius_ratio": radius_ratio(radii.mean(), self.rho),
+            "group_grad_norms": norms,
+        }
+
+    def _say_once(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(
+                f"PerInstanceSAM goes one example at a time, exact but slow: {reason}", RuntimeWarning, stacklevel=4
+            )

@@ -39,7 +39,7 @@ def compare(
     model: options.Model = TrainConfig.model,
     max_length: options.MaxLength = TrainConfig.max_length,
     epochs: options.Epochs = 2,
-    batch_size: options.BatchSize = 8,
+    batch_size: options.BatchSize = TrainConfig.batch_size,
     learning_rate: options.LearningRate = 2e-4,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,
     warmup: options.Warmup = TrainConfig.warmup,

@@ -45,7 +45,7 @@ class DeltaSAM(Method, name="delta_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05, sigma: float = 4e-4) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, sigma: float = 4e-4) -> None:
         super().__init__(model)
         self.rho = nonnegative("DeltaSAM", "rho", rho)
         self.sigma = positive("DeltaSAM", "sigma", sigma)

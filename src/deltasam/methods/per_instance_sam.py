@@ -41,7 +41,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.01, m: int = 1) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.005, m: int = 1) -> None:
         super().__init__(model)
         self.rho = nonnegative("PerInstanceSAM", "rho", rho)
         if m != int(m) or m < 1:

@@ -31,7 +31,7 @@ class SAM(Method, name="sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.02) -> None:
         super().__init__(model)
         self.rho = nonnegative("SAM", "rho", rho)
 

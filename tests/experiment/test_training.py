@@ -161,7 +161,7 @@ def test_divergence_is_recorded_not_hidden(data: TextData, config: TrainConfig) 
     assert run.best is None
     fine = finish(Run(data, config, "erm", 0))
     summary = {m.method: m for m in compare([fine, RunResult.from_json(result.to_json())]).methods}
-    assert summary["sam:rho=0.05"].diverged == (0,)
+    assert summary[run.method.spec].diverged == (0,)
 
 
 def test_patience_stops_early_and_keeps_the_first_best(data: TextData, config: TrainConfig) -> None:
@@ -241,7 +241,7 @@ def test_text_longer_than_the_model_reads(data: TextData, config: TrainConfig) -
 
 def test_a_batch_the_method_cannot_take(data: TextData, config: TrainConfig) -> None:
     run = Run(data, config, "per_instance_sam:m=4", 0)
-    with pytest.raises(UserError, match=r"per_instance_sam:rho=0.01,m=4: .*must divide"):
+    with pytest.raises(UserError, match=r"per_instance_sam:.*m=4: .*must divide"):
         finish(run)
 
 

@@ -161,8 +161,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "per-instance layers see no shift": (
         "per_example/shift.py",
-        "return y + rule.shift(layer, new, x, cb).view(b.shape)",
-        "return y.expand(b.shape)",
+        "return y + call.rule.shift(layer, call.rule.rows(new, len(factors)), x, cb).view(call.b.shape)",
+        "return y.expand(call.b.shape)",
         "equals_the_reference",
     ),
     "per-instance norms leave out biases": (

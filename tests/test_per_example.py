@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cases
 import deltasam
 from deltasam import reference
-from deltasam.per_example.record import Record, rows_of
+from deltasam.per_example.record import Record
 from deltasam.per_example.rules import Rule
 from deltasam.per_example.shift import gradient_norms
 
@@ -111,11 +111,11 @@ def test_both_routes_of_the_linear_rule_are_taken(long: bool) -> None:
     with record.open():
         losses = closure()
     call = next(c for c in record.calls if c.name == "linear")
-    gradients = torch.autograd.grad(losses.sum(), [c.y for c in record.calls])
-    x, b = rows_of(call, gradients[record.calls.index(call)], cases.EXAMPLES)
+    record.complete(torch.autograd.grad(losses.sum(), [c.y for c in record.calls]))
+    x, b = call.rows(cases.EXAMPLES)
     rows, inputs, outputs = x.shape[1], x.shape[2], b.shape[2]
     assert (rows * (inputs + outputs) < inputs * outputs) is not long
-    assert gradient_norms(record, list(gradients), cases.EXAMPLES).shape == (cases.EXAMPLES,)
+    assert gradient_norms(record, cases.EXAMPLES).shape == (cases.EXAMPLES,)
     assert set(Rule.registry) >= {type(c.layer) for c in record.calls}
 
 
@@ -170,6 +170,28 @@ def test_what_no_rule_describes_goes_one_by_one(model: type[nn.Module], reason: 
     gradient, _, reasons = run(model, closure)
     assert len(reasons) == 1
     assert re.search(reason, reasons[0])
+    assert error(gradient, reference.per_instance_sam(function, weights, rho=0.3, m=1)) < 1e-10
+
+
+class Pooler(Layers):
+    """Calls a layer whose output nothing uses, as an encoder does whose pooled output is not wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(24, 24)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.linear(self.norm(self.embedding(ids)))
+        self.pooler(hidden[:, 0])
+        return self.head(torch.tanh(hidden).mean(1))
+
+
+def test_an_output_that_nothing_uses() -> None:
+    model, closure, losses = layers_case(Pooler())
+    function, weights = reference.losses_function(model, losses)
+    gradient, _, reasons = run(model, closure)
+    assert reasons == []
+    assert model.pooler.weight.grad is None
     assert error(gradient, reference.per_instance_sam(function, weights, rho=0.3, m=1)) < 1e-10
 
 

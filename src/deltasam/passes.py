@@ -6,7 +6,7 @@ advances the random state and the buffers. Every later pass replays its randomne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +81,11 @@ class Passes:
                 self._end.restore()
                 self._buffers.restore()
 
-    def grad(self, loss: Tensor, *, retain_graph: bool = False) -> list[Tensor | None]:
-        """Gradient of a loss [] for each of ``params``; ``.grad`` is not touched."""
-        return self._runtime.grad(loss, self.params, retain_graph=retain_graph)
+    def grad(
+        self, loss: Tensor, wrt: Sequence[Tensor] | None = None, *, retain_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched."""
+        return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add the gradient of a loss [] to ``.grad``; returns the loss, detached."""

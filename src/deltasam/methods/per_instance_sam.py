@@ -73,14 +73,14 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
         record.check_layers(len(losses))
         names = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
-        outputs = [call.y for call in record.calls]
-        gradients = list(torch.autograd.grad(losses.sum(), outputs, retain_graph=names != self._checked))
-        if names != self._checked:
-            record.check_gradients(losses, gradients)
+        checked = names == self._checked
+        record.complete(passes.grad(losses.sum(), [call.y for call in record.calls], retain_graph=not checked))
+        if not checked:
+            record.check_gradients(passes, losses)
             self._checked = names
-        norms = gradient_norms(record, gradients, len(losses) // self.m)
-        factors = torch.where((norms > 0) & norms.isfinite(), self.rho / norms, torch.zeros_like(norms))
-        with shifted(record, gradients, factors), passes.at() as point:
+        norms = gradient_norms(record, len(losses) // self.m)
+        factors = torch.where(norms > 0, self.rho / norms, torch.zeros_like(norms))  # rho / inf is 0
+        with shifted(record, factors), passes.at() as point:
             perturbed_loss = passes.backward(example_losses_of(point.output, "PerInstanceSAM").mean())
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
         return self._metrics(perturbed_loss, norms / self.m, (factors * norms).nan_to_num(0.0))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from deltasam import weight_space
+from deltasam.passes import Passes
 from deltasam.per_example.rules import Rule
 
 _EXACT = (torch.float32, torch.float64)
@@ -20,12 +22,22 @@ class NotCoveredError(Exception):
 
 @dataclass
 class Call:
-    """One layer's call: input and output of the whole batch, and later the output's gradient."""
+    """One layer's call: input and output of the whole batch, and once it is known the output's gradient b."""
 
     name: str
     layer: nn.Module
     x: Tensor
     y: Tensor
+    b: Tensor = field(init=False)
+
+    @property
+    def rule(self) -> Rule:
+        """The mathematics of this layer."""
+        return Rule.registry[type(self.layer)]
+
+    def rows(self, groups: int) -> tuple[Tensor, Tensor]:
+        """Input and output gradient as [groups, rows, features]."""
+        return self.rule.rows(self.x, groups), self.b.reshape(groups, -1, self.b.shape[-1])
 
 
 class Record:
@@ -81,41 +93,35 @@ class Record:
             )
             _require(fits, f"{call.name} was called without gradient, in low precision or without a batch axis of {n}")
 
-    def check_gradients(self, losses: Tensor, gradients: list[Tensor]) -> None:
+    def complete(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take the gradient with respect to each call's output; None for an output that nothing uses."""
+        for call, b in zip(self.calls, gradients, strict=True):
+            call.b = torch.zeros_like(call.y) if b is None else b
+
+    def check_gradients(self, passes: Passes, losses: Tensor) -> None:
         """Check against autograd that the record explains the gradient, and that examples do not meet.
 
         Args:
-            losses: One per example [n].
-            gradients: Of ``losses.sum()`` with respect to each call's output.
+            passes: The record is of the first of them.
+            losses: One per example [n]; the record holds the gradients of their sum.
 
         Raises:
             NotCoveredError: They disagree.
         """
-        rows = torch.autograd.grad(losses[0], [c.y for c in self.calls], retain_graph=True)
-        _require(not any(r[1:].any() for r in rows), "the loss of one example depends on another example")
-        parameters = [
-            (c, n, p) for c in self.calls for n, p in c.layer.named_parameters(recurse=False) if p.requires_grad
-        ]
-        expected = torch.autograd.grad(losses.sum(), [p for _, _, p in parameters], retain_graph=True)
+        of_first = passes.grad(losses[0], [c.y for c in self.calls], retain_graph=True)
+        meet = any(b is not None and b[1:].any() for b in of_first)
+        _require(not meet, "the loss of one example depends on another example")
+        owned = [(c, n, p) for c in self.calls for n, p in c.layer.named_parameters(recurse=False) if p.requires_grad]
+        gradients = passes.grad(losses.sum(), [p for _, _, p in owned], retain_graph=True)
+        expected = [torch.zeros_like(p) if g is None else g for (_, _, p), g in zip(owned, gradients, strict=True)]
         # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
-        total = torch.stack([truth.norm() for truth in expected]).norm()
+        total = weight_space.norm(expected)
         _require(bool(total > 0), "the gradient is zero or not a number, so the record cannot be checked")
-        for (call, name, _), truth in zip(parameters, expected, strict=True):
-            b = gradients[self.calls.index(call)]
-            found = Rule.registry[type(call.layer)].gradient(call.layer, *rows_of(call, b, len(b)))[name]
+        for (call, name, _), truth in zip(owned, expected, strict=True):
+            found = call.rule.gradient(call.layer, *call.rows(len(losses)))[name]
             tolerance = 1e-9 if truth.dtype == torch.float64 else 1e-3
             scale = truth.norm() + 0.01 * total
             _require(bool((found - truth).norm() <= tolerance * scale), f"{call.name}.{name} is used outside its layer")
-
-
-def rows_of(call: Call, gradient: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """A call's input and output gradient as [groups, rows, features]; ids have one feature."""
-    return rows_like(call, call.x, groups), gradient.reshape(groups, -1, gradient.shape[-1])
-
-
-def rows_like(call: Call, x: Tensor, groups: int) -> Tensor:
-    """A layer input as [groups, rows, features]; ids have one feature."""
-    return x.reshape(groups, -1, 1 if isinstance(call.layer, nn.Embedding) else x.shape[-1])
 
 
 def _require(holds: bool, reason: str) -> None:

@@ -29,6 +29,10 @@ class Rule(abc.ABC):
         """Whether this layer, with its options, follows the rule."""
         return True
 
+    def rows(self, x: Tensor, groups: int) -> Tensor:
+        """The layer's input as [groups, rows, features]."""
+        return x.reshape(groups, -1, x.shape[-1])
+
     @abc.abstractmethod
     def square_norm(self, layer: Any, x: Tensor, b: Tensor) -> Tensor:
         """Squared norm of each example's gradient of the layer's trainable parameters [n]."""
@@ -88,6 +92,9 @@ class EmbeddingRule(Rule, layer=nn.Embedding):
 
     def covers(self, layer: Any) -> bool:
         return layer.max_norm is None and not layer.scale_grad_by_freq
+
+    def rows(self, ids: Tensor, groups: int) -> Tensor:
+        return ids.reshape(groups, -1, 1)
 
     def square_norm(self, layer: Any, ids_nT1: Tensor, b_nTO: Tensor) -> Tensor:
         same_nTT = self._same(layer, ids_nT1, ids_nT1, b_nTO.dtype)

@@ -92,16 +92,28 @@ class Passes:
         self._runtime.backward(loss)
         return loss.detach()
 
-    def descend(self, ascent: Vector, rho: float) -> dict[str, Tensor]:
-        """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / |ascent|``.
+    def only(self) -> Any:
+        """What the closure returns, for a method that has no later pass: nothing is kept for one."""
+        return self._closure()
 
-        A zero, infinite or NaN ascent moves nothing: the step is then a plain one.
+    def descend(
+        self, ascent: Vector, rho: float, *, norm: Tensor | None = None, scales: Vector | None = None
+    ) -> dict[str, Tensor]:
+        """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / norm``.
+
+        A norm that is zero, infinite or NaN moves nothing: the step is then a plain one.
+
+        Args:
+            ascent: The direction, one tensor per parameter.
+            rho: Distance to go.
+            norm: Length of the ascent [], in the units the distance is measured in; Euclidean unless given.
+            scales: These units, one tensor per parameter.
 
         Returns:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
         """
-        norm = weight_space.norm(ascent)
-        with self.at(ascent, weight_space.length_to(rho, norm)) as point:
+        norm = weight_space.norm(ascent) if norm is None else norm
+        with self.at(ascent, weight_space.length_to(rho, norm), scales=scales) as point:
             perturbed_loss = self.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}

@@ -11,7 +11,7 @@ from deltasam import weight_space
 from deltasam.checks import nonnegative, positive
 from deltasam.method import Method, Step
 from deltasam.outputs import loss_of
-from deltasam.passes import Passes, radius_ratio
+from deltasam.passes import Passes
 
 
 class ASAM(Method, name="asam"):
@@ -46,10 +46,7 @@ class ASAM(Method, name="asam"):
         scaled = [None if g is None else g * t for g, t in zip(passes.grad(loss), units, strict=True)]
         norm = weight_space.norm(scaled)
         direction = [None if g is None else g * t for g, t in zip(scaled, units, strict=True)]
-        with passes.at(direction, weight_space.length_to(self.rho, norm), scales=units) as point:
-            perturbed_loss = passes.backward(loss_of(point.output))
-            ratio = radius_ratio(point.radius(), self.rho)
-        return Step(loss.detach(), {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio})
+        return Step(loss.detach(), passes.descend(direction, self.rho, norm=norm, scales=units))
 
     @torch.no_grad()
     def _units(self, params: list[nn.Parameter]) -> list[Tensor]:

@@ -21,4 +21,4 @@ class ERM(Method, name="erm"):
     neutral: ClassVar[dict[str, float]] = {}
 
     def _fill(self, passes: Passes) -> Step:
-        return Step(passes.backward(loss_of(passes.first())))
+        return Step(passes.backward(loss_of(passes.only())))

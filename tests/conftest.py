@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +14,14 @@ def _one_thread_per_worker() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A small classifier; ``classifier.losses`` gives its losses on ``batch``."""
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(8, 6), torch.randint(0, 3, (8,))

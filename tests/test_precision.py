@@ -1,0 +1,67 @@
+"""Autocast, loss scaling, and weights in bfloat16."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cases
+import deltasam
+from classifier import losses
+
+
+def test_autocast_around_the_call_does_not_hide_the_perturbation(model: nn.Module, batch: Any) -> None:
+    """Inside one autocast block PyTorch keeps low-precision copies of the weights from pass to pass."""
+
+    def gradients(outside: bool) -> list[Tensor]:
+        model.zero_grad()
+        method = deltasam.SAM(model, rho=1.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+
+            def closure() -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return losses(model, batch)
+
+            method.backward(closure)
+        return [p.grad.clone() for p in model.parameters()]
+
+    for around, within in zip(gradients(outside=True), gradients(outside=False), strict=True):
+        assert torch.equal(around, within)
+
+
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_grad_scaler(name: str, model: nn.Module, batch: Any) -> None:
+    """closure = scaler.scale(loss): one unscale, and the step of the unscaled loss."""
+
+    def train(scaler: torch.amp.GradScaler) -> list[Tensor]:
+        torch.manual_seed(1)
+        twin = cases.copy_of(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        deltasam.make_method(name, twin).backward(lambda: scaler.scale(losses(twin, batch)))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        return list(twin.parameters())
+
+    on, off = (train(torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=e)) for e in (True, False))
+    for scaled, plain in zip(on, off, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_pure_bfloat16_shows_in_the_metrics(name: str, model: nn.Module, batch: Any) -> None:
+    model.to(torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # delta_sam rightly says that bfloat16 is too coarse
+        spec = name if name == "erm" else f"{name}:rho=0.01"
+        step = deltasam.make_method(spec, model).backward(lambda: losses(model, (batch[0].bfloat16(), batch[1])))
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    if "radius_ratio" in step.metrics:  # rounded: the weights are not where they should be, and one can see it
+        assert abs(float(step.metrics["radius_ratio"]) - 1) > 1e-3

@@ -1,0 +1,64 @@
+"""Methods by name: specs, what is wrong with one, and the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+import deltasam
+from classifier import losses
+from deltasam import Method
+from deltasam.outputs import loss_of
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("samm", "did you mean 'sam'"),
+        ("nothing like it", r"there are: asam, delta_sam, erm"),
+        ("sam:roh=1", "no hyper-parameter 'roh'; did you mean 'rho'"),
+        ("erm:rho=1", r"no hyper-parameter 'rho' \(there are: none\)"),
+        ("sam:rho", "'rho' has no value"),
+        ("sam:rho=much", "rho must be of type float, not 'much'"),
+        ("sam:rho=-1", r"SAM\(rho=-1.0\): rho must be a finite number, 0 or more"),
+        ("sam:rho=nan", r"SAM\(rho=nan\)"),
+        ("delta_sam:rho=inf", r"DeltaSAM\(rho=inf\)"),
+        ("delta_sam:sigma=0", r"sigma must be a finite number, above 0"),
+        ("asam:eta=0", r"eta must be a finite number, above 0"),
+        ("per_instance_sam:m=0", r"m must be a whole number, 1 or more"),
+        ("per_instance_sam:m=1.5", "m must be of type int"),
+    ],
+)
+def test_bad_specs(spec: str, words: str, model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        deltasam.make_method(spec, model)
+    assert "\n" not in str(error.value)
+
+
+def test_lists_of_specs() -> None:
+    assert deltasam.split_specs("erm, asam:rho=0.5,eta=0.1 ,sam,") == ["erm", "asam:rho=0.5,eta=0.1", "sam"]
+
+
+def test_a_method_of_ones_own(model: nn.Module, batch: Any) -> None:
+    class Doubled(Method, name="doubled"):
+        """Twice the gradient."""
+
+        neutral = {"times": 1}  # noqa: RUF012
+
+        def __init__(self, model: nn.Module, *, times: int = 2, exact: bool = False) -> None:
+            super().__init__(model)
+            self.times, self.exact = times, exact
+
+        def _fill(self, passes: Any) -> deltasam.Step:
+            return deltasam.Step(passes.backward(self.times * loss_of(passes.first())))
+
+    try:
+        method = deltasam.make_method("doubled:times=3,exact=True", model)
+        assert method.spec == "doubled:times=3,exact=True"
+        assert method.backward(lambda: losses(model, batch)).loss > 0
+        with pytest.raises(ValueError, match="is taken by"):
+            type("Other", (Doubled,), {}, name="doubled")
+    finally:
+        del Method.registry["doubled"]

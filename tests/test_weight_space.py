@@ -1,0 +1,46 @@
+"""Vectors in weight space: distances, and gradients that are shared or sparse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import cases
+import deltasam
+from deltasam import weight_space
+
+
+def test_distance_in_units() -> None:
+    starts = [torch.randn(700, 900), torch.randn(5)]  # one larger than a chunk
+    ends = [s + 0.1 * torch.randn_like(s) for s in starts]
+    units = [torch.rand(700, 900) + 0.5, torch.tensor(2.0)]
+    difference = [(e - s).double() for e, s in zip(ends, starts, strict=True)]
+    flat = torch.cat([d.flatten() for d in difference])
+    torch.testing.assert_close(weight_space.distance(ends, starts).double(), flat.norm(), rtol=1e-5, atol=0)
+    scaled = torch.cat([(d / u).flatten() for d, u in zip(difference, units, strict=True)])
+    torch.testing.assert_close(weight_space.distance(ends, starts, units).double(), scaled.norm(), rtol=1e-5, atol=0)
+
+
+def test_gradients_that_share_memory_are_not_scaled_twice() -> None:
+    """The gradients of two biases that are added up can be one and the same tensor."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    model = Sum()
+    step = deltasam.SAM(model, rho=1.0).backward(lambda: (model.a + model.b).square().sum() + (model.a + model.b).sum())
+    assert float(step.metrics["radius_ratio"]) == pytest.approx(1)
+    assert torch.allclose(model.a.grad, torch.full((3,), 1 + 4 / 6**0.5))
+
+
+def test_sparse_gradients() -> None:
+    model = nn.Embedding(10, 4, sparse=True)
+    dense = cases.copy_of(model)
+    dense.sparse = False
+    ids = torch.tensor([1, 1, 3])
+    for m in (model, dense):
+        deltasam.SAM(m, rho=0.5).backward(lambda m=m: m(ids).square().sum())
+    torch.testing.assert_close(model.weight.grad.to_dense(), dense.weight.grad)

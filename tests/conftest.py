@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+import tiny_bert
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,3 +29,13 @@ def model() -> nn.Module:
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(8, 6), torch.randint(0, 3, (8,))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("model") / "tiny_bert")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")

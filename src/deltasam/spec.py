@@ -25,7 +25,7 @@ def hyperparameters(cls: type[Method]) -> dict[str, Any]:
 
 def format_spec(method: Method) -> str:
     """The spec of a method, with every hyper-parameter: ``sam:rho=0.05``."""
-    values = ",".join(f"{k}={getattr(method, k)!r}" for k in hyperparameters(type(method)))
+    values = ",".join(f"{k}={getattr(method, k)}" for k in hyperparameters(type(method)))
     return f"{method.name}:{values}" if values else method.name
 
 

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.checks import nonnegative
+from deltasam.checks import nonnegative, one_of
 from deltasam.method import Method, Step
-from deltasam.outputs import example_losses_of
+from deltasam.outputs import example_losses_of, loss_of, losses_of
 from deltasam.passes import Passes, radius_ratio
+from deltasam.per_example.coverage import Coverage
+from deltasam.per_example.engine import Engine
+from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.per_example.shift import gradient_norms, shifted
 
 
 class PerInstanceSAM(Method, name="per_instance_sam"):
     """Mean gradient at each example's own adversarial weights: ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
 
-    ``g_i = grad L_i(w)``; also called m-sharpness. Exact in two ways. Where every trainable parameter belongs to a
-    Linear, Embedding or LayerNorm of its own, in float32 or float64, and no example's loss depends on another, two
-    batched passes are enough: each layer's output is shifted by what the example's own perturbation of its weights
-    would add. Whether that holds is checked against autograd on the first step (cost: about one pass). Everything
-    else goes one group of examples after the other, a pass over the whole batch for each, and says so once.
-    A perturbation per example adds up where one per batch averages out: use a smaller rho than for SAM.
+    ``g_i = grad L_i(w)``; also called m-sharpness. Exact, in two passes: the second runs as if every example had its
+    own copy of the weights. It is found out as the model runs whether that is possible, and checked against autograd on
+    the first step (cost: about two passes, once). A scalar loss is enough. Where examples meet in the loss (in-batch
+    negatives), g_i is the gradient of the loss with respect to example i's copy. A perturbation per example adds up
+    where one per batch averages out: use a smaller rho than for SAM.
 
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
     in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.
@@ -34,58 +35,63 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         model: The model to train.
         rho: Radius of each perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
         m: How many consecutive examples share a perturbation; divides the batch. The whole batch is SAM.
+        unsupported: What to do where two passes cannot be exact: ``error``; ``loop``, one example after the other, a
+            pass over the batch for each, which needs one loss per example; or ``skip``, leave the parameters that are
+            the reason unperturbed.
 
     Raises:
-        ValueError: rho is negative, NaN or infinite, m is below 1, or m does not divide the batch.
+        ValueError: rho is negative, NaN or infinite, m is below 1, m does not divide the batch, or unsupported is
+            none of the three.
+        NotCoveredError: Two passes cannot be exact, and unsupported is ``error``. Names the parameters.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.005, m: int = 1) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.005, m: int = 1, unsupported: str = "error") -> None:
         super().__init__(model)
         self.rho = nonnegative("PerInstanceSAM", "rho", rho)
         if m != int(m) or m < 1:
             raise ValueError(f"PerInstanceSAM(m={m}): m must be a whole number, 1 or more")
         self.m = int(m)
-        self._checked: frozenset[str] = frozenset()
+        self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
+        self._engine = Engine(model, skip=unsupported == "skip")
         self._said: set[str] = set()
 
+    def coverage(self) -> Coverage:
+        """Which parameter is handled by which rule, and whether exactly; prints as a table.
+
+        Raises:
+            RuntimeError: Nothing has been seen yet: call ``backward`` first.
+        """
+        if self._engine.coverage is None:
+            raise RuntimeError("which parameters are covered shows when the model runs; call backward() once before")
+        return self._engine.coverage
+
     def _fill(self, passes: Passes) -> Step:
-        record = Record(self.model)
-        with record.open():
-            losses = example_losses_of(passes.first(), "PerInstanceSAM")
-        groups = self._groups(len(losses))
+        output, record = self._engine.first(passes)
+        losses = losses_of(output)
         try:
             metrics = self._descend_together(passes, losses, record)
         except NotCoveredError as reason:
+            if self.unsupported != "loop":
+                raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
-            metrics = self._descend_one_by_one(passes, losses, groups)
+            metrics = self._descend_one_by_one(passes, example_losses_of(output, "PerInstanceSAM(unsupported='loop')"))
         return Step(losses.detach().mean(), metrics)
 
-    def _groups(self, n: int) -> list[slice]:
-        if n % self.m:
-            raise ValueError(
-                f"PerInstanceSAM(m={self.m}): m must divide the number of examples in the batch, which is {n}; "
-                f"drop the last, smaller batch or use m=1"
-            )
-        return [slice(start, start + self.m) for start in range(0, n, self.m)]
-
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
-        record.check_layers(len(losses))
-        names = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
-        checked = names == self._checked
-        record.complete(passes.grad(losses.sum(), [call.y for call in record.calls], retain_graph=not checked))
-        if not checked:
-            record.check_gradients(passes, losses)
-            self._checked = names
-        norms = gradient_norms(record, len(losses) // self.m)
-        factors = torch.where(norms > 0, self.rho / norms, torch.zeros_like(norms))  # rho / inf is 0
-        with shifted(record, factors), passes.at() as point:
-            perturbed_loss = passes.backward(example_losses_of(point.output, "PerInstanceSAM").mean())
+        gradients = self._engine.gradients(passes, record, losses, self.m)
+        norms = gradients.norms()
+        factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
+        with Perturbed(self.model, record.parameters, gradients.times(factors)), passes.at() as point:
+            del gradients
+            perturbed_loss = passes.backward(loss_of(point.output))
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
-        return self._metrics(perturbed_loss, norms / self.m, (factors * norms).nan_to_num(0.0))
+        of_mean = norms / self.m if losses.ndim else norms
+        return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes, losses: Tensor, groups: list[slice]) -> dict[str, Tensor]:
+    def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
+        groups = [slice(start, start + self.m) for start in range(0, len(losses), self.m)]
         facts = [self._descend_group(passes, losses, group) for group in groups]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
@@ -106,9 +112,14 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             "group_grad_norms": norms,
         }
 
+    def _with_ways_out(self, reason: NotCoveredError) -> NotCoveredError:
+        return NotCoveredError(
+            f"PerInstanceSAM: {reason}\n"
+            f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is exact "
+            f"for any model, one example at a time; or use SAM or DeltaSAM"
+        )
+
     def _say_once(self, reason: str) -> None:
         if reason not in self._said:
             self._said.add(reason)
-            warnings.warn(
-                f"PerInstanceSAM goes one example at a time, exact but slow: {reason}", RuntimeWarning, stacklevel=4
-            )
+            warnings.warn(f"PerInstanceSAM goes one example at a time: {reason}", RuntimeWarning, stacklevel=4)

@@ -1,7 +1,10 @@
-"""Per-example gradients from ordinary batched passes, without ever forming one.
+"""Exact per-example gradients from ordinary batched passes, without ever forming one.
 
-A layer's share of example i's gradient is a product of what went into the layer and the gradient of what came
-out. Both are there after one forward and a backward to the layer outputs only. ``rules`` has the mathematics of
-each kind of layer, ``record`` gathers inputs and output gradients, ``shift`` runs a pass in which every example
-has weights of its own.
+A layer's share of example i's gradient is a product of what went into the layer and the gradient of what came out.
+Both are there after one forward and a backward to the layers' outputs only. In a second forward every example then has
+weights of its own: the outputs are moved, not the weights.
+
+``uses`` sees how a model uses its parameters, as it runs; ``rules`` knows the functions worth knowing; ``record``
+notes the first forward; ``example_gradients`` is what it tells; ``perturbed`` is the second forward; ``engine`` puts
+them together and ``check`` does not believe them.
 """

@@ -1,129 +1,140 @@
-"""What one forward pass left in each layer, and whether that tells the whole gradient."""
+"""What one forward pass leaves behind for per-example gradients: which outputs came from which parameters and inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from deltasam import weight_space
-from deltasam.passes import Passes
-from deltasam.per_example.rules import Rule
-
-_EXACT = (torch.float32, torch.float64)
-
-
-class NotCoveredError(Exception):
-    """The record does not tell every example's whole gradient; the message says why."""
+from deltasam.per_example.rules import Product
+from deltasam.per_example.shared import tensors_in
+from deltasam.per_example.uses import ParameterUses
 
 
-@dataclass
-class Call:
-    """One layer's call: input and output of the whole batch, and once it is known the output's gradient b."""
+class NotCoveredError(RuntimeError):
+    """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do."""
 
-    name: str
-    layer: nn.Module
-    x: Tensor
-    y: Tensor
-    b: Tensor = field(init=False)
+
+@dataclass(frozen=True)
+class Use:
+    """One use of parameters by the examples.
+
+    Attributes:
+        output: What came out, as a place in the graph: the gradient b is wanted there.
+        shape: Of what came out [B, ...]; B is a multiple of the number of examples.
+        like: An empty tensor of its type, on its device.
+        parameters: The trainable parameters that were used.
+        product: What kind of product it was; None: the parameter's copies themselves came out.
+    """
+
+    output: GradientEdge
+    shape: torch.Size
+    like: Tensor
+    parameters: tuple[nn.Parameter, ...]
+    product: Product | None = None
 
     @property
-    def rule(self) -> Rule:
-        """The mathematics of this layer."""
-        return Rule.registry[type(self.layer)]
-
-    def rows(self, groups: int) -> tuple[Tensor, Tensor]:
-        """Input and output gradient as [groups, rows, features]."""
-        return self.rule.rows(self.x, groups), self.b.reshape(groups, -1, self.b.shape[-1])
+    def kind(self) -> str:
+        """The rule it falls under."""
+        if self.product is None:
+            return "copies"
+        return "product" if self.product.x.is_floating_point() else "lookup"
 
 
-class Record:
-    """The calls of every layer that owns trainable parameters, in one forward pass."""
+class Record(ParameterUses):
+    """The uses of a model's trainable parameters in one forward pass.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._owners = {
-            m: name for name, m in model.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))
-        }
-        self.calls: list[Call] = []
+    Args:
+        model: The model.
+        skip: Names of parameters that are taken for constants.
+        verify: What ``vmap`` makes of a function is compared with the function.
+    """
+
+    def __init__(self, model: nn.Module, *, skip: Iterable[str] = (), verify: bool = False) -> None:
+        skipped = set(skip)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in skipped}
+        super().__init__(model, self.parameters)
+        self.uses: list[Use] = []
+        self.refusals: dict[str, str] = {}
+        self._model, self._verify = model, verify
+        self._batches: set[int] = set()
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Record the forward passes run inside."""
-        handles = [m.register_forward_hook(self._hook) for m in self._owners if type(m) in Rule.registry]
+        """Record the forward pass that is run inside."""
+        handle = self._model.register_forward_pre_hook(self._see_batch, with_kwargs=True)
         try:
-            yield
+            with self:
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
-    def _hook(self, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
-        x, expanded = args[0] if args else None, None
-        n = len(self.calls[0].y) if self.calls else 0
-        if isinstance(layer, nn.Embedding) and x is not None and len(x) == 1 and n > 1:
-            # Positions are looked up once for the whole batch; a row per example gives each its own gradient.
-            x, y = x.expand(n, *x.shape[1:]), y.expand(n, *y.shape[1:])
-            expanded = y
-        if x is None:
-            x = y.new_zeros(0)  # called by keyword: no record, and `check` says so
-        self.calls.append(Call(self._owners[layer], layer, x.detach(), y))
-        return expanded
-
-    def check_layers(self, n: int) -> None:
-        """Check what can be seen without a backward.
-
-        Raises:
-            NotCoveredError: A parameter is used in a way that no rule describes.
-        """
-        _require(self._owners != {}, "no module owns a trainable parameter")
-        for layer, name in self._owners.items():
-            rule = Rule.registry.get(type(layer))
-            _require(
-                rule is not None and rule.covers(layer), f"{name or 'the model'} ({type(layer).__name__}) has no rule"
-            )
-        seen = [id(p) for m in self._owners for p in m.parameters(recurse=False)]
-        _require(len(seen) == len(set(seen)), "parameters are shared between layers")
-        names = [c.name for c in self.calls]
-        _require(sorted(names) == sorted(self._owners.values()), "a layer was not called exactly once")
-        for call in self.calls:
-            fits = (
-                call.y.requires_grad and call.y.dtype in _EXACT and call.y.ndim > 1 and len(call.y) == n == len(call.x)
-            )
-            _require(fits, f"{call.name} was called without gradient, in low precision or without a batch axis of {n}")
-
-    def complete(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take the gradient with respect to each call's output; None for an output that nothing uses."""
-        for call, b in zip(self.calls, gradients, strict=True):
-            call.b = torch.zeros_like(call.y) if b is None else b
-
-    def check_gradients(self, passes: Passes, losses: Tensor) -> None:
-        """Check against autograd that the record explains the gradient, and that examples do not meet.
+    def examples(self, losses: Tensor) -> int:
+        """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
 
         Args:
-            passes: The record is of the first of them.
-            losses: One per example [n]; the record holds the gradients of their sum.
+            losses: One loss [], or one per example [n].
 
         Raises:
-            NotCoveredError: They disagree.
+            NotCoveredError: It cannot be told.
         """
-        of_first = passes.grad(losses[0], [c.y for c in self.calls], retain_graph=True)
-        meet = any(b is not None and b[1:].any() for b in of_first)
-        _require(not meet, "the loss of one example depends on another example")
-        owned = [(c, n, p) for c in self.calls for n, p in c.layer.named_parameters(recurse=False) if p.requires_grad]
-        gradients = passes.grad(losses.sum(), [p for _, _, p in owned], retain_graph=True)
-        expected = [torch.zeros_like(p) if g is None else g for (_, _, p), g in zip(owned, gradients, strict=True)]
-        # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
-        total = weight_space.norm(expected)
-        _require(bool(total > 0), "the gradient is zero or not a number, so the record cannot be checked")
-        for (call, name, _), truth in zip(owned, expected, strict=True):
-            found = call.rule.gradient(call.layer, *call.rows(len(losses)))[name]
-            tolerance = 1e-9 if truth.dtype == torch.float64 else 1e-3
-            scale = truth.norm() + 0.01 * total
-            _require(bool((found - truth).norm() <= tolerance * scale), f"{call.name}.{name} is used outside its layer")
+        if losses.ndim:
+            return len(losses)
+        if len(self._batches) != 1:
+            seen = f"was called with {sorted(self._batches)} of them" if self._batches else "itself was not called"
+            raise NotCoveredError(
+                f"how many examples there are cannot be told from a scalar loss, because the model {seen}; "
+                f"return one loss per example, for example F.cross_entropy(logits, labels, reduction='none')"
+            )
+        return next(iter(self._batches))
 
+    @property
+    def outputs(self) -> list[GradientEdge]:
+        """Where the gradient is wanted: the output of every use."""
+        return [use.output for use in self.uses]
 
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise NotCoveredError(reason)
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Forget the uses of some parameters."""
+        gone = {id(self.parameters.pop(name)) for name in names if name in self.parameters}
+        kept = (replace(use, parameters=tuple(p for p in use.parameters if id(p) not in gone)) for use in self.uses)
+        self.uses = [use for use in kept if use.parameters]
+        for name in names:
+            self.refusals.pop(name, None)
+
+    def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
+        """The parameter for every example [count, *shape]: all the same, with a gradient each."""
+        copies = parameter.expand(count, *parameter.shape)
+        self._add(copies, (parameter,), None)
+        return copies
+
+    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+        """The output as usual, noted."""
+        y = run()
+        sides = (product.weight, product.bias)
+        self._add(y, tuple(p for p in sides if isinstance(p, nn.Parameter) and id(p) in self.names), product)
+        return y
+
+    def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
+        """Note why these parameters are not covered."""
+        self.refusals.update((self.names[id(p)], reason) for p in parameters)
+
+    def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
+        """Whether ``vmap`` made the same of it, to rounding."""
+        if not self._verify:
+            return True
+        with torch.no_grad():
+            expected = plain()
+        tolerance = 100 * torch.finfo(expected.dtype).eps
+        return result.shape == expected.shape and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
+
+    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
+        if y.requires_grad:  # else it was made under no_grad: no part of the gradient
+            self.uses.append(Use(get_gradient_edge(y), y.shape, y.new_empty(0), parameters, product))
+
+    def _see_batch(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._batches |= {len(t) for t in tensors_in((args, kwargs))[:1] if t.ndim}

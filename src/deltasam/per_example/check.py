@@ -1,0 +1,86 @@
+"""Checks of a record against autograd: that it explains the ordinary gradient, and that examples keep apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import weight_space
+from deltasam.per_example.record import Use
+
+
+def coupling_layers(model: nn.Module) -> dict[str, str]:
+    """Modules in which the examples of a batch always meet: why, by name."""
+    return {
+        name: f"{type(module).__name__} in training mode normalises over the batch, so examples meet in it; call "
+        f"eval() on it, or use GroupNorm or LayerNorm"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+    }
+
+
+def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
+    """Parameters that meet a number of rows which the examples do not divide: why, by name."""
+    return {
+        names[id(p)]: f"meets {use.shape[0]} rows, which {examples} examples do not divide; the examples must be the "
+        f"first axis, each with as many rows"
+        for use in uses
+        for p in use.parameters
+        if use.shape[0] % examples
+    }
+
+
+def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
+    """Parameters after whose use examples meet, inside the model: why, by name.
+
+    The outputs of every second example are taken, times random numbers: nothing of the others may come back. An in-batch
+    loss is not looked at: there examples may meet.
+    """
+    found: dict[str, str] = {}
+    generator = torch.Generator().manual_seed(0)
+    for parity in (0, 1):
+        sources = [_rows_of_every_second(use, examples, parity, generator) for use in uses]
+        outputs = [use.output for use in uses]
+        returned = torch.autograd.grad(outputs, outputs, sources, retain_graph=True, allow_unused=True)
+        for use, b in zip(uses, returned, strict=True):
+            if b is not None and b.view(examples, -1)[1 - parity :: 2].any():
+                found.update(
+                    (
+                        names[id(p)],
+                        "after it examples meet inside the model (normalisation over the batch, packed "
+                        "sequences, an axis in front of that of the examples)",
+                    )
+                    for p in use.parameters
+                )
+    return found
+
+
+def unexplained(
+    parameters: Mapping[str, nn.Parameter], expected: Sequence[Tensor | None], found: Sequence[Tensor | None]
+) -> dict[str, str]:
+    """Parameters whose gradient the record does not explain: why, by name.
+
+    Args:
+        parameters: By name.
+        expected: Their gradients by autograd.
+        found: Their gradients by the record, summed over the examples.
+    """
+    wrong: dict[str, str] = {}
+    # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
+    total = weight_space.norm(expected)
+    for (name, p), truth, sum_of_examples in zip(parameters.items(), expected, found, strict=True):
+        truth = torch.zeros_like(p) if truth is None else truth
+        other = torch.zeros_like(truth) if sum_of_examples is None else sum_of_examples.to(truth.dtype)
+        tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(truth.dtype, 0.1)
+        if not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
+            wrong[name] = "has a gradient that its uses do not explain: a function that PyTorch does not show uses it"
+    return wrong
+
+
+def _rows_of_every_second(use: Use, examples: int, parity: int, generator: torch.Generator) -> Tensor:
+    """Random numbers of the shape of what came out, 0 for every second example."""
+    rows = torch.randn(examples, use.shape.numel() // examples, generator=generator)
+    rows[1 - parity :: 2] = 0
+    return rows.view(use.shape).to(use.like)

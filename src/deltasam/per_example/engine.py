@@ -1,0 +1,111 @@
+"""First passes that know every example's gradient, checked against autograd the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from deltasam.passes import Passes
+from deltasam.per_example.check import coupling_layers, meeting_uses, uneven_uses, unexplained
+from deltasam.per_example.coverage import Coverage, coverage_of
+from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.record import NotCoveredError, Record
+
+_SHOWN = 5
+
+
+class Engine:
+    """Per-example gradients of a model.
+
+    On the first pass, and again when other parameters are trained, the record is checked: the gradients must add up
+    to what autograd computes, and examples may not meet inside the model. That costs about two passes, once.
+
+    Args:
+        model: The model.
+        skip: Parameters that are not covered are taken for constants, instead of being an error.
+    """
+
+    def __init__(self, model: nn.Module, *, skip: bool = False) -> None:
+        self.coverage: Coverage | None = None
+        self._model, self._skip = model, skip
+        self._skipped: dict[str, str] = {}
+        self._checked: frozenset[str] = frozenset()
+
+    def first(self, passes: Passes) -> tuple[Any, Record]:
+        """Run the first pass; returns what the closure returned, and the record of it."""
+        check = self._must_check()
+        if check:
+            self._skipped = {}
+        record = Record(self._model, skip=self._skipped, verify=check)
+        with record.open():
+            output = passes.first()
+        return output, record
+
+    def gradients(self, passes: Passes, record: Record, loss: Tensor, m: int) -> ExampleGradients:
+        """The gradient of every group of m consecutive examples.
+
+        Args:
+            passes: Whose first pass was recorded.
+            record: Of it.
+            loss: Its loss [], or one per example [n], of which the sum is taken. Its graph is used up.
+            m: Divides the number of examples.
+
+        Raises:
+            NotCoveredError: The gradients cannot be had exactly. The graph of the loss is still there.
+            ValueError: m does not divide the number of examples.
+        """
+        n, check, total = record.examples(loss), self._must_check(), loss.sum()
+        if n % m:
+            raise ValueError(
+                f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch "
+                f"or use m=1"
+            )
+        self._refuse(coupling_layers(self._model))
+        self._leave_out(record, record.refusals | uneven_uses(record.uses, n, record.names))
+        if check and n > 1:
+            self._refuse(meeting_uses(record.uses, n, record.names))
+        by_output = passes.grad(total, record.outputs, retain_graph=check)
+        gradients = ExampleGradients(record.uses, by_output, n // m)
+        if check:
+            parameters = list(record.parameters.values())
+            expected = passes.grad(total, parameters, retain_graph=True)
+            wrong = unexplained(record.parameters, expected, gradients.total(parameters))
+            if wrong:
+                self._leave_out(record, wrong)
+                return self.gradients(passes, record, loss, m)
+            self._checked = self._trained() if n > 1 else frozenset()
+            self.coverage = coverage_of(self._model, record.uses, self._skipped)
+        return gradients
+
+    def _trained(self) -> frozenset[str]:
+        return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
+
+    def _must_check(self) -> bool:
+        return self._trained() != self._checked
+
+    def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
+        if not reasons:
+            return
+        self.coverage = coverage_of(self._model, record.uses, {**self._skipped, **reasons})
+        if not self._skip:
+            self._refuse(reasons)
+        self._skipped.update(reasons)
+        record.leave_out(reasons)
+
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        if reasons:
+            raise NotCoveredError(_message(reasons))
+
+
+def _message(reasons: Mapping[str, str]) -> str:
+    """The reasons, each once with the names it holds for."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(f"  {', '.join(names[:_SHOWN])}{more}: {reason}")
+    return "\n".join(("the gradients of single examples cannot be had exactly:", *lines))

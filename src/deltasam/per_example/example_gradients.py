@@ -1,0 +1,114 @@
+"""The gradient of every example, of all parameters: norms and sums of it, without the gradients themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.per_example.gradient import ParameterGradient, gradient_of
+from deltasam.per_example.outer import Outer, Products, wide
+from deltasam.per_example.record import Use
+
+
+class ExampleGradients:
+    """One gradient per group of examples, kept as what the layers saw.
+
+    Args:
+        uses: Of every parameter, in a forward pass.
+        gradients: With respect to the output of each use; None for one that the loss does not depend on.
+        groups: How many groups of consecutive examples there are; a group's gradient is the sum of its examples'.
+    """
+
+    def __init__(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], groups: int) -> None:
+        self.groups = groups
+        self._used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
+        self._weights = _weights_by_bias([use for use, _ in self._used])
+        parameters = {id(p): p for use, _ in self._used for p in use.parameters}
+        self.of: dict[int, ParameterGradient] = {}
+        for parameter in parameters.values():  # weights come before their biases
+            if not self._is_fused(parameter):
+                self.of[id(parameter)] = self._gradient_of(parameter)
+        del self._used
+
+    def norms(self) -> Tensor:
+        """Norm of each group's gradient over all parameters [g], in float32 or wider."""
+        products = Products(wide=True)
+        squares = [gradient.square_norm(products) for gradient in self.of.values()]
+        return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+
+    def times(self, factors: Tensor) -> ExampleGradients:
+        """Each group's gradient times its factor [g]; a factor of 0 makes 0 of any gradient."""
+        scaled = ExampleGradients([], [], self.groups)
+        scaled._weights = self._weights
+        scaled.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
+        return scaled
+
+    def total(self, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
+        """The gradients summed over the groups, for each parameter; None where it was not used."""
+        return [self._total(p) for p in parameters]
+
+    def fused_bias(self, weight: Tensor) -> bool:
+        """Whether the gradient of a weight holds that of its layer's bias."""
+        gradient = self.of.get(id(weight))
+        return gradient is not None and any(term.ones for term in gradient.outers)
+
+    def _total(self, parameter: nn.Parameter) -> Tensor | None:
+        if id(parameter) in self.of:
+            return self.of[id(parameter)].total(parameter.shape)
+        weight = self._weights.get(id(parameter))
+        return self.of[weight].bias_total() if weight is not None else None
+
+    def _is_fused(self, parameter: nn.Parameter) -> bool:
+        weight = self._weights.get(id(parameter))
+        return weight is not None and any(term.ones for term in self.of[weight].outers)
+
+    def _gradient_of(self, parameter: nn.Parameter) -> ParameterGradient:
+        outers: list[Outer] = []
+        denses: list[Tensor] = []
+        for use, b in self._used:
+            if not any(p is parameter for p in use.parameters):
+                continue
+            if use.product is None:
+                denses.append(wide(b).reshape(self.groups, -1, *parameter.shape).sum(1))
+            elif use.product.weight is parameter:
+                outers.append(_outer(use, b, self.groups))
+            else:
+                denses.append(wide(b).reshape(self.groups, -1, len(parameter)).sum(1))
+        gradient = gradient_of(parameter, outers, denses)
+        if id(parameter) in self._weights.values():
+            return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
+        return gradient
+
+
+def _outer(use: Use, b: Tensor, groups: int) -> Outer:
+    assert use.product is not None
+    x, ignored = use.product.x.detach(), use.product.ignored
+    b = b.reshape(groups, -1, b.shape[-1])
+    if x.is_floating_point():
+        return Outer(x.reshape(groups, -1, x.shape[-1]), b, use.product.axis).without_zero_rows()
+    x = x.reshape(groups, -1)
+    if ignored is not None:
+        b = b * (x != ignored)[:, :, None]
+    return Outer(x, b, use.product.axis)
+
+
+def _weights_by_bias(uses: list[Use]) -> dict[int, int]:
+    """Biases that are only ever used together with one weight that is only ever used with them, by id."""
+    partners: dict[int, set[int | None]] = {}
+    for use in uses:
+        weight, bias = (use.product.weight, use.product.bias) if use.product else (None, None)
+        for p in use.parameters:
+            other = bias if p is weight else weight if p is bias else None
+            trained = other is not None and any(other is q for q in use.parameters)
+            partners.setdefault(id(p), set()).add(id(other) if trained else None)
+    biases = {id(u.product.bias) for u in uses if u.product and u.product.bias is not None}
+    return {
+        bias: weight
+        for bias, weights in partners.items()
+        if bias in biases and len(weights) == 1
+        for weight in weights
+        if weight is not None and partners[weight] == {bias}
+    }

@@ -1,0 +1,89 @@
+"""The gradient of one parameter for every group of examples, however many times the parameter was used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.per_example import outer
+from deltasam.per_example.outer import Outer, Products
+
+# What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
+_TRAFFIC = 40
+
+
+@dataclass(frozen=True)
+class ParameterGradient:
+    """One gradient of a parameter per group of examples: as outer products, or as a plain tensor.
+
+    Attributes:
+        outers: Outer products whose sum it is; or
+        dense: The gradients themselves [g, *shape].
+    """
+
+    outers: tuple[Outer, ...] = ()
+    dense: Tensor | None = None
+
+    @property
+    def holds_bias(self) -> bool:
+        """Whether the gradient of the layer's bias is in this one as well."""
+        return any(term.ones for term in self.outers)
+
+    def square_norm(self, products: Products) -> Tensor:
+        """Squared norm of each group's gradient [g]."""
+        if self.dense is None:
+            return outer.square_norm(list(self.outers), products)
+        return self.dense.flatten(1).square().sum(1)
+
+    def times(self, factors: Tensor) -> ParameterGradient:
+        """Each group's gradient times its factor [g]."""
+        if self.dense is None:
+            return ParameterGradient(tuple(term.times(factors) for term in self.outers))
+        return ParameterGradient(dense=outer.times(self.dense, factors))
+
+    def matrix(self, shape: torch.Size) -> Tensor:
+        """The gradient of the parameter [g, *shape]."""
+        if self.dense is not None:
+            return self.dense
+        return torch.stack([term.matrix(shape) for term in self.outers]).sum(0)
+
+    def total(self, shape: torch.Size) -> Tensor:
+        """The gradient summed over the groups [*shape]."""
+        if self.dense is not None:
+            return self.dense.sum(0)
+        return torch.stack([term.total(shape) for term in self.outers]).sum(0)
+
+    def bias_total(self) -> Tensor:
+        """The gradient of the layer's bias, summed over the groups [O]."""
+        return torch.stack([term.b.sum((0, 1)) for term in self.outers]).sum(0)
+
+
+def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor]) -> ParameterGradient:
+    """The sum of what every use of a parameter contributed, in the form that costs least.
+
+    Args:
+        parameter: The parameter.
+        outers: Contributions as outer products.
+        denses: Contributions as tensors [g, *shape].
+    """
+    if not denses and _outer_products_are_cheaper(outers, parameter.shape):
+        return ParameterGradient(tuple(outers))
+    matrices = [term.matrix(parameter.shape) for term in outers]
+    total = matrices[0] if matrices else denses[0]
+    for other in (matrices + denses)[1:]:
+        total = total + other
+    return ParameterGradient(dense=total)
+
+
+def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
+    """Three products of rows with rows (norm, forward, backward) against one matrix for every group.
+
+    The matrix is also formed only where it does not take more memory than twice the rows.
+    """
+    rows = sum(term.b.shape[1] for term in terms)
+    table = all(not term.x.is_floating_point() for term in terms)
+    weights, sides = shape.numel(), shape[1] if table else shape[0] + shape[1]
+    by_matrix = rows * (shape[1] if table else weights) + _TRAFFIC * weights
+    return 3 * rows * rows * sides <= by_matrix or weights > 2 * rows * sides

@@ -1,0 +1,136 @@
+"""Gradients of a weight matrix, one per group of examples, as outer products that are not multiplied out.
+
+Legend: g groups of examples (a group is one example unless several share a perturbation), R rows (tokens) of a group,
+I and O what a layer takes in and gives out. A *side* of an outer product is rows of numbers [g, R, D], or ids [g, R]
+that stand for one-hot rows: what an embedding looks up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The gradient ``sum_r x_r (outer) b_r`` of a weight matrix, for every group.
+
+    Attributes:
+        x: What went into the layer [g, R, I], or the ids that were looked up [g, R].
+        b: Gradient of the loss with respect to what came out [g, R, O].
+        axis: The axis of the weight that x lies along: 1 for ``F.linear`` [O, I], 0 for a table or ``x @ W`` [I, O].
+        ones: A constant 1 is appended to x, so that the gradient of the layer's bias is in this one too.
+    """
+
+    x: Tensor
+    b: Tensor
+    axis: int
+    ones: bool = False
+
+    def matrix(self, shape: torch.Size) -> Tensor:
+        """The gradient of the weight itself [g, *shape]."""
+        x, b = wide(self.x), wide(self.b)
+        if x.is_floating_point():
+            return torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)
+        return b.new_zeros(len(b), *shape).scatter_add_(1, x[:, :, None].expand_as(b), b)
+
+    def total(self, shape: torch.Size) -> Tensor:
+        """The gradient of the weight, summed over the groups [*shape]."""
+        x, b = wide(self.x).flatten(0, 1), wide(self.b).flatten(0, 1)
+        if x.is_floating_point():
+            return x.mT @ b if self.axis == 0 else b.mT @ x
+        return b.new_zeros(shape).index_add_(0, x, b)
+
+    def times(self, factors: Tensor) -> Outer:
+        """Each group's gradient times its factor [g]."""
+        return replace(self, b=times(self.b, factors))
+
+    def without_zero_rows(self) -> Outer:
+        """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
+        dead = self.b[..., 0] == 0
+        if 2 * dead.sum() <= dead.numel():  # one column tells whether the whole search can be worth it
+            return self
+        alive = (self.b != 0).any(-1)
+        most = max(int(alive.sum(1).max()), 1)
+        if 2 * most > alive.shape[1]:
+            return self
+        rows = alive.to(torch.int8).topk(most, dim=1).indices
+        return replace(self, x=_take(self.x, rows), b=_take(self.b, rows))
+
+
+class Products:
+    """Products of rows with rows. The last few are kept: layers that share an input (Q, K, V) share them.
+
+    Args:
+        wide: Half-precision rows are multiplied in float32.
+        keep: How many products are kept.
+    """
+
+    def __init__(self, *, wide: bool, keep: int = 4) -> None:
+        self._wide, self._keep = wide, keep
+        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
+
+    def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False) -> Tensor:
+        """``p q^T`` [g, P, Q] of two sides; plus 1 where both have a constant 1 appended."""
+        key = (_place(p), _place(q), ones, torch.is_grad_enabled())
+        if key not in self._kept:
+            operands = (wide(p), wide(q)) if self._wide else (p, q)
+            self._kept[key] = (p, q, _product(*operands, ones=ones))  # p, q are held: nothing else takes their place
+            if len(self._kept) > self._keep:
+                self._kept.popitem(last=False)
+        return self._kept[key][2]
+
+
+def square_norm(terms: list[Outer], products: Products) -> Tensor:
+    """Squared norm of the sum of several gradients of one weight [g], cross terms included."""
+    squares = []
+    for i, p in enumerate(terms):
+        for q in terms[i:]:
+            ones = p.ones and q.ones
+            if p.axis == q.axis:
+                both = products(p.x, q.x, ones=ones) * products(p.b, q.b)
+            else:
+                both = products(p.x, q.b) * products(p.b, q.x)
+            squares.append(both.sum((1, 2)) * (1 if q is p else 2))
+    return torch.stack(squares).sum(0)
+
+
+def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
+    """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight."""
+    if term.axis == axis:
+        return torch.baddbmm(onto, products(x, term.x, ones=term.ones).to(term.b.dtype), term.b)
+    with_b = products(x, term.b)
+    if term.x.is_floating_point():
+        return torch.baddbmm(onto, with_b, term.x)
+    return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b.to(onto.dtype))
+
+
+def times(b: Tensor, factors: Tensor) -> Tensor:
+    """Rows of every group times its factor [g], in b's type; 0 where the factor is 0, whatever b is there."""
+    c = factors.view(-1, *[1] * (b.ndim - 1))
+    return torch.where(c > 0, wide(b) * c.to(wide(b).dtype), 0.0).to(b.dtype)
+
+
+def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
+    if p.is_floating_point() and q.is_floating_point():
+        return torch.baddbmm(p.new_ones(1, 1, 1), p, q.mT) if ones else torch.bmm(p, q.mT)
+    if p.is_floating_point():
+        return p.gather(2, q[:, None, :].expand(-1, p.shape[1], -1))
+    if q.is_floating_point():
+        return q.gather(2, p[:, None, :].expand(-1, q.shape[1], -1)).mT
+    return p[:, :, None] == q[:, None, :]
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _take(side: Tensor, rows: Tensor) -> Tensor:
+    return side.gather(1, rows if side.ndim == 2 else rows[:, :, None].expand(-1, -1, side.shape[2]))
+
+
+def _place(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version

@@ -1,0 +1,115 @@
+"""Values that are the same for all examples: parameters, and what is computed from parameters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.per_example.rules import Product
+
+Values = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value that depends on parameters but on no example; examples get copies of it once they meet it.
+
+    Attributes:
+        value: As the forward pass has it now.
+        parameters: What it depends on.
+        function: The value from the parameters' values, by id.
+        lookup: Where it is nothing but rows of one parameter that were looked up: the product that says so.
+    """
+
+    value: Tensor
+    parameters: tuple[nn.Parameter, ...]
+    function: Callable[[Values], Tensor]
+    lookup: Product | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter itself."""
+        return self.value is self.parameters[0]
+
+    def copies(self, parameters: Mapping[int, Tensor]) -> Tensor:
+        """The value for every example [B, *shape] from copies of the parameters [B, *shape], by id."""
+        if self.is_parameter:
+            return parameters[id(self.value)]
+        return torch.func.vmap(self.function)(dict(parameters))
+
+
+def parameter(p: nn.Parameter) -> Shared:
+    """A parameter as a shared value."""
+    return Shared(p, (p,), lambda values: values[id(p)])
+
+
+def computed(
+    value: Tensor,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    found: Mapping[int, Shared],
+    *,
+    item: int | None = None,
+    lookup: Product | None = None,
+) -> Shared:
+    """The result of a function of shared values and constants.
+
+    Args:
+        value: The result, or the item of it that is meant.
+        function: What was called.
+        args: Its arguments; the shared ones are found among them, in lists and tuples too.
+        kwargs: Its keyword arguments.
+        found: Shared values by the id of their tensor.
+        item: Which item of the result is meant, if it is not the result itself.
+        lookup: See ``Shared``.
+    """
+
+    def again(values: Values) -> Tensor:
+        def replace(argument: Any) -> Any:
+            shared = found.get(id(argument))
+            return argument if shared is None else shared.function(values)
+
+        result = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
+        return result if item is None else result[item]
+
+    return Shared(value, parameters_of(args, kwargs, found), again, lookup)
+
+
+def parameters_of(args: Any, kwargs: Any, found: Mapping[int, Shared]) -> tuple[nn.Parameter, ...]:
+    """The parameters that the shared values among the arguments depend on, each once."""
+    parameters = {id(p): p for t in tensors_in((args, kwargs)) if id(t) in found for p in found[id(t)].parameters}
+    return tuple(parameters.values())
+
+
+def tensors_in(arguments: Any) -> list[Tensor]:
+    """The tensors among arguments, in lists, tuples and dictionaries too."""
+    tensors: list[Tensor] = []
+    _collect(arguments, tensors)
+    return tensors
+
+
+def map_tensors(function: Callable[[Any], Any], arguments: Any) -> Any:
+    """The arguments with every tensor among them replaced by its image."""
+    if isinstance(arguments, Tensor):
+        return function(arguments)
+    if type(arguments) in (list, tuple):
+        return type(arguments)(map_tensors(function, a) for a in arguments)
+    if type(arguments) is dict:
+        return {key: map_tensors(function, a) for key, a in arguments.items()}
+    return arguments
+
+
+def _collect(arguments: Any, tensors: list[Tensor]) -> None:
+    if isinstance(arguments, Tensor):
+        tensors.append(arguments)
+    elif isinstance(arguments, (list, tuple)):
+        for argument in arguments:
+            _collect(argument, tensors)
+    elif type(arguments) is dict:
+        for argument in arguments.values():
+            _collect(argument, tensors)

@@ -1,0 +1,235 @@
+"""Every use of a parameter in a forward pass, as it happens.
+
+A ``TorchFunctionMode`` sees each call of a torch function. Where one combines parameters with the examples, it is
+handled in one of two ways: as a *product* (linear layers, embeddings), whose per-example gradient is a sum of outer
+products; or with *copies* of the parameter, one per example, handed to the function by broadcasting or by ``vmap``.
+What is computed from parameters alone stays shared until it meets the examples. So nothing depends on the class of a
+module, tied parameters are one parameter used twice, and a use that cannot be handled is seen when it happens.
+No module, parameter or hook is touched.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deltasam.per_example import shared
+from deltasam.per_example.rules import AFFINES, PRODUCTS, Affine, Product
+from deltasam.per_example.shared import Shared, map_tensors, tensors_in
+
+# Functions for which a leading axis of 1 means: the same for every example.
+_BROADCAST = frozenset(
+    ["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract", "mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__", "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp", "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate"]
+)
+_EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+
+
+class ParameterUses(TorchFunctionMode, abc.ABC):
+    """Hands every use of some parameters by the examples to a subclass.
+
+    Args:
+        model: Its buffers and its other parameters are constants.
+        parameters: Those whose uses matter, by name.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in parameters.items()}
+        self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values()}
+        others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared)
+        self._constants: dict[int, Tensor] = {id(t): t for t in others}
+
+    @abc.abstractmethod
+    def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
+        """The parameter for every example [count, *shape]."""
+
+    @abc.abstractmethod
+    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+        """The output of a product of the examples with parameters; ``run`` computes it as usual."""
+
+    @abc.abstractmethod
+    def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
+        """These parameters are used in a way that cannot be handled."""
+
+    def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
+        """Whether what ``vmap`` made of a function is what the function computes; override to look."""
+        return True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called in place of every torch function."""
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs))
+        if not any(id(t) in self._shared for t in tensors):
+            return self._without_parameters(func, tensors, args, kwargs)
+        name = getattr(func, "__name__", str(func))
+        if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__":
+            self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
+            return func(*args, **kwargs)
+        if all(id(t) in self._shared or id(t) in self._constants for t in tensors):
+            return self._without_examples(func, name, args, kwargs)
+        if (reader := PRODUCTS.get(func)) and (product := reader(*args, **kwargs)) and self._is_plain(product):
+            return self.product(lambda: func(*args, **kwargs), product)
+        if (normalised := AFFINES.get(func)) and (affine := normalised(*args, **kwargs)):
+            return self._affine(affine)
+        if name in _BROADCAST:
+            return self._broadcast(func, name, args, kwargs)
+        return self._vmap(func, name, args, kwargs)
+
+    def _is_plain(self, product: Product) -> bool:
+        """Whether weight and bias are parameters as they are, and the input belongs to the examples."""
+        sides = [t for t in (product.weight, product.bias) if t is not None and id(t) in self._shared]
+        return id(product.x) not in self._shared and all(self._shared[id(t)].is_parameter for t in sides)
+
+    def _without_parameters(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        if all(id(t) in self._constants for t in tensors):
+            if isinstance(result, Tensor):
+                self._constants[id(result)] = result
+        else:
+            self._constants.pop(id(tensors[0]) if result is None else id(result), None)  # examples were written into it
+        return result
+
+    # What is computed from parameters and constants is kept until examples meet it.
+
+    def _without_examples(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        found = [t for t in tensors_in((args, kwargs)) if id(t) in self._shared]
+        result = func(*args, **kwargs)
+        if name in _EXPAND and result.ndim == found[0].ndim and len(found[0]) == 1 < len(result):
+            return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
+        reader = PRODUCTS.get(func) if name == "embedding" and self._shared[id(found[0])].is_parameter else None
+        lookup = reader(*args, **kwargs) if reader else None
+        self._keep(result, func, args, kwargs, lookup)
+        return result
+
+    def _keep(self, result: Any, func: Any, args: Any, kwargs: Any, lookup: Product | None = None) -> None:
+        if isinstance(result, Tensor):
+            value = shared.computed(result, func, args, kwargs, self._shared, lookup=lookup)
+            self._shared.setdefault(id(result), value)
+        elif isinstance(result, (list, tuple)):
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i)
+
+    # Uses with copies: one value per example, broadcast or mapped.
+
+    def _affine(self, affine: Affine) -> Tensor:
+        result = affine.plain()
+        weight, bias = (self._along(t, result, affine.channels) for t in (affine.weight, affine.bias))
+        if weight is not None and bias is not None:
+            return self.__torch_function__(torch.addcmul, (), (bias, result, weight))
+        if weight is not None:
+            return self.__torch_function__(torch.mul, (), (result, weight))
+        return self.__torch_function__(torch.add, (), (result, bias))
+
+    def _along(self, vector: Tensor | None, result: Tensor, channels: int | None) -> Tensor | None:
+        if vector is None or channels is None:
+            return vector
+        shape = (len(vector), *[1] * (result.ndim - 1 - channels))
+        return self.__torch_function__(torch.Tensor.view, (), (vector, shape))
+
+    def _broadcast(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        tensors = tensors_in((args, kwargs))
+        ndim = max(t.ndim for t in tensors)
+        examples = [t for t in tensors if id(t) not in self._shared and t.ndim == ndim > 0]
+        count = max((len(t) for t in examples), default=0)
+        found = [t for t in tensors if id(t) in self._shared]
+        if not examples or (count == 1 and not any(t.requires_grad for t in examples) and _leads(found, ndim)):
+            return self._not_yet(func, name, args, kwargs)
+        for value in found:
+            if value.ndim == ndim and len(value) != 1:
+                return self._aligned(value, func, name, args, kwargs)
+        return self._with_copies(func, name, args, kwargs, count, ndim)
+
+    def _not_yet(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """No axis of examples is in sight: masks and the like are constants here."""
+        result = func(*args, **kwargs)
+        others = [t for t in tensors_in((args, kwargs)) if id(t) not in self._shared]
+        if any(t.requires_grad for t in others):
+            self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples")
+        else:
+            self._keep(result, func, args, kwargs)
+        return result
+
+    def _aligned(self, value: Tensor, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """The shared value has rows of its own for every example: ids that were made up for each, say."""
+        found = self._shared[id(value)]
+        if found.lookup is None:
+            self.refuse(found.parameters, f"{name} combines it with the examples, but not one value with each")
+            return func(*args, **kwargs)
+        rows = self.product(lambda: value.view_as(value), found.lookup)
+        args, kwargs = map_tensors(lambda t: rows if t is value else t, (args, kwargs))
+        return self.__torch_function__(func, (), args, kwargs)
+
+    def _with_copies(self, func: Any, name: str, args: Any, kwargs: Any, count: int, ndim: int) -> Any:
+        try:
+            spread = {
+                id(t): self._spread(self._shared[id(t)], count, ndim)
+                for t in tensors_in((args, kwargs))
+                if id(t) in self._shared
+            }
+        except _FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
+            return func(*args, **kwargs)
+        args, kwargs = map_tensors(lambda t: spread.get(id(t), t), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _spread(self, value: Shared, count: int, ndim: int) -> Tensor:
+        """A shared value for every example [count, ...], with as many axes as what it meets."""
+        if value.lookup is not None:
+            ids, rows = value.lookup.x, value.value
+            if rows.ndim < ndim:
+                ids, rows = (t.view(*[1] * (ndim - rows.ndim), *t.shape) for t in (ids, rows))
+            ids, rows = (t.expand(count, *t.shape[1:]) for t in (ids, rows))
+            return self.product(lambda: rows, replace(value.lookup, x=ids))
+        copies = value.copies({id(p): self.copies(p, count) for p in value.parameters})
+        if value.value.ndim == ndim:
+            return copies.flatten(0, 1)
+        return copies.view(count, *[1] * (ndim - copies.ndim), *value.value.shape)
+
+    def _vmap(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Any other function, mapped over examples and their copies of the parameters."""
+        parameters = self._parameters(args, kwargs)
+        count = next(len(t) for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim)
+        found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
+        rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
+
+        def one(values: dict[int, Tensor], row: dict[int, Tensor]) -> Tensor:
+            def pick(t: Tensor) -> Tensor:
+                if id(t) in found:
+                    return found[id(t)].function(values)
+                return row[id(t)][None] if id(t) in row else t
+
+            return func(*map_tensors(pick, args), **map_tensors(pick, kwargs)).squeeze(0)
+
+        try:
+            copies = {id(p): self.copies(p, count) for p in parameters}
+            result = torch.func.vmap(one)(copies, rows)
+            if self.accept(result, lambda: func(*args, **kwargs)):
+                return result
+            reason = f"{name} does not treat the examples one by one"
+        except (*_FAILURES, AttributeError) as error:
+            reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
+        self.refuse(parameters, reason)
+        return func(*args, **kwargs)
+
+    def _of_examples(self, t: Tensor) -> bool:
+        return id(t) not in self._shared and id(t) not in self._constants
+
+    def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
+        return shared.parameters_of(args, kwargs, self._shared)
+
+
+def _in_place(name: str) -> bool:
+    return name in ("__iadd__", "__imul__") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _leads(found: list[Tensor], ndim: int) -> bool:
+    """Whether one of the shared values has as many axes as what it meets."""
+    return any(t.ndim == ndim for t in found)

@@ -3,6 +3,9 @@
 The oracle of the tests and of the documentation. A model is here a function ``losses(w) -> [n]`` from weights
 to one loss per example, made by ``losses_function``; nothing is moved, hooked or restored. The gradient of a
 method is a dictionary from parameter name to tensor.
+
+Where examples meet in the loss, or the model's loss is one number, an example's gradient is the one through a copy
+of the weights of its own: there a model is a function ``losses([w_1, ..., w_k])``, made by ``copies_function``.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 Weights = dict[str, Tensor]
 Losses = Callable[[Weights], Tensor]
+LossesOfCopies = Callable[[Sequence[Weights]], Tensor]
 
 
 def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[Losses, Weights]:
@@ -27,24 +32,54 @@ def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
         model: The model; it is not changed.
         run: Given something to call in place of the model, returns one loss per example [n].
     """
-    state = torch.get_rng_state()
+    losses_of_copies, weights = copies_function(model, run)
+    return lambda w: losses_of_copies([w]), weights
+
+
+def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[LossesOfCopies, Weights]:
+    """A model and a batch as a function of several copies of the weights, and the weights it has now.
+
+    With k copies the batch is k groups of consecutive examples, and each group's rows come from its own copy: the
+    model runs once per copy on the whole batch, each time with the same random state, and of every tensor that it
+    returns the rows of that group are taken. What is not a row per example (a loss, say) cannot be split.
+
+    Args:
+        model: The model; it is not changed.
+        run: Given something to call in place of the model, returns one loss per example [n], or one loss [].
+    """
+    random = torch.get_rng_state()
     fixed = {name: b.detach().clone() for name, b in model.named_buffers()}
     fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
 
-    def losses(weights: Weights) -> Tensor:
-        torch.set_rng_state(state)
-        tensors = {**{name: t.clone() for name, t in fixed.items()}, **weights}
-        result = run(lambda *args, **kwargs: functional_call(model, tensors, args, kwargs))
-        torch.set_rng_state(state)
+    def losses(copies: Sequence[Weights]) -> Tensor:
+        torch.set_rng_state(random)
+        states = [{**{name: t.clone() for name, t in fixed.items()}, **copy} for copy in copies]
+        result = run(lambda *args, **kwargs: output(states, args, kwargs))
+        torch.set_rng_state(random)
         return result
+
+    def output(states: list[Weights], args: Any, kwargs: Any) -> Any:
+        before = torch.get_rng_state()
+        outputs = []
+        for state in states:
+            torch.set_rng_state(before)
+            outputs.append(functional_call(model, state, args, kwargs))
+        return tree_map(rows_of_each, *outputs) if len(outputs) > 1 else outputs[0]
 
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
     return losses, weights
 
 
-def gradient(loss: Tensor, weights: Weights) -> Weights:
+def rows_of_each(*values: Any) -> Any:
+    """The first k-th of the first value's rows, the second k-th of the second's, and so on."""
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    return torch.cat([v.unflatten(0, (len(values), -1))[i] for i, v in enumerate(values)])
+
+
+def gradient(loss: Tensor, weights: Weights, *, retain_graph: bool = False) -> Weights:
     """Gradient of a loss []; zeros where it does not depend on a weight."""
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=retain_graph)
     return {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), gradients, strict=True)}
 
 
@@ -92,6 +127,26 @@ def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weigh
         for name, v in gradient(losses(there)[start : start + m].mean(), there).items():
             total[name] += v * m / n
     return total
+
+
+def per_instance_sam_of_copies(
+    losses: LossesOfCopies, w: Weights, *, rho: float, groups: int
+) -> tuple[Weights, Tensor]:
+    """``sum_k d mean(L) / d w_k`` at ``w_k = w + rho g_k / |g_k|``, ``g_k = d sum(L) / d w_k``; and every ``|g_k|``.
+
+    ``w_k`` is the copy that group k has of the weights.
+    """
+    copies = [moved(w, w, 0.0) for _ in range(groups)]
+    ascents = gradients(losses(copies).sum(), copies)
+    there = [moved(w, g, step(rho, g)) for g in ascents]
+    descents = gradients(losses(there).mean(), there)
+    total = {name: torch.stack([d[name] for d in descents]).sum(0) for name in w}
+    return total, torch.stack([norm(g) for g in ascents])
+
+
+def gradients(loss: Tensor, copies: Sequence[Weights]) -> list[Weights]:
+    """Gradient of a loss [] with respect to each copy of the weights."""
+    return [gradient(loss, copy, retain_graph=True) for copy in copies]
 
 
 def delta_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, noise: Sequence[Tensor]) -> Weights:

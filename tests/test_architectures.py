@@ -22,7 +22,7 @@ from deltasam import reference
 RHO = 0.3
 SEED = 3
 # Architectures that two passes cannot describe, and the message that says so.
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {"torch_encoder": r"self_attn.in_proj_weight.*multi_head_attention_forward"}
 EXACT = [name for name in ARCHITECTURES if name not in REFUSED]
 # Those where an example's loss is its own, and there is one.
 APART = [name for name in ARCHITECTURES if "siamese" not in name and "own_loss" not in name]

@@ -76,7 +76,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             if self.unsupported != "loop":
                 raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
-            metrics = self._descend_one_by_one(passes, example_losses_of(output, "PerInstanceSAM(unsupported='loop')"))
+            example_losses = example_losses_of(output, "PerInstanceSAM(unsupported='loop')")
+            metrics = self._descend_one_by_one(passes, example_losses, record)
         return Step(losses.detach().mean(), metrics)
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
@@ -90,14 +91,17 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
+    def _descend_one_by_one(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
         groups = [slice(start, start + self.m) for start in range(0, len(losses), self.m)]
-        facts = [self._descend_group(passes, losses, group) for group in groups]
+        facts = [self._descend_group(passes, losses, group, record) for group in groups]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
 
-    def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
-        ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
+    def _descend_group(
+        self, passes: Passes, losses: Tensor, group: slice, record: Record
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with record:
+            ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
         norm = weight_space.norm(ascent)
         with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
@@ -115,8 +119,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def _with_ways_out(self, reason: NotCoveredError) -> NotCoveredError:
         return NotCoveredError(
             f"PerInstanceSAM: {reason}\n"
-            f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is exact "
-            f"for any model, one example at a time; or use SAM or DeltaSAM"
+            f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is "
+            f"exact for any model, one example at a time; or use SAM or DeltaSAM"
         )
 
     def _say_once(self, reason: str) -> None:

@@ -35,8 +35,8 @@ def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) ->
 def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
     """Parameters after whose use examples meet, inside the model: why, by name.
 
-    The outputs of every second example are taken, times random numbers: nothing of the others may come back. An in-batch
-    loss is not looked at: there examples may meet.
+    The outputs of every second example are taken, times random numbers: nothing of the others may come back. The loss
+    is not looked at: there examples may meet.
     """
     found: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)

@@ -56,12 +56,17 @@ class Engine:
             NotCoveredError: The gradients cannot be had exactly. The graph of the loss is still there.
             ValueError: m does not divide the number of examples.
         """
-        n, check, total = record.examples(loss), self._must_check(), loss.sum()
+        n = record.examples(loss)
         if n % m:
             raise ValueError(
                 f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch "
                 f"or use m=1"
             )
+        with record:
+            return self._gradients(passes, record, loss, n, m)
+
+    def _gradients(self, passes: Passes, record: Record, loss: Tensor, n: int, m: int) -> ExampleGradients:
+        check, total = self._must_check(), loss.sum()
         self._refuse(coupling_layers(self._model))
         self._leave_out(record, record.refusals | uneven_uses(record.uses, n, record.names))
         if check and n > 1:
@@ -74,7 +79,7 @@ class Engine:
             wrong = unexplained(record.parameters, expected, gradients.total(parameters))
             if wrong:
                 self._leave_out(record, wrong)
-                return self.gradients(passes, record, loss, m)
+                return self._gradients(passes, record, loss, n, m)
             self._checked = self._trained() if n > 1 else frozenset()
             self.coverage = coverage_of(self._model, record.uses, self._skipped)
         return gradients

@@ -125,6 +125,7 @@ def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -96,8 +96,12 @@ class _MultiplyEach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch._C.DisableTorchFunction():  # what is computed here is not a use of the weight
+            return _MultiplyEach._gradients(ctx, gradients[0])
+
+    @staticmethod
+    def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, step = ctx.saved_tensors
-        dy = gradients[0]
         moved = (weight + step).to(dy.dtype)
         dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved) if ctx.needs_input_grad[0] else None
         dw = None

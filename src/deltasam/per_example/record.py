@@ -1,4 +1,4 @@
-"""What one forward pass leaves behind for per-example gradients: which outputs came from which parameters and inputs."""
+"""What one forward pass leaves behind: which outputs came from which parameters and inputs."""
 
 from __future__ import annotations
 
@@ -63,15 +63,21 @@ class Record(ParameterUses):
         self.refusals: dict[str, str] = {}
         self._model, self._verify = model, verify
         self._batches: set[int] = set()
+        self._open = False
+
+    # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
+    # checkpointing a backward runs the forward again, and must find the same graph.
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Record the forward pass that is run inside."""
         handle = self._model.register_forward_pre_hook(self._see_batch, with_kwargs=True)
+        self._open = True
         try:
             with self:
                 yield
         finally:
+            self._open = False
             handle.remove()
 
     def examples(self, losses: Tensor) -> int:
@@ -133,7 +139,7 @@ class Record(ParameterUses):
         return result.shape == expected.shape and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
-        if y.requires_grad:  # else it was made under no_grad: no part of the gradient
+        if self._open and y.requires_grad:  # without a gradient it was made under no_grad
             self.uses.append(Use(get_gradient_edge(y), y.shape, y.new_empty(0), parameters, product))
 
     def _see_batch(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

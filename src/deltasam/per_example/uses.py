@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
@@ -24,11 +25,41 @@ from deltasam.per_example.rules import AFFINES, PRODUCTS, Affine, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
 
 # Functions for which a leading axis of 1 means: the same for every example.
-_BROADCAST = frozenset(
-    ["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract", "mul", "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__", "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp", "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate"]
-)
+# fmt: off
+_BROADCAST = frozenset([
+    "add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract", "mul",
+    "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__",
+    "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp",
+    "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate",
+])
+# fmt: on
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+_DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"])
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+
+
+# A backward is a torch function too, and inside one the mode is off. But gradient checkpointing runs the forward again
+# in there. Called with places in the graph instead of tensors, it is no torch function, and the mode stays on.
+
+
+def _tensor_backward(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
+    torch.autograd.backward(_edges(tensor), gradient, *args, **kwargs)
+
+
+def _backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+    torch.autograd.backward(_edges(tensors), *args, **kwargs)
+
+
+def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    return torch.autograd.grad(_edges(outputs), _edges(inputs), *args, **kwargs)
+
+
+def _edges(tensors: Any) -> list[GradientEdge]:
+    tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
+    return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
+
+
+_BACKWARDS = {torch.Tensor.backward: _tensor_backward, torch.autograd.backward: _backward, torch.autograd.grad: _grad}
 
 
 class ParameterUses(TorchFunctionMode, abc.ABC):
@@ -65,6 +96,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every torch function."""
         kwargs = kwargs or {}
+        if func in _BACKWARDS:
+            with self:
+                return _BACKWARDS[func](*args, **kwargs)
         tensors = tensors_in((args, kwargs))
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
@@ -100,13 +134,23 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _without_examples(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         found = [t for t in tensors_in((args, kwargs)) if id(t) in self._shared]
+        if name in _DROPOUT and found[0] is args[0]:
+            # The mask is drawn once and is the same for all copies.
+            mask = func(torch.ones_like(args[0]), *args[1:], **kwargs)
+            return self.__torch_function__(torch.mul, (), (args[0], self._constants.setdefault(id(mask), mask)))
         result = func(*args, **kwargs)
-        if name in _EXPAND and result.ndim == found[0].ndim and len(found[0]) == 1 < len(result):
+        if name in _EXPAND and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
             return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
+        if name == "repeat" and result.ndim == found[0].ndim > 0 and result.shape[1:] == found[0].shape[1:]:
+            return self._repeat(found[0], len(result) // len(found[0]))
         reader = PRODUCTS.get(func) if name == "embedding" and self._shared[id(found[0])].is_parameter else None
         lookup = reader(*args, **kwargs) if reader else None
         self._keep(result, func, args, kwargs, lookup)
         return result
+
+    def _repeat(self, value: Tensor, count: int) -> Tensor:
+        found = self._shared[id(value)]
+        return found.copies({id(p): self.copies(p, count) for p in found.parameters}).flatten(0, 1)
 
     def _keep(self, result: Any, func: Any, args: Any, kwargs: Any, lookup: Product | None = None) -> None:
         if isinstance(result, Tensor):
@@ -214,7 +258,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             if self.accept(result, lambda: func(*args, **kwargs)):
                 return result
             reason = f"{name} does not treat the examples one by one"
-        except (*_FAILURES, AttributeError) as error:
+        except _FAILURES as error:
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
         self.refuse(parameters, reason)
         return func(*args, **kwargs)

@@ -19,6 +19,7 @@ import deltasam
 from deltasam import Method, reference
 from deltasam.diagnostics import Closeness, Fidelity, at_radius, default_methods, fidelity
 from deltasam.diagnostics.closeness import compare
+from deltasam.diagnostics.measure import Bench
 
 RHO = 0.3
 
@@ -243,6 +244,13 @@ def test_each_batch_has_masks_of_its_own(model: nn.Module) -> None:
 def test_every_method_sees_the_same_masks(model: nn.Module) -> None:
     (one,), both = (fidelity(model, closure_on(model), m, rho=RHO) for m in (["sam"], ["delta_sam", "erm", "sam"]))
     assert both[2].batches == one.batches
+
+
+def test_every_method_starts_from_the_same_buffers(model: nn.Module) -> None:
+    bench = Bench(model)
+    for _ in range(3):
+        bench.measure(deltasam.ERM(model), closure_on(model))
+        assert model.calls == 1
 
 
 def test_an_undefined_number_is_left_out_of_the_mean() -> None:

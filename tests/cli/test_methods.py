@@ -41,7 +41,7 @@ def test_version(cli: Cli) -> None:
     assert cli("--version").stdout == f"deltasam {deltasam.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "methods"])
+@pytest.mark.parametrize("command", ["train", "compare", "fidelity", "methods"])
 def test_help_has_examples(cli: Cli, command: str) -> None:
     assert f"deltasam {command}" in cli(command, "--help").stdout.partition("Examples")[2]
 

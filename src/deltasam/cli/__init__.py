@@ -1,4 +1,4 @@
-"""The command line: ``deltasam train``, ``deltasam compare``, ``deltasam methods``."""
+"""The command line: ``deltasam train``, ``compare``, ``fidelity`` and ``methods``."""
 
 from __future__ import annotations
 

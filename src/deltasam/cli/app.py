@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import deltasam
 from deltasam.cli.compare import compare
 from deltasam.cli.errors import install_hint
+from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
 from deltasam.cli.train import train
 from deltasam.errors import UserError
@@ -62,4 +63,5 @@ def _deltasam(
 
 app.command()(train)
 app.command()(compare)
+app.command()(fidelity)
 app.command()(methods)

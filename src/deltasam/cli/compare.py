@@ -62,9 +62,7 @@ def compare(
 
     deltasam compare --methods erm,sam:rho=0.02,sam:rho=0.05,sam:rho=0.1 --seeds 0,1,2,3,4 --output runs/rho
     """
-    if source is not None and data is not None:
-        raise UserError(f"the data is given twice, {source} and --data {data}; give one")
-    params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": source or data or "demo"}
+    params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
     choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds))
     with interruptible("go on with the same command"):
@@ -72,25 +70,16 @@ def compare(
 
 
 def _methods(text: str) -> list[str]:
-    return _distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
+    return options.distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
 
 
 def _seeds(text: str) -> list[int]:
     try:
-        return _distinct([int(seed) for seed in text.split(",")], "--seeds")
+        return options.distinct([int(seed) for seed in text.split(",")], "--seeds")
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--seeds {text!r}: write whole numbers separated by commas, as in 0,1,2") from error
-
-
-def _distinct(values: list[Any], option: str) -> list[Any]:
-    if not values:
-        raise UserError(f"{option}: give at least one")
-    for value in values:
-        if values.count(value) > 1:
-            raise UserError(f"{option}: {value} is there twice; leave one out")
-    return values
 
 
 def _compare(output: Path, choices: dict[str, Any], settings: TrainConfig, checkpoint_every: int) -> None:

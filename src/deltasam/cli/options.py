@@ -75,6 +75,31 @@ def full_spec(spec: str) -> str:
         raise UserError(str(error)) from error
 
 
+def source_of(argument: str | None, option: str | None) -> str:
+    """Where the data is: given as SOURCE or as ``--data``, else the demo.
+
+    Raises:
+        UserError: It is given twice.
+    """
+    if argument is not None and option is not None:
+        raise UserError(f"the data is given twice, {argument} and --data {option}; give one")
+    return argument or option or "demo"
+
+
+def distinct(values: list[Any], option: str) -> list[Any]:
+    """The values of a list option, checked.
+
+    Raises:
+        UserError: There is none, or one is there twice.
+    """
+    if not values:
+        raise UserError(f"{option}: give at least one")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{option}: {value} is there twice; leave one out")
+    return values
+
+
 def load(params: dict[str, Any]) -> TextData:
     """The data that a command's parameters describe."""
     from deltasam.data import load_data

@@ -100,10 +100,9 @@ class Run:
         """
         started = time.perf_counter()
         number = len(self.steps)
-        rows = self._rows(number)
-        inputs, labels = self.train_batches.batch(rows)
+        rows = self.rows(number)
         try:
-            step = self.method.backward(lambda: example_losses(self._forward(inputs), labels, self.data.kind))
+            step = self.method.backward(self.closure(rows))
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
         learning_rate = float(self.scheduler.get_last_lr()[0])
@@ -117,6 +116,18 @@ class Run:
             StepRecord(step=number + 1, epoch=epoch, seconds=seconds, learning_rate=learning_rate, **facts)
         )
         return self.steps[-1]
+
+    def rows(self, step: int) -> list[int]:
+        """The training rows of a step, counted from 0; it may lie beyond the last."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.config.batch_size
+        order = shuffled(len(self.train_batches), self.seed, epoch)
+        return order[start : start + self.config.batch_size]
+
+    def closure(self, rows: list[int]) -> Callable[[], Tensor]:
+        """One forward on some training rows: one loss per example [rows]."""
+        inputs, labels = self.train_batches.batch(rows)
+        return lambda: example_losses(self._forward(inputs), labels, self.data.kind)
 
     def evaluate(self) -> EvaluationRecord:
         """Measure the model as it is on the evaluation data; all NaN once the run has diverged."""
@@ -177,12 +188,6 @@ class Run:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-
-    def _rows(self, step: int) -> list[int]:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.config.batch_size
-        order = shuffled(len(self.train_batches), self.seed, epoch)
-        return order[start : start + self.config.batch_size]
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return logits_of(self.model, inputs, self.config.precision)

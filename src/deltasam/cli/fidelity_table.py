@@ -1,0 +1,50 @@
+"""What ``deltasam fidelity`` found, as a table for the terminal, and what its numbers mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from deltasam.experiment import rounding
+
+if TYPE_CHECKING:
+    from deltasam.diagnostics import Fidelity
+
+MEANING = (
+    "Error and cosine are of what a method adds to the plain gradient, beside what one perturbation per example adds: "
+    "error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, above 1 is farther off."
+)
+
+_COLUMNS = {
+    "error": "error",
+    "cosine": "cosine",
+    "loss_share": "loss\nshare",
+    "gradient_error": "gradient\nerror",
+    "gradient_cosine": "gradient\ncosine",
+    "distance": "distance\n/ rho",
+}
+
+
+def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
+    """One row per method: means over the batches, and below each its standard deviation."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    counted = "1 batch" if batches == 1 else f"{batches} batches; ±: standard deviation over them"
+    table.caption, table.caption_justify = Text(f"{counted}; cost: time per step over sam"), "left"
+    table.add_column("method", overflow="fold")
+    for title in (*_COLUMNS.values(), "cost"):
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    for result in results:
+        cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
+        table.add_row(Text(result.method), *cells, Text(rounding.ratio(result.cost)))  # Text: a spec may hold brackets
+    return table
+
+
+def _mean_and_spread(mean: float, spread: float) -> Text:
+    if math.isnan(mean):
+        return Text(rounding.MISSING)
+    return Text(f"{mean:.3f}" if math.isnan(spread) else f"{mean:.3f}\n±{spread:.3f}")

@@ -1,0 +1,162 @@
+"""How close each method's gradient comes to that of one perturbation per example, on a model and batches at hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from deltasam.checks import positive
+from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
+from deltasam.diagnostics.measure import Bench, Measured
+from deltasam.guards import Buffers, RandomState
+from deltasam.method import Method
+from deltasam.methods import ERM, SAM, PerInstanceSAM
+from deltasam.passes import Closure
+from deltasam.spec import hyperparameters, make_method, method_names, split_specs
+
+
+def fidelity(
+    model: nn.Module,
+    closure: Closure | Iterable[Closure],
+    methods: str | Sequence[str | Method] | None = None,
+    *,
+    rho: float = 0.02,
+) -> list[Fidelity]:
+    """Measure how close methods come to exact per-instance SAM, ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
+
+    On each batch every method starts from the same random state, so with the same dropout masks; from batch to batch
+    the random state goes on. The model stays in the mode, training or evaluation, in which it is. ``.grad``, weights,
+    buffers and random state are afterwards what they were, bit for bit, also after an exception.
+
+    All is compared at one radius: the exact gradient is taken at ``rho``, and so is every method given as a spec,
+    unless the spec says otherwise, as ``sam:rho=0.1`` does. Method objects keep their own rho. Methods of equal rho
+    need not go equally far: ASAM's is in units of the weights. ``Closeness.distance`` says how far each one went; a
+    comparison is at one radius where it is 1.
+
+    Args:
+        model: The model, with the weights to measure at.
+        closure: Runs one forward on a batch and returns one loss per example [n] (see ``deltasam.outputs``); or
+            several such closures, one per batch. Each is called many times, and only while it is measured.
+        methods: Specs (``sam``, ``delta_sam:sigma=1e-3``), in a list or separated by commas, and methods made for this
+            model. Default: ``default_methods()``.
+        rho: Radius of the exact perturbations.
+
+    Returns:
+        One result per method, in the order given.
+
+    Raises:
+        ValueError: rho is not above 0, a method is unknown, is not for this model or cannot use the closure's loss, or
+            there is no closure or no method.
+    """
+    rho = positive("fidelity", "rho", rho)
+    chosen = [_made(m, model, rho) for m in _listed(methods)]
+    contest = _Contest(model, chosen, rho)
+    with _put_back(model):
+        for number, one in enumerate([closure] if callable(closure) else closure):
+            contest.judge(one, number)
+    return contest.results()
+
+
+def default_methods() -> list[str]:
+    """Every registered method but the exact one, plain training first: it is the zero line."""
+    others = [name for name in method_names() if name not in (ERM.name, PerInstanceSAM.name)]
+    return [ERM.name, *others]
+
+
+def at_radius(spec: str, rho: float) -> str:
+    """The spec with this rho, where the method has one and the spec does not give it.
+
+    An unknown method is left as it is: ``make_method`` says what there is.
+    """
+    name, _, arguments = spec.strip().partition(":")
+    given = [a.strip() for a in arguments.split(",") if a.strip()]
+    cls = Method.registry.get(name)
+    if cls is None or "rho" not in hyperparameters(cls) or any(a.partition("=")[0].strip() == "rho" for a in given):
+        return spec
+    return f"{name}:{','.join([*given, f'rho={rho!r}'])}"
+
+
+class _Contest:
+    """The methods, the three they are judged by, and what was found so far."""
+
+    def __init__(self, model: nn.Module, methods: list[Method], rho: float) -> None:
+        self._bench, self._rho = Bench(model), rho
+        self._exact, self._plain, self._sam = PerInstanceSAM(model, rho=rho), ERM(model), SAM(model, rho=rho)
+        self._methods = methods
+        self._found: list[list[Closeness]] = [[] for _ in methods]
+        self._costs: list[list[float]] = [[] for _ in methods]
+
+    def judge(self, closure: Closure, number: int) -> None:
+        """Measure every method on one batch. One gradient at a time is held beside the exact and the plain one."""
+        self._bench.begin()
+        exact, plain = (self._bench.measure(m, closure) for m in (self._exact, self._plain))
+        seconds = []
+        for method, found in zip(self._methods, self._found, strict=True):
+            measured = self._bench.measure(method, closure)
+            found.append(self._closeness(measured, exact, plain))
+            seconds.append(measured.seconds)
+        sam = self._bench.measure(self._sam, closure).seconds  # last: the first ones pay for fresh memory
+        for costs, own in zip(self._costs, seconds, strict=True):
+            costs.append(own / sam)
+        if math.isnan(self._found[-1][-1].error) and math.isnan(self._closeness(plain, exact, plain).error):
+            warnings.warn(
+                f"fidelity(rho={self._rho}): on batch {number} the exact gradient is not finite, or differs from the "
+                f"plain one by no more than rounding: what is measured in units of the difference is NaN; raise rho, "
+                f"or compute in a wider floating-point type",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def results(self) -> list[Fidelity]:
+        """What was found, per method."""
+        if not self._costs[0]:
+            raise ValueError("fidelity(closure=...): there is no closure in it; give one per batch")
+        return [
+            Fidelity(method.spec, tuple(found), statistics.median(costs))
+            for method, found, costs in zip(self._methods, self._found, self._costs, strict=True)
+        ]
+
+    def _closeness(self, measured: Measured, exact: Measured, plain: Measured) -> Closeness:
+        epsilon = self._bench.epsilon
+        return Closeness(
+            **compare(measured.gradient, exact.gradient, plain.gradient, epsilon=epsilon),
+            loss_share=ratio(measured.rise, exact.rise, rounding(exact.loss, epsilon)),
+            distance=ratio(measured.distance, self._rho) if measured.distance > 0 else math.nan,
+        )
+
+
+def _listed(methods: str | Sequence[str | Method] | None) -> Sequence[str | Method]:
+    if methods is None:
+        return default_methods()
+    listed = split_specs(methods) if isinstance(methods, str) else methods
+    if not listed:
+        raise ValueError("fidelity(methods=...): there is no method in it; give at least one")
+    return listed
+
+
+def _made(method: str | Method, model: nn.Module, rho: float) -> Method:
+    if isinstance(method, str):
+        return make_method(at_radius(method, rho), model)
+    if method.model is not model:
+        raise ValueError(f"fidelity: {method!r} was made for another model; make it for the one that is measured")
+    return method
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Gradients (the same tensors), buffers and random state as they were, whatever happens."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    random_state, buffers = RandomState(devices), Buffers(model)
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        buffers.restore()
+        random_state.restore()

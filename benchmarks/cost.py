@@ -2,6 +2,7 @@
 
     python benchmarks/cost.py                          # MiniLM-L6, a few shapes
     python benchmarks/cost.py --shapes 16x32 --rounds 15 --methods sam,delta_sam
+    python benchmarks/cost.py --model wide --shapes 16x32,8x128,2x512
 
 A step is zero_grad, forward and backward passes, gradient clipping nowhere, one AdamW step: the whole of what
 the two libraries do differently. The contestants take turns within every round, so a machine that slows down
@@ -28,6 +29,7 @@ from deltasam.experiment.config import BUNDLED_MODEL
 from deltasam.experiment.model import locate_model, quiet_transformers
 
 PEER = "pytorch_optimizer.SAM"
+Batch = tuple[dict[str, Tensor], Tensor]
 
 
 def encoder() -> nn.Module:
@@ -43,15 +45,26 @@ def encoder() -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
 
 
-def batch_of(examples: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
+def wide_encoder() -> nn.Module:
+    """Four layers of BERT-base's width, random weights, with a 3-class head."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=3))
+
+
+MODELS = {"minilm": encoder, "wide": wide_encoder}
+
+
+def batch_of(examples: int, tokens: int) -> Batch:
     """Random tokens without padding, and random labels."""
     ids = torch.randint(1000, 30000, (examples, tokens))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 3, (examples,))
 
 
-def method_step(spec: str, batch: tuple[dict[str, Tensor], Tensor]) -> Callable[[], None]:
+def method_step(spec: str, make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
     """A step of one of our methods on a model of its own."""
-    model, (inputs, labels) = encoder().train(), batch
+    model, (inputs, labels) = make_model().train(), batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     method = deltasam.make_method(spec, model)
 
@@ -63,11 +76,11 @@ def method_step(spec: str, batch: tuple[dict[str, Tensor], Tensor]) -> Callable[
     return step
 
 
-def peer_step(batch: tuple[dict[str, Tensor], Tensor]) -> Callable[[], None]:
+def peer_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
     """The same step with the optimizer wrapper of ``pytorch_optimizer``."""
     from pytorch_optimizer import SAM
 
-    model, (inputs, labels) = encoder().train(), batch
+    model, (inputs, labels) = make_model().train(), batch
     optimizer = SAM(model.parameters(), torch.optim.AdamW, lr=2e-5, rho=0.05)
 
     def closure() -> Tensor:
@@ -109,7 +122,8 @@ def table_of(title: str, seconds: dict[str, list[float]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="32x16,16x32,16x64,8x128", help="examples x tokens, comma-separated")
+    parser.add_argument("--model", choices=sorted(MODELS), default="minilm")
+    parser.add_argument("--shapes", default="32x16,16x32,16x64,8x128,2x512", help="examples x tokens, comma-separated")
     parser.add_argument("--methods", default=",".join(deltasam.method_names()), help="specs, comma-separated")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
@@ -119,7 +133,8 @@ def main() -> None:
     for shape in options.shapes.split(","):
         examples, tokens = map(int, shape.split("x"))
         batch = batch_of(examples, tokens)
-        steps = {spec: method_step(spec, batch) for spec in specs} | {PEER: peer_step(batch)}
+        make_model = MODELS[options.model]
+        steps = {spec: method_step(spec, make_model, batch) for spec in specs} | {PEER: peer_step(make_model, batch)}
         title = f"{examples} examples x {tokens} tokens"
         console.print(table_of(title, measure(steps, options.rounds, title)))
 

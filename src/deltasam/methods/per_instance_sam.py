@@ -84,8 +84,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         gradients = self._engine.gradients(passes, record, losses, self.m)
         norms = gradients.norms()
         factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
-        with Perturbed(self.model, record.parameters, gradients.times(factors)), passes.at() as point:
-            del gradients
+        gradients.scale(factors)
+        with Perturbed(self.model, record.parameters, gradients), passes.at() as point:
             perturbed_loss = passes.backward(loss_of(point.output))
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
         of_mean = norms / self.m if losses.ndim else norms

@@ -39,21 +39,16 @@ class ExampleGradients:
         squares = [gradient.square_norm(products) for gradient in self.of.values()]
         return torch.stack(squares).sum(0).clamp(min=0).sqrt()
 
-    def times(self, factors: Tensor) -> ExampleGradients:
-        """Each group's gradient times its factor [g]; a factor of 0 makes 0 of any gradient."""
-        scaled = ExampleGradients([], [], self.groups)
-        scaled._weights = self._weights
-        scaled.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
-        return scaled
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN."""
+        dropped = factors == 0
+        if dropped.any():
+            self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
+        self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
 
     def total(self, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
         """The gradients summed over the groups, for each parameter; None where it was not used."""
         return [self._total(p) for p in parameters]
-
-    def fused_bias(self, weight: Tensor) -> bool:
-        """Whether the gradient of a weight holds that of its layer's bias."""
-        gradient = self.of.get(id(weight))
-        return gradient is not None and any(term.ones for term in gradient.outers)
 
     def _total(self, parameter: nn.Parameter) -> Tensor | None:
         if id(parameter) in self.of:
@@ -63,7 +58,7 @@ class ExampleGradients:
 
     def _is_fused(self, parameter: nn.Parameter) -> bool:
         weight = self._weights.get(id(parameter))
-        return weight is not None and any(term.ones for term in self.of[weight].outers)
+        return weight is not None and self.of[weight].holds_bias
 
     def _gradient_of(self, parameter: nn.Parameter) -> ParameterGradient:
         outers: list[Outer] = []

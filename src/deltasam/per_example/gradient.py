@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ class ParameterGradient:
     Attributes:
         outers: Outer products whose sum it is; or
         dense: The gradients themselves [g, *shape].
+        multiplies: Whether all that the parameter does is multiply numbers, as a linear layer's weight.
     """
 
     outers: tuple[Outer, ...] = ()
     dense: Tensor | None = None
+    multiplies: bool = False
 
     @property
     def holds_bias(self) -> bool:
@@ -38,10 +40,17 @@ class ParameterGradient:
         return self.dense.flatten(1).square().sum(1)
 
     def times(self, factors: Tensor) -> ParameterGradient:
-        """Each group's gradient times its factor [g]."""
+        """Each group's gradient times its factor [g]; a plain tensor is changed in place."""
         if self.dense is None:
-            return ParameterGradient(tuple(term.times(factors) for term in self.outers))
-        return ParameterGradient(dense=outer.times(self.dense, factors))
+            return replace(self, outers=tuple(term.times(factors) for term in self.outers))
+        return replace(self, dense=self.dense.mul_(factors.view(-1, *[1] * (self.dense.ndim - 1))))
+
+    def without(self, dropped: Tensor) -> ParameterGradient:
+        """No gradient for some groups [g], whatever it was."""
+        outers = tuple(replace(t, b=t.b.masked_fill(dropped[:, None, None], 0)) for t in self.outers)
+        if self.dense is None:
+            return replace(self, outers=outers)
+        return replace(self, dense=self.dense.masked_fill(dropped.view(-1, *[1] * (self.dense.ndim - 1)), 0))
 
     def matrix(self, shape: torch.Size) -> Tensor:
         """The gradient of the parameter [g, *shape]."""
@@ -68,13 +77,14 @@ def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tenso
         outers: Contributions as outer products.
         denses: Contributions as tensors [g, *shape].
     """
+    multiplies = not denses and all(term.x.is_floating_point() for term in outers)
     if not denses and _outer_products_are_cheaper(outers, parameter.shape):
-        return ParameterGradient(tuple(outers))
+        return ParameterGradient(tuple(outers), multiplies=multiplies)
     matrices = [term.matrix(parameter.shape) for term in outers]
     total = matrices[0] if matrices else denses[0]
     for other in (matrices + denses)[1:]:
         total = total + other
-    return ParameterGradient(dense=total)
+    return ParameterGradient(dense=total, multiplies=multiplies)
 
 
 def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:

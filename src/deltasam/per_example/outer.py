@@ -23,16 +23,20 @@ class Outer:
         b: Gradient of the loss with respect to what came out [g, R, O].
         axis: The axis of the weight that x lies along: 1 for ``F.linear`` [O, I], 0 for a table or ``x @ W`` [I, O].
         ones: A constant 1 is appended to x, so that the gradient of the layer's bias is in this one too.
+        factors: Every group's gradient is to be multiplied by its factor [g]; None is 1.
     """
 
     x: Tensor
     b: Tensor
     axis: int
     ones: bool = False
+    factors: Tensor | None = None
 
     def matrix(self, shape: torch.Size) -> Tensor:
         """The gradient of the weight itself [g, *shape]."""
         x, b = wide(self.x), wide(self.b)
+        if self.factors is not None:
+            b = times(b, self.factors)
         if x.is_floating_point():
             return torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)
         return b.new_zeros(len(b), *shape).scatter_add_(1, x[:, :, None].expand_as(b), b)
@@ -46,7 +50,9 @@ class Outer:
 
     def times(self, factors: Tensor) -> Outer:
         """Each group's gradient times its factor [g]."""
-        return replace(self, b=times(self.b, factors))
+        if self.b.dtype in (torch.float16, torch.bfloat16):
+            return replace(self, b=times(self.b, factors))  # the products alone could leave the range of the type
+        return replace(self, factors=factors.to(self.b.dtype))  # goes into the products, which are smaller than b
 
     def without_zero_rows(self) -> Outer:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
@@ -73,12 +79,14 @@ class Products:
         self._wide, self._keep = wide, keep
         self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
 
-    def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False) -> Tensor:
-        """``p q^T`` [g, P, Q] of two sides; plus 1 where both have a constant 1 appended."""
-        key = (_place(p), _place(q), ones, torch.is_grad_enabled())
+    def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
+        """``p q^T`` [g, P, Q] of two sides, plus 1 where both have a constant 1 appended, times factors [g]."""
+        key = (_place(p), _place(q), ones, None if factors is None else _place(factors), torch.is_grad_enabled())
         if key not in self._kept:
-            operands = (wide(p), wide(q)) if self._wide else (p, q)
-            self._kept[key] = (p, q, _product(*operands, ones=ones))  # p, q are held: nothing else takes their place
+            product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
+            if factors is not None:
+                product = product * factors[:, None, None]
+            self._kept[key] = (p, q, product)  # p and q are held: nothing else takes their place
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
         return self._kept[key][2]
@@ -101,17 +109,16 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
 def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight."""
     if term.axis == axis:
-        return torch.baddbmm(onto, products(x, term.x, ones=term.ones).to(term.b.dtype), term.b)
-    with_b = products(x, term.b)
+        return torch.baddbmm(onto, products(x, term.x, ones=term.ones, factors=term.factors).to(term.b.dtype), term.b)
+    with_b = products(x, term.b, factors=term.factors)
     if term.x.is_floating_point():
         return torch.baddbmm(onto, with_b, term.x)
     return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b.to(onto.dtype))
 
 
 def times(b: Tensor, factors: Tensor) -> Tensor:
-    """Rows of every group times its factor [g], in b's type; 0 where the factor is 0, whatever b is there."""
-    c = factors.view(-1, *[1] * (b.ndim - 1))
-    return torch.where(c > 0, wide(b) * c.to(wide(b).dtype), 0.0).to(b.dtype)
+    """What belongs to every group times its factor [g], in b's type."""
+    return (wide(b) * factors.view(-1, *[1] * (b.ndim - 1)).to(wide(b).dtype)).to(b.dtype)
 
 
 def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.gradient import ParameterGradient
 from deltasam.per_example.outer import Products
 from deltasam.per_example.record import NotCoveredError
 from deltasam.per_example.rules import Product
@@ -30,7 +31,12 @@ class Perturbed(ParameterUses):
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], perturbations: ExampleGradients) -> None:
         super().__init__(model, parameters)
-        self._perturbations = perturbations
+        self._perturbations, self._groups = perturbations, perturbations.groups
+        self._moved = {
+            id(p): gradient.dense.add_(p.detach())  # no memory beside the gradients is taken
+            for p in parameters.values()
+            if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
+        }
         self._products = Products(wide=False)
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
@@ -44,25 +50,37 @@ class Perturbed(ParameterUses):
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output with perturbed weights."""
-        weight = self._perturbations.of.get(id(product.weight))
         self._check(len(product.x), [p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)])
-        if weight is not None and weight.dense is not None and product.x.is_floating_point():
-            return self._multiply(product, weight.dense)
+        if id(product.weight) in self._moved and not _in_low_precision(product.x):
+            return self._multiply(product, self._moved[id(product.weight)])
         y = run()
-        rows = y.reshape(self._perturbations.groups, -1, y.shape[-1])
-        if weight is not None:
-            x = product.x.reshape(len(rows), rows.shape[1], *product.x.shape[-1:] * product.x.is_floating_point())
-            # A table's rows are looked up in its own precision, also under autocast.
-            lookup = nullcontext() if product.x.is_floating_point() else torch.autocast(x.device.type, enabled=False)
-            with lookup:
-                for term in weight.outers:
-                    rows = outer.contract(rows, x, product.axis, term, self._products)
-            if weight.dense is not None:
-                rows = rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
-        bias = self._perturbations.of.get(id(product.bias))
-        if bias is not None and bias.dense is not None:
+        rows = y.reshape(self._groups, -1, y.shape[-1])
+        if (weight := self._of(product.weight)) is not None:
+            rows = self._add_product(rows, product, weight)
+        if (bias := self._of(product.bias)) is not None and bias.dense is not None:
             rows = rows + bias.dense.to(rows.dtype)[:, None]
         return rows.view(y.shape)
+
+    def _add_product(self, rows: Tensor, product: Product, weight: ParameterGradient) -> Tensor:
+        x = product.x.reshape(*rows.shape[:2], *product.x.shape[-1:] * product.x.is_floating_point())
+        if x.is_floating_point() and weight.dense is not None:
+            step = (weight.dense - product.weight.detach()) if id(product.weight) in self._moved else weight.dense
+            return torch.baddbmm(rows, x, (step if product.axis == 0 else step.mT).to(rows.dtype))
+        if weight.dense is not None:
+            return rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
+        # A table's rows are looked up in its own precision, also under autocast.
+        with nullcontext() if x.is_floating_point() else torch.autocast(x.device.type, enabled=False):
+            for term in weight.outers:
+                rows = outer.contract(rows, x, product.axis, term, self._products)
+        return rows
+
+    def _multiply(self, product: Product, moved: Tensor) -> Tensor:
+        x = product.x.reshape(self._groups, -1, product.x.shape[-1])
+        bias = None if product.bias is None else product.bias.expand(1, 1, -1)
+        if bias is not None and (step := self._of(product.bias)) is not None and step.dense is not None:
+            bias = bias + step.dense[:, None]
+        y = _MultiplyEach.apply(x, product.weight, moved, bias, product.axis)
+        return y.view(*product.x.shape[:-1], y.shape[-1])
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """A use that the first pass did not have."""
@@ -70,29 +88,22 @@ class Perturbed(ParameterUses):
         raise NotCoveredError(f"{names}: {reason}, and only in the second pass; a closure must do the same each time")
 
     def _check(self, count: int, parameters: Iterable[nn.Parameter]) -> None:
-        if count % self._perturbations.groups:
-            self.refuse(parameters, f"meets {count} rows, which {self._perturbations.groups} examples do not divide")
+        if count % self._groups:
+            self.refuse(parameters, f"meets {count} rows, which {self._groups} groups of examples do not divide")
 
-    def _multiply(self, product: Product, step: Tensor) -> Tensor:
-        bias = self._perturbations.of.get(id(product.bias))
-        x = product.x.reshape(len(step), -1, product.x.shape[-1])
-        y = _MultiplyEach.apply(x, product.weight, step, product.axis)
-        if product.bias is not None:
-            y = y + (product.bias if bias is None else (product.bias + bias.dense.to(product.bias.dtype))[:, None])
-        return y.view(*product.x.shape[:-1], y.shape[-1])
+    def _of(self, parameter: Tensor | None) -> ParameterGradient | None:
+        return self._perturbations.of.get(id(parameter))
 
 
 class _MultiplyEach(torch.autograd.Function):
-    """``x_i (W + S_i)`` for every group i, or its transpose, without a gradient of W for every group."""
+    """``x_i M_i + bias`` for every group i, M_i = W + S_i or its transpose; W gets the sum of the gradients of all M_i."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, step: Tensor, axis: int) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        x = x.to(dtype)
-        ctx.save_for_backward(x, weight, step)
-        ctx.axis = axis
-        moved = (weight + step).to(dtype)
-        return torch.bmm(x, moved if axis == 0 else moved.mT)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, moved: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+        ctx.save_for_backward(x, moved)
+        ctx.axis, ctx.bias_groups = axis, None if bias is None else len(bias)
+        m = moved if axis == 0 else moved.mT
+        return torch.bmm(x, m) if bias is None else torch.baddbmm(bias, x, m)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,11 +112,18 @@ class _MultiplyEach(torch.autograd.Function):
 
     @staticmethod
     def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, step = ctx.saved_tensors
-        moved = (weight + step).to(dy.dtype)
-        dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved) if ctx.needs_input_grad[0] else None
-        dw = None
+        x, moved = ctx.saved_tensors
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved)
         if ctx.needs_input_grad[1]:
             left, right = (x, dy) if ctx.axis == 0 else (dy, x)
-            dw = (left.flatten(0, 1).mT @ right.flatten(0, 1)).to(weight.dtype)
-        return dx, dw, None, None
+            dw = left.flatten(0, 1).mT @ right.flatten(0, 1)
+        if ctx.needs_input_grad[3]:
+            db = dy.sum((0, 1), keepdim=True) if ctx.bias_groups == 1 else dy.sum(1, keepdim=True)
+        return dx, dw, None, db, None
+
+
+def _in_low_precision(x: Tensor) -> bool:
+    """Whether a product with x is rounded so much that weights moved a little are weights not moved."""
+    return torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64)

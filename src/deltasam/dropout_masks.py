@@ -14,8 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# To look into every operation costs a hundredth of a forward pass; masks are drawn in these functions. What others draw
+# comes out of the generator.
+_DRAWING = frozenset(["dropout", "scaled_dot_product_attention", "multi_head_attention_forward"])
 _DRAW = torch.ops.aten.bernoulli_.float  # in place, what dropout on a CPU comes down to, attention's included
 
 
@@ -42,11 +46,23 @@ class DropoutMasks:
 
     def record(self) -> AbstractContextManager[object]:
         """Around the forward of the first pass."""
-        return _Record(self._masks) if self._active else nullcontext()
+        return _WhereDrawn(_Record(self._masks)) if self._active else nullcontext()
 
     def replay(self) -> AbstractContextManager[object]:
         """Around the forward of a later pass, with the random state where the first pass began."""
-        return _Replay(self._masks) if self._active else nullcontext()
+        return _WhereDrawn(_Replay(self._masks)) if self._active else nullcontext()
+
+
+class _WhereDrawn(TorchFunctionMode):
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _DRAWING:
+            with self._mode:
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class _Record(TorchDispatchMode):

@@ -149,17 +149,33 @@ def gradients(loss: Tensor, copies: Sequence[Weights]) -> list[Weights]:
     return [gradient(loss, copy, retain_graph=True) for copy in copies]
 
 
-def delta_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, noise: Sequence[Tensor]) -> Weights:
+def delta_sam(
+    losses: Losses, w: Weights, *, rho: float, weights: str, sigma: float, noise: Sequence[Tensor]
+) -> Weights:
     """``grad L(w + rho a / |a|)``, ``a = grad mean_i p_i L_i(w)``, for given standard normal noise.
 
     ``p_i ~ curvature_i^2 / slope_i``; a slope counts as at least a tenth of the batch's mean, and no weight
     as more than four times the mean.
+
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        weights: ``norms``: slopes are exact gradient norms, curvatures equal; ``slopes``: slopes by one forward,
+            curvatures equal; ``curvature``: both by two forwards.
+        sigma: Size of the noise.
+        noise: One tensor per weight.
     """
+    n = len(losses(w))
     d = {name: sigma * z for name, z in zip(w, noise, strict=True)}
-    length = norm(d)
     at, above, below = (losses(moved(w, d, sign)).detach() for sign in (0.0, 1.0, -1.0))
-    curvature = (above + below - 2 * at).abs() / length**2
-    slope = (above - below).abs() / (2 * length)
+    curvature = torch.ones_like(at)
+    if weights == "norms":
+        slope = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(n)])
+    elif weights == "slopes":
+        slope = (above - at).abs()
+    else:
+        curvature, slope = (above + below - 2 * at).abs(), (above - below).abs()
     p = curvature**2 / torch.maximum(slope, 0.1 * slope.mean())
     p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
     p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)

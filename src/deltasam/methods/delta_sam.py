@@ -8,10 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam.checks import nonnegative, positive
+from deltasam.checks import nonnegative, one_of, positive
 from deltasam.method import Method, Step
-from deltasam.outputs import example_losses_of
+from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
+from deltasam.per_example.engine import Engine
+from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.weight_space import Vector
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
 # share of the batch's mean slope. No example may weigh more than LARGEST times the mean.
@@ -25,39 +28,86 @@ class DeltaSAM(Method, name="delta_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
     The weights ``p_i ~ h_i^2 / |g_i|`` make the common perturbation the best stand-in for one perturbation per
-    example: examples whose gradient changes more count more. They are estimated from two forwards at
-    ``w + d`` and ``w - d``, ``d ~ N(0, sigma^2)``, with the same dropout masks: the change of the gradient h_i
-    by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)| / |d|^2`` and the norm by ``|L_i(w+d) - L_i(w-d)| / (2 |d|)``.
-    Needs one loss per example. Cost: two passes and two forwards.
+    example: |g_i| is the norm of example i's gradient, h_i how much its gradient changes under a random
+    perturbation d of the weights, ``d ~ N(0, sigma^2)``, with the same dropout masks. They are had in one of three
+    ways (``docs/methods.md`` has what each costs and how close it comes):
+
+    - ``norms``: exact norms from the per-example engine, h_i taken as equal. Cost: two passes; a itself comes
+      from the record of the first. A scalar loss is enough.
+    - ``slopes``: |g_i| by ``|L_i(w+d) - L_i(w)|``, h_i taken as equal. Works for any model with one loss per
+      example. Cost: two passes and a forward.
+    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``. Likewise.
+      Cost: two passes and two forwards.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
     et al., "Sharpness-Aware Minimization with Dynamic Reweighting", Findings of EMNLP 2022 (arXiv 2112.08772).
-    No code was published; the formula of the weights and their estimators are derived here.
+    No code was published; the formula of the weights and all three estimates are derived here.
 
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        sigma: Standard deviation of the Gaussian, per weight. Too small, and the second difference is rounding.
+        weights: ``norms``, ``slopes``, ``curvature``; or ``auto``: norms where the engine covers the model, else
+            slopes, with a warning that says why.
+        sigma: Standard deviation of the Gaussian, per weight. Too small, and the differences are rounding.
 
     Raises:
-        ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite.
+        ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite; no such weights.
+        NotCoveredError: ``norms`` was asked for and the engine does not cover the model.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, sigma: float = 4e-4) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, weights: str = "auto", sigma: float = 1e-3) -> None:
         super().__init__(model)
         self.rho = nonnegative("DeltaSAM", "rho", rho)
+        self.weights = one_of("DeltaSAM", "weights", weights, ("auto", "norms", "slopes", "curvature"))
         self.sigma = positive("DeltaSAM", "sigma", sigma)
+        self._engine = Engine(model)
+        self._covered = True
 
     def _fill(self, passes: Passes) -> Step:
-        losses = example_losses_of(passes.first(), "DeltaSAM")
-        weights = self._weights(passes, losses.detach())
-        ascent = passes.grad((weights * losses).mean())
+        if self.weights in ("auto", "norms") and self._covered:
+            output, record = self._engine.first(passes)
+            losses = losses_of(output)
+            weights, ascent = self._by_norms(passes, losses, record)
+        else:
+            losses = example_losses_of(passes.first(), "DeltaSAM")
+            weights, ascent = self._by_forwards(passes, losses)
         return Step(losses.detach().mean(), {**passes.descend(ascent, self.rho), "weights": weights})
 
+    def _by_norms(self, passes: Passes, losses: Tensor, record: Record) -> tuple[Tensor, Vector]:
+        try:
+            gradients = self._engine.gradients(passes, record, losses, 1)
+        except NotCoveredError as reason:
+            if self.weights == "norms":
+                raise NotCoveredError(f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'") from None
+            self._covered = False
+            warnings.warn(f"DeltaSAM estimates slopes by a forward pass: {reason}", RuntimeWarning, stacklevel=4)
+            with record:  # checkpointed layers run again as they ran
+                return self._by_forwards(passes, example_losses_of(losses, "DeltaSAM"))
+        norms = gradients.norms()
+        weights = reweight(torch.ones_like(norms), norms)
+        if losses.ndim:
+            gradients.scale(weights / len(losses))  # of the mean
+        else:
+            gradients.scale(weights)
+        return weights.to(losses.dtype), gradients.total(passes.params)
+
+    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, Vector]:
+        estimate = self._curvature if self.weights == "curvature" else self._slopes
+        weights = estimate(passes, losses.detach())
+        return weights, passes.grad((weights * losses).mean())
+
     @torch.no_grad()
-    def _weights(self, passes: Passes, losses: Tensor) -> Tensor:
+    def _slopes(self, passes: Passes, losses: Tensor) -> Tensor:
+        noise = passes.store.gaussian(passes.params, passes.generator())
+        with passes.at(noise, self.sigma) as point:
+            change = example_losses_of(point.output, "DeltaSAM") - losses
+        self._warn_if_rounding(change, losses, passes.params)
+        return reweight(torch.ones_like(change), change.abs())
+
+    @torch.no_grad()
+    def _curvature(self, passes: Passes, losses: Tensor) -> Tensor:
         noise = passes.store.gaussian(passes.params, passes.generator())
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
@@ -68,12 +118,12 @@ class DeltaSAM(Method, name="delta_sam"):
         self._warn_if_rounding(second, losses, passes.params)
         return reweight(second.abs(), first.abs())
 
-    def _warn_if_rounding(self, second: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
+    def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
         dtypes = {losses.dtype, *(p.dtype for p in params)}
         if torch.is_autocast_enabled(losses.device.type):
             dtypes.add(torch.get_autocast_dtype(losses.device.type))
         epsilon = max(torch.finfo(d).eps for d in dtypes)
-        if (second.abs() < ROUNDINGS * epsilon * losses.abs()).float().mean() > 0.5:
+        if (change.abs() < ROUNDINGS * epsilon * losses.abs()).float().mean() > 0.5:
             warnings.warn(
                 f"DeltaSAM(sigma={self.sigma}): the loss changes by no more than rounding for most examples, so "
                 f"the weights are noise; raise sigma, or compute in a wider floating-point type",

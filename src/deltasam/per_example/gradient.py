@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,17 +58,17 @@ class ParameterGradient:
         """The gradient of the parameter [g, *shape]."""
         if self.dense is not None:
             return self.dense
-        return torch.stack([term.matrix(shape) for term in self.outers]).sum(0)
+        return _sum(term.matrix(shape) for term in self.outers)
 
     def total(self, shape: torch.Size) -> Tensor:
         """The gradient summed over the groups [*shape]."""
         if self.dense is not None:
             return self.dense.sum(0)
-        return torch.stack([term.total(shape) for term in self.outers]).sum(0)
+        return _sum(term.total(shape) for term in self.outers)
 
     def bias_total(self) -> Tensor:
         """The gradient of the layer's bias, summed over the groups [O]."""
-        return torch.stack([term.b.sum((0, 1)) for term in self.outers]).sum(0)
+        return _sum(term.bias_total() for term in self.outers)
 
 
 def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor]) -> ParameterGradient:
@@ -80,11 +82,12 @@ def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tenso
     multiplies = not denses and all(term.x.is_floating_point() for term in outers)
     if not denses and _outer_products_are_cheaper(outers, parameter.shape):
         return ParameterGradient(tuple(outers), multiplies=multiplies)
-    matrices = [term.matrix(parameter.shape) for term in outers]
-    total = matrices[0] if matrices else denses[0]
-    for other in (matrices + denses)[1:]:
-        total = total + other
-    return ParameterGradient(dense=total, multiplies=multiplies)
+    matrices = (term.matrix(parameter.shape) for term in outers)
+    return ParameterGradient(dense=_sum([*matrices, *denses]), multiplies=multiplies)
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
 
 
 def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:

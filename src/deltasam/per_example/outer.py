@@ -34,19 +34,21 @@ class Outer:
 
     def matrix(self, shape: torch.Size) -> Tensor:
         """The gradient of the weight itself [g, *shape]."""
-        x, b = wide(self.x), wide(self.b)
-        if self.factors is not None:
-            b = times(b, self.factors)
+        x, b = wide(self.x), self._b()
         if x.is_floating_point():
             return torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)
         return b.new_zeros(len(b), *shape).scatter_add_(1, x[:, :, None].expand_as(b), b)
 
     def total(self, shape: torch.Size) -> Tensor:
         """The gradient of the weight, summed over the groups [*shape]."""
-        x, b = wide(self.x).flatten(0, 1), wide(self.b).flatten(0, 1)
+        x, b = wide(self.x).flatten(0, 1), self._b().flatten(0, 1)
         if x.is_floating_point():
             return x.mT @ b if self.axis == 0 else b.mT @ x
         return b.new_zeros(shape).index_add_(0, x, b)
+
+    def bias_total(self) -> Tensor:
+        """The gradient of the layer's bias, summed over the groups [O]."""
+        return self._b().sum((0, 1))
 
     def times(self, factors: Tensor) -> Outer:
         """Each group's gradient times its factor [g]."""
@@ -65,6 +67,10 @@ class Outer:
             return self
         rows = alive.to(torch.int8).topk(most, dim=1).indices
         return replace(self, x=_take(self.x, rows), b=_take(self.b, rows))
+
+    def _b(self) -> Tensor:
+        b = wide(self.b)
+        return b if self.factors is None else times(b, self.factors)
 
 
 class Products:

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from rich.console import Console
@@ -40,9 +41,11 @@ class Phases:
         self._last = time.perf_counter()
 
     def start(self) -> None:
+        """From here."""
         self._last = time.perf_counter()
 
     def end(self, name: str) -> None:
+        """Till here; the next phase starts."""
         now = time.perf_counter()
         self.times.setdefault(name, []).append(1000 * (now - self._last))
         self._last = time.perf_counter()
@@ -108,7 +111,7 @@ def main() -> None:
             plain(model, losses, phases)
             per_instance(model, losses, method._engine, method._store, phases)
         unit = operations(losses)
-        flops = operations(lambda: method.backward(losses))
+        flops = operations(partial(method.backward, losses))
         table = Table("phase", "ms", title=f"{examples} examples x {tokens} tokens", title_justify="left")
         for name, times in phases.times.items():
             table.add_row(name, f"{statistics.median(times):.0f}")

@@ -83,7 +83,7 @@ class Passes:
                 self._buffers.restore()
 
     def grad(
-        self, loss: Tensor, wrt: Sequence[Tensor | GradientEdge] | None = None, *, retain_graph: bool = False
+        self, loss: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None, *, retain_graph: bool = False
     ) -> list[Tensor | None]:
         """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched."""
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)

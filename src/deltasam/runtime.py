@@ -17,7 +17,7 @@ class Runtime:
         loss.backward()
 
     def grad(
-        self, loss: Tensor, params: Sequence[Tensor | GradientEdge], *, retain_graph: bool = False
+        self, loss: Tensor, params: Sequence[Tensor] | Sequence[GradientEdge], *, retain_graph: bool = False
     ) -> list[Tensor | None]:
         """Gradient of ``loss`` [] with respect to each of ``params``; None where it does not depend on one.
 

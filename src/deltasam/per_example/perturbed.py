@@ -96,7 +96,7 @@ class Perturbed(ParameterUses):
 
 
 class _MultiplyEach(torch.autograd.Function):
-    """``x_i M_i + bias`` for every group i, M_i = W + S_i or its transpose; W gets the sum of the gradients of all M_i."""
+    """``x_i M_i + bias`` for every group i, M_i = W + S_i or its transpose; the gradient of W is the sum over all i."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, moved: Tensor, bias: Tensor | None, axis: int) -> Tensor:

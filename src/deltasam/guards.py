@@ -127,6 +127,7 @@ def moved(
     saved = store.copy_of(weights)
     try:
         weight_space.add(weights, [v for _, v in pairs], factor)
+        del pairs, vector  # whoever gave the vector away gives back its memory before the pass
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield weights, saved
     finally:

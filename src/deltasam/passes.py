@@ -73,6 +73,7 @@ class Passes:
         vector = [None] * len(self.params) if vector is None else vector
         with moved(self.params, vector, factor, self.store) as (weights, saved):
             kept = [s for s, v in zip(scales, vector, strict=True) if v is not None] if scales and weights else None
+            del vector
             try:
                 self._start.restore()
                 with self._masks.replay():
@@ -98,14 +99,15 @@ class Passes:
         return self._closure()
 
     def descend(
-        self, ascent: Vector, rho: float, *, norm: Tensor | None = None, scales: Vector | None = None
+        self, ascent: list[Tensor | None], rho: float, *, norm: Tensor | None = None, scales: Vector | None = None
     ) -> dict[str, Tensor]:
         """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / norm``.
 
         A norm that is zero, infinite or NaN moves nothing: the step is then a plain one.
 
         Args:
-            ascent: The direction, one tensor per parameter.
+            ascent: The direction, one tensor per parameter. The list is emptied: its memory, as much as the model's,
+                is free during the pass.
             rho: Distance to go.
             norm: Length of the ascent [], in the units the distance is measured in; Euclidean unless given.
             scales: These units, one tensor per parameter.
@@ -114,7 +116,9 @@ class Passes:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
         """
         norm = weight_space.norm(ascent) if norm is None else norm
-        with self.at(ascent, weight_space.length_to(rho, norm), scales=scales) as point:
+        moving = self.at(list(ascent), weight_space.length_to(rho, norm), scales=scales)
+        ascent.clear()
+        with moving as point:
             perturbed_loss = self.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}

@@ -14,7 +14,6 @@ from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.weight_space import Vector
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
 # share of the batch's mean slope. No example may weigh more than LARGEST times the mean.
@@ -75,7 +74,7 @@ class DeltaSAM(Method, name="delta_sam"):
             weights, ascent = self._by_forwards(passes, losses)
         return Step(losses.detach().mean(), {**passes.descend(ascent, self.rho), "weights": weights})
 
-    def _by_norms(self, passes: Passes, losses: Tensor, record: Record) -> tuple[Tensor, Vector]:
+    def _by_norms(self, passes: Passes, losses: Tensor, record: Record) -> tuple[Tensor, list[Tensor | None]]:
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
         except NotCoveredError as reason:
@@ -91,9 +90,9 @@ class DeltaSAM(Method, name="delta_sam"):
             gradients.scale(weights / len(losses))  # of the mean
         else:
             gradients.scale(weights)
-        return weights.to(losses.dtype), gradients.total(passes.params)
+        return weights.to(losses.dtype), list(gradients.totals(passes.params))
 
-    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, Vector]:
+    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         estimate = self._curvature if self.weights == "curvature" else self._slopes
         weights = estimate(passes, losses.detach())
         return weights, passes.grad((weights * losses).mean())

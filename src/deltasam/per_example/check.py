@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
 
 
 def unexplained(
-    parameters: Mapping[str, nn.Parameter], expected: Sequence[Tensor | None], found: Sequence[Tensor | None]
+    parameters: Mapping[str, nn.Parameter], expected: Sequence[Tensor | None], found: Iterable[Tensor | None]
 ) -> dict[str, str]:
     """Parameters whose gradient the record does not explain: why, by name.
 

@@ -76,7 +76,7 @@ class Engine:
         if check:
             parameters = list(record.parameters.values())
             expected = passes.grad(total, parameters, retain_graph=True)
-            wrong = unexplained(record.parameters, expected, gradients.total(parameters))
+            wrong = unexplained(record.parameters, expected, gradients.totals(parameters))
             if wrong:
                 self._leave_out(record, wrong)
                 return self._gradients(passes, record, loss, n, m)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -46,9 +46,9 @@ class ExampleGradients:
             self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
 
-    def total(self, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
-        """The gradients summed over the groups, for each parameter; None where it was not used."""
-        return [self._total(p) for p in parameters]
+    def totals(self, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor | None]:
+        """The gradients summed over the groups, one parameter after the other; None where one was not used."""
+        return (self._total(p) for p in parameters)
 
     def _total(self, parameter: nn.Parameter) -> Tensor | None:
         if id(parameter) in self.of:

@@ -1,0 +1,64 @@
+"""Peak memory of a training step: per-instance SAM beside another library's SAM and plain training.
+
+    python benchmarks/memory.py                      # MiniLM-L6, 16 examples x 64 tokens
+    python benchmarks/memory.py --shapes 16x64,8x128
+
+Every contestant runs in a process of its own; its peak is the largest resident set while it trains, less what the
+process took once torch and transformers were loaded. Printed are medians over a few processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from cost import MODELS, PEER, batch_of, method_step, peer_step
+
+_STEPS = 4
+
+
+def peak_of(name: str, model: str, shape: str) -> float:
+    """Peak memory of a few steps in this process, in MB."""
+    import transformers
+
+    assert transformers.BertForSequenceClassification  # loaded before the measurement starts
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    examples, tokens = map(int, shape.split("x"))
+    batch = batch_of(examples, tokens)
+    step = peer_step(MODELS[model], batch) if name == PEER else method_step(name, MODELS[model], batch)
+    for _ in range(_STEPS):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(MODELS), default="minilm")
+    parser.add_argument("--shapes", default="16x64", help="examples x tokens, comma-separated")
+    parser.add_argument("--methods", default="erm,sam,per_instance_sam", help="specs, comma-separated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(peak_of(options.one, options.model, options.shapes))
+        return
+    for shape in options.shapes.split(","):
+        peaks: dict[str, float] = {}
+        for name in (PEER, *options.methods.split(",")):
+            command = [sys.executable, __file__, "--one", name, "--model", options.model, "--shapes", shape]
+            runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(options.rounds)]
+            peaks[name] = statistics.median(float(run.stdout.split()[-1]) for run in runs)
+        table = Table("method", "peak MB", f"x {PEER}", title=shape.replace("x", " examples x ") + " tokens")
+        for name, peak in peaks.items():
+            table.add_row(name, f"{peak:.0f}", f"{peak / peaks[PEER]:.2f}")
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What rounding leaves of a perturbation when the weights are bfloat16: moved weights beside the engine's moved outputs.
+"""What rounding leaves of a perturbation of bfloat16 weights: moved weights beside the engine's moved outputs.
 
     python benchmarks/precision.py                   # MiniLM-L6 in bfloat16
     python benchmarks/precision.py --rho 0.01,0.05,0.5
@@ -76,7 +76,6 @@ def agreements(rho: float, examples: int = 16, tokens: int = 32) -> tuple[Agreem
             shifted = contract(shifted, rows, use.product.axis, term, products)
         if gradient.dense is not None:
             shifted = torch.baddbmm(shifted, rows, gradient.dense.mT.to(y.dtype))
-        bias = wanted.new_zeros(())
         if gradient.holds_bias:  # it moves with the weight
             wanted = wanted + gradient.bias_total()
         by_outputs.add(shifted.view(y.shape).float() - y.float(), wanted)

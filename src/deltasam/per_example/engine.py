@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from deltasam import weight_space
 from deltasam.passes import Passes
 from deltasam.per_example.check import coupling_layers, meeting_uses, uneven_uses, unexplained
 from deltasam.per_example.coverage import Coverage, coverage_of
@@ -71,16 +73,20 @@ class Engine:
         self._leave_out(record, record.refusals | uneven_uses(record.uses, n, record.names))
         if check and n > 1:
             self._refuse(meeting_uses(record.uses, n, record.names))
-        by_output = passes.grad(total, record.outputs, retain_graph=check)
+        by_output = passes.grad(total, record.outputs, retain_graph=check) if record.uses else []
         gradients = ExampleGradients(record.uses, by_output, n // m)
-        if check:
+        if check and record.parameters:
             parameters = list(record.parameters.values())
             expected = passes.grad(total, parameters, retain_graph=True)
-            wrong = unexplained(record.parameters, expected, gradients.total(parameters))
-            if wrong:
-                self._leave_out(record, wrong)
-                return self._gradients(passes, record, loss, n, m)
-            self._checked = self._trained() if n > 1 else frozenset()
+            size = weight_space.norm(expected)
+            if size.isfinite():  # else a loss scale was too large, and the next batch will show
+                wrong = unexplained(record.parameters, expected, gradients.total(parameters))
+                if wrong:
+                    self._leave_out(record, wrong)
+                    return self._gradients(passes, record, loss, n, m)
+            # One example alone cannot meet another, and a gradient of 0 is no proof.
+            self._checked = self._trained() if n > 1 and 0 < size < math.inf else frozenset()
+        if check:
             self.coverage = coverage_of(self._model, record.uses, self._skipped)
         return gradients
 

@@ -61,7 +61,7 @@ class Record(ParameterUses):
         super().__init__(model, self.parameters)
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
-        self._model, self._verify = model, verify
+        self._verify = verify
         self._batches: set[int] = set()
         self._open = False
 
@@ -71,14 +71,12 @@ class Record(ParameterUses):
     @contextmanager
     def open(self) -> Iterator[None]:
         """Record the forward pass that is run inside."""
-        handle = self._model.register_forward_pre_hook(self._see_batch, with_kwargs=True)
         self._open = True
         try:
             with self:
                 yield
         finally:
             self._open = False
-            handle.remove()
 
     def examples(self, losses: Tensor) -> int:
         """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
@@ -142,5 +140,6 @@ class Record(ParameterUses):
         if self._open and y.requires_grad:  # without a gradient it was made under no_grad
             self.uses.append(Use(get_gradient_edge(y), y.shape, y.new_empty(0), parameters, product))
 
-    def _see_batch(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        super()._see_inputs(module, args, kwargs)
         self._batches |= {len(t) for t in tensors_in((args, kwargs))[:1] if t.ndim}

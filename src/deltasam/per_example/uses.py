@@ -5,7 +5,7 @@ handled in one of two ways: as a *product* (linear layers, embeddings), whose pe
 products; or with *copies* of the parameter, one per example, handed to the function by broadcasting or by ``vmap``.
 What is computed from parameters alone stays shared until it meets the examples. So nothing depends on the class of a
 module, tied parameters are one parameter used twice, and a use that cannot be handled is seen when it happens.
-No module, parameter or hook is touched.
+No module or parameter is touched.
 """
 
 from __future__ import annotations
@@ -72,10 +72,31 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
+        self._model, self._entered = model, 0
         self.names = {id(p): name for name, p in parameters.items()}
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values()}
         others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared)
         self._constants: dict[int, Tensor] = {id(t): t for t in others}
+
+    def __enter__(self) -> ParameterUses:
+        if not self._entered:
+            self._hook = self._model.register_forward_pre_hook(self._see_inputs, with_kwargs=True)
+        self._entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered -= 1
+        if not self._entered:
+            self._hook.remove()
+        super().__exit__(*error)
+
+    def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """What the model is given for every example is no constant, even if the closure has just made it."""
+        tensors = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        for t in tensors:
+            if len(t) == len(tensors[0]):
+                self._constants.pop(id(t), None)
 
     @abc.abstractmethod
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:

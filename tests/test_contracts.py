@@ -352,7 +352,8 @@ def test_equals_the_reference(
         monkeypatch.setattr(method._store, "gaussian", lambda *_: extra["noise"])
     torch.manual_seed(3)
     losses, weights = reference.losses_function(case.model, lambda call: case.run(call, None))
-    expected = getattr(reference, name)(losses, weights, **{k: getattr(method, k) for k in known if k != "unsupported"}, **extra)
+    settings = {k: getattr(method, k) for k in known if k != "unsupported"}
+    expected = getattr(reference, name)(losses, weights, **settings, **extra)
     assert relative_error(gradient_of(method, case.closure), expected) < tolerance
 
 

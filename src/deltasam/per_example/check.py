@@ -47,12 +47,37 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
         outputs = [use.output for use in uses]
         returned = torch.autograd.grad(outputs, outputs, sources, retain_graph=True, allow_unused=True)
         for use, b in zip(uses, returned, strict=True):
-            if b is not None and b.view(examples, -1)[1 - parity :: 2].any():
+            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
                 found.update(
                     (
                         names[id(p)],
                         "after it examples meet inside the model (normalisation over the batch, packed "
                         "sequences, an axis in front of that of the examples)",
+                    )
+                    for p in use.parameters
+                )
+    return found
+
+
+def scattered_uses(
+    losses: Tensor, uses: Sequence[Use], examples: int, names: Mapping[int, str]
+) -> dict[str, str]:
+    """Parameters whose rows the loss of another example depends on: why, by name.
+
+    Where the model was not called with one row per example, that means that rows are laid out in another way.
+    """
+    found: dict[str, str] = {}
+    outputs = [use.output for use in uses]
+    for parity in (0, 1):
+        half = losses[parity::2].sum()
+        reached = torch.autograd.grad(half, outputs, retain_graph=True, allow_unused=True) if outputs else ()
+        for use, b in zip(uses, reached, strict=True):
+            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
+                found.update(
+                    (
+                        names[id(p)],
+                        f"meets {use.shape[0]} rows, which do not belong to {examples} examples in turn, as many to "
+                        f"each (packed or unpadded sequences, an axis in front of that of the examples)",
                     )
                     for p in use.parameters
                 )

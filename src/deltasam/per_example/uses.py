@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
-from deltasam.per_example.rules import AFFINES, PRODUCTS, Affine, Product
+from deltasam.per_example.rules import AFFINES, PRODUCTS, REFUSALS, Affine, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
 
 # Functions for which a leading axis of 1 means: the same for every example.
@@ -126,6 +126,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         name = getattr(func, "__name__", str(func))
         if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__":
             self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
+            return func(*args, **kwargs)
+        if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
+            self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         if all(id(t) in self._shared or id(t) in self._constants for t in tensors):
             return self._without_examples(func, name, args, kwargs)

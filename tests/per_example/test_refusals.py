@@ -92,6 +92,10 @@ def embedding_by_frequency() -> Problem:
     return of_tokens(nn.Sequential(nn.Embedding(9, D, scale_grad_by_freq=True), Mean(), nn.Linear(D, C)))
 
 
+def embedding_with_max_norm() -> Problem:
+    return of_tokens(nn.Sequential(nn.Embedding(9, D, max_norm=100.0), Mean(), nn.Linear(D, C)))
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
@@ -217,6 +221,7 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     lstm: (r"rnn\.weight_ih_l0.*lstm", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"]),
     custom_function: (r"scale: has a gradient that its uses do not explain", ["scale"]),
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),
+    embedding_with_max_norm: (r"0\.weight: max_norm", ["0.weight"]),
     written_into: (r"token: __setitem__ writes into a tensor", ["token"]),
     experts: (r"experts\.0\.weight", []),
     unpadded_pooled_inside: (r"embed\.weight.*examples meet inside the model", []),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,17 +72,20 @@ class Products:
 
     def __init__(self, *, wide: bool, keep: int = 4) -> None:
         self._wide, self._keep = wide, keep
-        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
 
     def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False) -> Tensor:
         """``p q^T`` [g, P, Q] of two sides; plus 1 where both have a constant 1 appended."""
-        key = (_place(p), _place(q), ones, torch.is_grad_enabled())
+        # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
+        region = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        key = (_place(p), _place(q), ones, torch.is_grad_enabled(), id(region[0]) if region else None)
         if key not in self._kept:
             operands = (wide(p), wide(q)) if self._wide else (p, q)
-            self._kept[key] = (p, q, _product(*operands, ones=ones))  # p, q are held: nothing else takes their place
+            product = _product(*operands, ones=ones)
+            self._kept[key] = (product, p, q, region)  # the others are held: nothing else takes their place
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
-        return self._kept[key][2]
+        return self._kept[key][0]
 
 
 def square_norm(terms: list[Outer], products: Products) -> Tensor:

@@ -84,7 +84,7 @@ class Engine:
             expected = passes.grad(total, parameters, retain_graph=True)
             size = weight_space.norm(expected)
             if size.isfinite():  # else a loss scale was too large, and the next batch will show
-                wrong = unexplained(record.parameters, expected, gradients.total(parameters))
+                wrong = unexplained(record.parameters, expected, gradients.total(parameters), record.uses)
                 if wrong:
                     self._leave_out(record, wrong)
                     return self._gradients(passes, record, loss, n, m)

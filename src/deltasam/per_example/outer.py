@@ -105,11 +105,11 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
 def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight."""
     if term.axis == axis:
-        return torch.baddbmm(onto, products(x, term.x, ones=term.ones).to(term.b.dtype), term.b)
-    with_b = products(x, term.b)
+        return torch.baddbmm(onto, products(x, term.x, ones=term.ones).to(onto.dtype), term.b.to(onto.dtype))
+    with_b = products(x, term.b).to(onto.dtype)
     if term.x.is_floating_point():
-        return torch.baddbmm(onto, with_b, term.x)
-    return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b.to(onto.dtype))
+        return torch.baddbmm(onto, with_b, term.x.to(onto.dtype))
+    return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b)
 
 
 def times(b: Tensor, factors: Tensor) -> Tensor:

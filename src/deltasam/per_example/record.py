@@ -144,7 +144,8 @@ class Record(ParameterUses):
         with torch.no_grad():
             expected = plain()
         tolerance = 100 * torch.finfo(expected.dtype).eps
-        return result.shape == expected.shape and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
+        same_kind = result.shape == expected.shape and result.dtype == expected.dtype
+        return same_kind and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,11 @@ _BROADCAST = frozenset([
     "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__",
     "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp",
     "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate",
+])
+# What autocast runs in low precision; under vmap it does not.
+_LOWERED = frozenset([
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "matmul",
+    "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear",
 ])
 # fmt: on
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
@@ -268,17 +274,23 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
         rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
 
+        device = next(iter(rows.values())).device.type
+        lower = name in _LOWERED and torch.is_autocast_enabled(device)
+
         def one(values: dict[int, Tensor], row: dict[int, Tensor]) -> Tensor:
             def pick(t: Tensor) -> Tensor:
                 if id(t) in found:
-                    return found[id(t)].function(values)
-                return row[id(t)][None] if id(t) in row else t
+                    t = found[id(t)].function(values)
+                elif id(t) in row:
+                    t = row[id(t)][None]
+                return t.to(torch.get_autocast_dtype(device)) if lower and t.dtype == torch.float32 else t
 
             return func(*map_tensors(pick, args), **map_tensors(pick, kwargs)).squeeze(0)
 
         try:
             copies = {id(p): self.copies(p, count) for p in parameters}
-            result = torch.func.vmap(one)(copies, rows)
+            with torch.autocast(device, enabled=False) if lower else nullcontext():
+                result = torch.func.vmap(one)(copies, rows)
             if self.accept(result, lambda: func(*args, **kwargs)):
                 return result
             reason = f"{name} does not treat the examples one by one"

@@ -36,7 +36,7 @@ _BROADCAST = frozenset([
 # What autocast runs in low precision; under vmap it does not.
 _LOWERED = frozenset([
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "matmul",
-    "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear",
+    "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
 ])
 # fmt: on
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])

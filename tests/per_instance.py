@@ -69,7 +69,8 @@ def norms(model: nn.Module, run: Losses) -> Tensor:
 
 def error(actual: dict[str, Tensor | None], wanted: reference.Weights) -> float:
     """Relative to the norm of what is wanted; a gradient that is None counts as 0."""
-    a = torch.cat([torch.zeros_like(v).flatten() if actual[n] is None else actual[n].flatten() for n, v in wanted.items()])
+    found = {n: torch.zeros_like(v) if actual[n] is None else actual[n] for n, v in wanted.items()}
+    a = torch.cat([v.flatten() for v in found.values()])
     b = torch.cat([v.flatten() for v in wanted.values()])
     return float((a - b).norm() / b.norm())
 
@@ -88,11 +89,10 @@ def assert_exact(model: nn.Module, run: Losses, *, ms: Sequence[int] = (1, 2), t
 
 def everything(model: nn.Module) -> Any:
     """All that a step could leave behind: values, identities, hooks, attributes, random state, function modes."""
-    contents = {
-        name: {key: dict(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
+    attributes = {
+        name: {k: list(v) if isinstance(v, dict) else id(v) for k, v in vars(module).items()}
         for name, module in model.named_modules()
     }
-    attributes = {n: {k: id(v) if not isinstance(v, dict) else list(v) for k, v in c.items()} for n, c in contents.items()}
     values = {n: t.detach().clone() for n, t in (*model.named_parameters(), *model.named_buffers())}
     places = {n: (id(p), p.data_ptr(), p.grad, p._backward_hooks) for n, p in model.named_parameters()}
     return attributes, values, places, torch.get_rng_state(), torch._C._len_torch_function_stack()

@@ -30,7 +30,9 @@ def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Pa
     best = max(history.evaluations, key=lambda e: e.metrics["accuracy"])
     assert metrics["best"]["step"] == best.step
     assert metrics["last"]["metrics"] == history.metrics
-    assert yaml.safe_load((out / "config.yaml").read_text())["method"] == "per_instance_sam:rho=0.05,m=1,unsupported=error"
+    assert (
+        yaml.safe_load((out / "config.yaml").read_text())["method"] == "per_instance_sam:rho=0.05,m=1,unsupported=error"
+    )
     assert f"accuracy {best.metrics['accuracy']:.4f}" in done.stdout
     assert not [p for p in out.iterdir() if p.name.startswith(".") or p.suffix == ".pt"]
 

@@ -57,7 +57,9 @@ def mixtures(draw: st.DrawFn, *, ones: bool = False, same_axis: bool = False) ->
         x = torch.randint(0, a, (g, rows)) if kind == "ids" else torch.randn(g, rows, width_in, dtype=F64)
         terms.append(Outer(x, torch.randn(g, rows, width_out, dtype=F64), axis, ones=ones))
     gradient = torch.stack([written_out(t, (a, b)) for t in terms]).sum(0)
-    bias = torch.stack([t.b.sum(1) for t in terms]).sum(0) if len({t.b.shape[2] for t in terms}) == 1 else torch.empty(0)
+    bias = (
+        torch.stack([t.b.sum(1) for t in terms]).sum(0) if len({t.b.shape[2] for t in terms}) == 1 else torch.empty(0)
+    )
     return Mixture(terms, gradient, bias)
 
 

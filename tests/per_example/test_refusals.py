@@ -84,6 +84,33 @@ class Custom(nn.Module):
         return self.head(Hidden.apply(torch.tanh(self.first(x)), self.scale))
 
 
+class HiddenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return gradients[0] @ w.T, x.T @ gradients[0]
+
+
+class SeenAndHidden(nn.Module):
+    """One use of the weight is seen, the other is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(D, D), nn.Linear(D, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(HiddenProduct.apply(torch.tanh(self.first(x)), self.first.weight))
+
+
+def seen_and_hidden() -> Problem:
+    return of_numbers(SeenAndHidden(), D)
+
+
 def custom_function() -> Problem:
     return of_numbers(Custom(), D)
 
@@ -220,6 +247,7 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     ),
     lstm: (r"rnn\.weight_ih_l0.*lstm", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"]),
     custom_function: (r"scale: has a gradient that its uses do not explain", ["scale"]),
+    seen_and_hidden: (r"first\.weight: has a gradient that its uses do not explain", ["first.weight"]),
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),
     embedding_with_max_norm: (r"0\.weight: max_norm", ["0.weight"]),
     written_into: (r"token: __setitem__ writes into a tensor", ["token"]),
@@ -274,7 +302,9 @@ def test_leaves_these_unperturbed_where_told(problem: Callable[[], Problem]) -> 
     assert all(rows[name].why for name in names)
 
 
-@pytest.mark.parametrize("problem", [f for f, (_, names) in REFUSED.items() if not names and f not in (experts, packed)])
+@pytest.mark.parametrize(
+    "problem", [f for f, (_, names) in REFUSED.items() if not names and f not in (experts, packed)]
+)
 def test_examples_that_meet_cannot_be_left_out(problem: Callable[[], Problem]) -> None:
     model, run = problem()
     with pytest.raises(deltasam.NotCoveredError, match=REFUSED[problem][0]):

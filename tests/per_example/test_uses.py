@@ -504,4 +504,4 @@ def test_coverage_of_a_tied_parameter() -> None:
     model, _ = problem(TiedLanguageModel(4))
     method = per_instance.deltasam.PerInstanceSAM(model)
     method.backward(lambda: model(torch.randint(0, 40, (N, T))).square().mean((1, 2)))
-    assert [row.rule for row in method.coverage()][0] == "lookup + product"
+    assert next(iter(method.coverage())).rule == "lookup + product"

@@ -62,9 +62,7 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
     return found
 
 
-def scattered_uses(
-    losses: Tensor, uses: Sequence[Use], examples: int, names: Mapping[int, str]
-) -> dict[str, str]:
+def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
     """Parameters whose rows the loss of another example depends on: why, by name.
 
     Where the model was not called with one row per example, that means that rows are laid out in another way.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
@@ -82,7 +83,11 @@ class Passes:
                 self._buffers.restore()
 
     def grad(
-        self, loss: Tensor, wrt: Sequence[Tensor] | None = None, *, retain_graph: bool = False
+        self,
+        loss: Tensor,
+        wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None,
+        *,
+        retain_graph: bool = False,
     ) -> list[Tensor | None]:
         """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched."""
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)

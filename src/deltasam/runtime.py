@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 
 class Runtime:
@@ -15,7 +16,9 @@ class Runtime:
         """Add the gradient of ``loss`` [] to ``.grad`` of every parameter it depends on."""
         loss.backward()
 
-    def grad(self, loss: Tensor, params: Sequence[Tensor], *, retain_graph: bool = False) -> list[Tensor | None]:
+    def grad(
+        self, loss: Tensor, params: Sequence[Tensor] | Sequence[GradientEdge], *, retain_graph: bool = False
+    ) -> list[Tensor | None]:
         """Gradient of ``loss`` [] with respect to each of ``params``; None where it does not depend on one.
 
         ``.grad`` is not touched, and hooks on gradients (data-parallel reduction) do not run.

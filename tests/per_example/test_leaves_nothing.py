@@ -155,12 +155,12 @@ def test_a_thousand_steps_do_not_grow(model: nn.Module) -> None:
 def test_the_batch_dies_with_the_step(model: nn.Module, fails: bool, unsupported: str) -> None:
     """Without the help of the garbage collector, where all goes well: memory must be free for the next batch."""
     method = deltasam.PerInstanceSAM(model, rho=RHO, unsupported=unsupported)
-    ids = torch.randint(0, 9, (N, 6))
+    batch = [torch.randint(0, 9, (N, 6))]
     hidden: list[weakref.ref[Tensor]] = []
     handle = model.norm.register_forward_hook(lambda _, args, y: hidden.append(weakref.ref(y)))
 
     def closure() -> Tensor:
-        result = model(ids).square().mean(1)
+        result = model(batch[0]).square().mean(1)
         return result.view(17) if fails and len(hidden) == 2 else result
 
     gc.collect()
@@ -172,8 +172,7 @@ def test_the_batch_dies_with_the_step(model: nn.Module, fails: bool, unsupported
             gc.collect()  # a traceback holds its frames
         else:
             method.backward(closure)
-        ref = weakref.ref(ids)
-        del ids, closure
+        ref = weakref.ref(batch.pop())
         assert ref() is None
         assert [h() for h in hidden] == [None, None]
     finally:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from deltasam import weight_space
 from deltasam.per_example.record import Use
 
-
 _HALVES = (torch.float16, torch.bfloat16)
 
 

@@ -21,8 +21,9 @@ _SHOWN = 5
 class Engine:
     """Per-example gradients of a model.
 
-    On the first pass, and again when other parameters are trained or rows are laid out anew, the record is checked: the gradients must add up
-    to what autograd computes, and examples may not meet inside the model. That costs about two passes, once.
+    On the first pass, and again when other parameters are trained or rows are laid out in another way, the record is
+    checked: the gradients must add up to what autograd computes, and examples may not meet inside the model. That
+    costs about two passes, once. A gradient that is 0 or not finite shows nothing, and the next pass is checked.
 
     Args:
         model: The model.

@@ -65,7 +65,11 @@ def _edges(tensors: Any) -> list[GradientEdge]:
     return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
 
 
-_BACKWARDS = {torch.Tensor.backward: _tensor_backward, torch.autograd.backward: _backward, torch.autograd.grad: _grad}
+_BACKWARDS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.backward: _tensor_backward,
+    torch.autograd.backward: _backward,
+    torch.autograd.grad: _grad,
+}
 
 
 class ParameterUses(TorchFunctionMode, abc.ABC):

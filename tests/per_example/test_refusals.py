@@ -145,6 +145,66 @@ def written_into() -> Problem:
     return of_numbers(Written(), T, D)
 
 
+class Aligned(nn.Module):
+    """A parameter with a row for each place in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(D, D), nn.Linear(D, C)
+        self.places = nn.Parameter(torch.randn(N, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)) + self.places)
+
+
+def row_for_each_place() -> Problem:
+    return of_numbers(Aligned(), D)
+
+
+class OneByOne(nn.Module):
+    """The examples are not an axis, but a Python loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear, self.head = nn.Embedding(9, D), nn.Linear(D, D), nn.Linear(D, C)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.stack([torch.tanh(self.linear(row)).mean(0) for row in self.embed(ids)]))
+
+
+def loop_over_examples() -> Problem:
+    return of_tokens(OneByOne())
+
+
+class Mapped(OneByOne):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.vmap(lambda row: torch.tanh(self.linear(row)))(self.embed(ids)).mean(1))
+
+
+def mapped_inside() -> Problem:
+    return of_tokens(Mapped())
+
+
+def scripted() -> Problem:
+    first = torch.jit.trace(nn.Linear(D, D).double(), torch.zeros(2, D).double())
+    return of_numbers(nn.Sequential(first, nn.Tanh(), nn.Linear(D, C)), D)
+
+
+class Bag(nn.Module):
+    """All bags one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(9, D, mode="sum"), nn.Linear(D, C)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.bag(ids.flatten(), torch.arange(0, N * T, T))))
+
+
+def bags_with_offsets() -> Problem:
+    return of_tokens(Bag())
+
+
 class Experts(nn.Module):
     """Each expert sees the tokens that are sent to it."""
 
@@ -251,6 +311,11 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),
     embedding_with_max_norm: (r"0\.weight: max_norm", ["0.weight"]),
     written_into: (r"token: __setitem__ writes into a tensor", ["token"]),
+    row_for_each_place: (r"places: add combines it with the examples, but not one value with each", ["places"]),
+    loop_over_examples: (r"linear\.weight.*meets 6 rows, which 4 examples do not divide", []),
+    mapped_inside: (r"linear\.weight", ["linear.weight", "linear.bias"]),
+    scripted: (r"0\.weight, 0\.bias: has a gradient that its uses do not explain", ["0.weight", "0.bias"]),
+    bags_with_offsets: (r"bag\.weight: embedding_bag cannot be run with a copy for each example", ["bag.weight"]),
     experts: (r"experts\.0\.weight", []),
     unpadded_pooled_inside: (r"embed\.weight.*examples meet inside the model", []),
     unpadded_pooled_in_the_loss: (r"embed\.weight.*meets 12 rows, which do not belong to 4 examples in turn", []),
@@ -303,7 +368,7 @@ def test_leaves_these_unperturbed_where_told(problem: Callable[[], Problem]) -> 
 
 
 @pytest.mark.parametrize(
-    "problem", [f for f, (_, names) in REFUSED.items() if not names and f not in (experts, packed)]
+    "problem", [f for f, (_, names) in REFUSED.items() if not names and f not in (experts, packed, loop_over_examples)]
 )
 def test_examples_that_meet_cannot_be_left_out(problem: Callable[[], Problem]) -> None:
     model, run = problem()

@@ -342,6 +342,72 @@ class Bag(Tokens):
         return self.head(torch.tanh(self.bag(ids)))
 
 
+@use
+class CosineHead(Tokens):
+    def forward(self, ids: Tensor) -> Tensor:
+        return 5 * F.linear(F.normalize(self.embed(ids).mean(1)), F.normalize(self.head.weight))
+
+
+@use
+class Distances(Tokens):
+    def forward(self, ids: Tensor) -> Tensor:
+        return -torch.cdist(self.embed(ids).mean(1), self.head.weight)
+
+
+@use
+class Recurrent(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        h, states = x.new_zeros(len(x), D), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.linear(h) + x[:, t])
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+@use
+class GatedCell(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(D, D)
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = self.cell(x[:, 0], x[:, -1])
+        return self.cell(x[:, -1], h)[:, None]
+
+
+@use
+class IndexedParameter(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, D))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.table[ids]).mean(1))
+
+
+@use
+class WrittenInPlace(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.linear(x)).clone()
+        y += self.norm.bias
+        y *= self.norm.weight
+        return y
+
+
+@use
+class Chunks(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        up, down = self.linear.weight.chunk(2)
+        return torch.cat([F.linear(x, up), torch.tanh(F.linear(x, down))], -1)
+
+
+@use
+class Stacked(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        token = self.norm.weight.view(1, 1, -1).expand(len(x), x.shape[1], D)
+        return torch.stack([token, torch.tanh(self.linear(x))], 2).mean(2)
+
+
 @pytest.mark.parametrize("name", USES)
 def test_is_exact(name: str) -> None:
     assert_exact(*problem(USES[name]()))
@@ -442,6 +508,16 @@ def test_a_tied_head_where_most_targets_are_ignored(width: int, kept: int) -> No
         return losses.sum(1) / (targets != -100).sum(1)
 
     assert_exact(model, run)
+
+
+def test_sparse_gradients_of_an_embedding() -> None:
+    model, run = problem(Tokens())
+    wanted = expected(model, run)
+    model.embed.sparse = True
+    taken = take(model, run)
+    assert taken.gradient["embed.weight"].is_sparse
+    dense = {n: g.to_dense() for n, g in taken.gradient.items()}
+    assert per_instance.error(dense, wanted) < 1e-10
 
 
 def test_inputs_with_a_gradient_of_their_own() -> None:

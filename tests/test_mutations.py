@@ -387,6 +387,13 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "embedding_by_frequency",
         "per_example/test_refusals.py",
     ),
+    "parameters in reentrant checkpoints are taken for unused": (
+        "per_example/engine.py",
+        "if check and runs_again_in_backward(total):",
+        "if False:",
+        "reentrant",
+        "per_example/test_refusals.py",
+    ),
     "what is skipped is perturbed": (
         "per_example/record.py",
         "tuple(p for p in use.parameters if id(p) not in gone)",

@@ -279,6 +279,18 @@ def packed() -> Problem:
     return model, run
 
 
+def pairs_in_one_call() -> Problem:
+    """First all texts, then all their partners: the rows of an example are not next to each other."""
+    model = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)).double()
+    a, b = torch.randn(2, N, D, dtype=torch.float64)
+
+    def run(call: Callable[..., Any]) -> Tensor:
+        left, right = call(torch.cat([a, b])).chunk(2)
+        return F.cosine_similarity(left, right)
+
+    return model, run
+
+
 def time_major() -> Problem:
     """Time is the first axis, and as if to fool us a multiple of the batch."""
     model = nn.Sequential(nn.Embedding(9, D), nn.Linear(D, D), nn.Tanh(), nn.Linear(D, C)).double()
@@ -320,6 +332,7 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     unpadded_pooled_inside: (r"embed\.weight.*examples meet inside the model", []),
     unpadded_pooled_in_the_loss: (r"embed\.weight.*meets 12 rows, which do not belong to 4 examples in turn", []),
     packed: (r"0\.weight.*meets 2 rows, which 4 examples do not divide", []),
+    pairs_in_one_call: (r"0\.weight.*meets 8 rows, which do not belong to 4 examples in turn", []),
     time_major: (r"0\.weight.*meets 8 rows, which do not belong to 4 examples in turn", []),
     time_major_pooled: (r"0\.weight.*examples meet inside the model", []),
 }
@@ -465,6 +478,19 @@ def test_one_loss_of_calls_of_different_size() -> None:
     x = torch.randn(N, D, dtype=torch.float64)
     with pytest.raises(deltasam.NotCoveredError, match=r"was called with \[2, 4\] of them"):
         take(model, lambda call: call(x).mean() + call(x[:2]).mean())
+
+
+def test_reentrant_checkpointing() -> None:
+    """Parameters inside seem not to be used at all: neither two passes nor a loop would see them."""
+    model, _ = of_numbers(nn.Linear(D, C), D)
+    x = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    before = everything(model)
+    for unsupported in ("error", "loop", "skip"):
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            deltasam.PerInstanceSAM(model, unsupported=unsupported).backward(
+                lambda: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=True).square().mean(1)
+            )
+    assert same(everything(model), before)
 
 
 def test_a_use_only_in_the_second_pass() -> None:

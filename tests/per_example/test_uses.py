@@ -520,6 +520,19 @@ def test_sparse_gradients_of_an_embedding() -> None:
     assert per_instance.error(dense, wanted) < 1e-10
 
 
+@pytest.mark.parametrize("run_before", [False, True])
+def test_a_compiled_model(run_before: bool) -> None:
+    """Also one that was compiled before the first step, and by the third."""
+    model, run = problem(Tokens())
+    wanted = expected(model, run)
+    compiled = torch.compile(model, backend="eager")
+    if run_before:
+        run(compiled).mean().backward()
+    taken = take(model, lambda _: run(compiled), steps=3)
+    assert taken.warnings == []
+    assert per_instance.error(taken.gradient, wanted) < 1e-10
+
+
 def test_inputs_with_a_gradient_of_their_own() -> None:
     model, _ = problem(Tokens())
     x = torch.randn(N, T, D, dtype=torch.float64, requires_grad=True)

@@ -13,6 +13,20 @@ from deltasam.per_example.record import Use
 _HALVES = (torch.float16, torch.bfloat16)
 
 
+def runs_again_in_backward(loss: Tensor) -> bool:
+    """Whether part of the graph is hidden in reentrant checkpoints: parameters in there seem not to be used at all."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting.extend(following for following, _ in node.next_functions)
+    return False
+
+
 def coupling_layers(model: nn.Module) -> dict[str, str]:
     """Modules in which the examples of a batch always meet: why, by name."""
     return {

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from deltasam import weight_space
 from deltasam.passes import Passes
-from deltasam.per_example.check import coupling_layers, meeting_uses, scattered_uses, uneven_uses, unexplained
+from deltasam.per_example.check import (
+    coupling_layers,
+    meeting_uses,
+    runs_again_in_backward,
+    scattered_uses,
+    uneven_uses,
+    unexplained,
+)
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
@@ -72,6 +79,12 @@ class Engine:
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, n: int, m: int) -> ExampleGradients:
         layout = record.layout(n)
         check, total = self._must_check() or layout not in self._layouts, loss.sum()
+        if check and runs_again_in_backward(total):
+            raise RuntimeError(
+                "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
+                "use_reentrant=False, with transformers "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
         self._refuse(coupling_layers(self._model))
         self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:

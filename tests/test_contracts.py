@@ -22,7 +22,8 @@ from deltasam import Method, reference
 METHODS = deltasam.method_names()
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n])]
 # Large enough for the perturbation to matter, and noise that float32 resolves.
-SETTINGS = {"rho": 0.3, "sigma": 0.05}
+# BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, the others in two passes.
+SETTINGS = {"rho": 0.3, "sigma": 0.05, "unsupported": "loop"}
 # Every method as it comes, and those with groups also with several examples in one.
 VARIANTS = [
     (name, changes)
@@ -351,7 +352,8 @@ def test_equals_the_reference(
         monkeypatch.setattr(method._store, "gaussian", lambda *_: extra["noise"])
     torch.manual_seed(3)
     losses, weights = reference.losses_function(case.model, lambda call: case.run(call, None))
-    expected = getattr(reference, name)(losses, weights, **{k: getattr(method, k) for k in known}, **extra)
+    settings = {k: getattr(method, k) for k in known if k != "unsupported"}
+    expected = getattr(reference, name)(losses, weights, **settings, **extra)
     assert relative_error(gradient_of(method, case.closure), expected) < tolerance
 
 

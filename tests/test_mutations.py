@@ -159,18 +159,6 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "losses.mean()",
         "equals_the_reference",
     ),
-    "per-instance layers see no shift": (
-        "per_example/shift.py",
-        "return y + call.rule.shift(layer, call.rule.rows(new, len(factors)), x, cb).view(call.b.shape)",
-        "return y.expand(call.b.shape)",
-        "equals_the_reference",
-    ),
-    "per-instance norms leave out biases": (
-        "per_example/rules.py",
-        "            total += b_nTO.sum(1).square().sum(1)\n",
-        "            pass\n",
-        "equals_the_reference",
-    ),
     "per-instance mean is over groups": (
         "methods/per_instance_sam.py",
         "perturbed.sum() / len(losses)",
@@ -179,12 +167,249 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "hyper-parameters are lost in the spec": (
         "spec.py",
-        "{getattr(method, k)!r}",
-        "{hyperparameters(type(method))[k]!r}",
+        "{getattr(method, k)}",
+        "{hyperparameters(type(method))[k]}",
         "spec_round_trip",
     ),
     "copies carry the scratch memory": ("guards.py", "    def __reduce__(self)", "    def no_reduce(self)", "copies"),
 }
+
+
+# The engine of per-instance SAM: also the file of the tests.
+ENGINE: dict[str, tuple[str, str, str, str, str]] = {
+    "products see no perturbation": (
+        "per_example/perturbed.py",
+        "rows = outer.contract(rows, x, product.axis, term, self._products)",
+        "pass",
+        "equals_the_reference",
+        "test_contracts.py",
+    ),
+    "copies see no perturbation": (
+        "per_example/perturbed.py",
+        "(parameter + step).repeat_interleave(",
+        "(parameter + 0 * step).repeat_interleave(",
+        "equals_the_reference",
+        "test_contracts.py",
+    ),
+    "biases alone see no perturbation": (
+        "per_example/perturbed.py",
+        "rows = rows + bias.dense",
+        "rows = rows + 0 * bias.dense",
+        "OneBiasTwoWeights",
+        "per_example/test_uses.py",
+    ),
+    "groups get each other's copies": (
+        "per_example/perturbed.py",
+        "(parameter + step).repeat_interleave(count // len(step), 0)",
+        "(parameter + step).repeat(count // len(step), *[1] * parameter.ndim)",
+        "LayerScale",
+        "per_example/test_uses.py",
+    ),
+    "norms leave out biases": (
+        "per_example/outer.py",
+        "            ones = p.ones and q.ones\n",
+        "            ones = False\n",
+        "equals_the_reference",
+        "test_contracts.py",
+    ),
+    "perturbations leave out biases": (
+        "per_example/outer.py",
+        "products(x, term.x, ones=term.ones)",
+        "products(x, term.x)",
+        "equals_the_reference",
+        "test_contracts.py",
+    ),
+    "cross terms of tied parameters are left out": (
+        "per_example/outer.py",
+        "(1 if q is p else 2)",
+        "(1 if q is p else 0)",
+        "TwoLayersOneWeight",
+        "per_example/test_uses.py",
+    ),
+    "gradients that are formed lie the wrong way": (
+        "per_example/outer.py",
+        "torch.bmm(x.mT, b) if self.axis == 0 else",
+        "torch.bmm(x.mT, b) if self.axis == 1 else",
+        "every_form",
+        "per_example/test_uses.py",
+    ),
+    "padding has a gradient": (
+        "per_example/example_gradients.py",
+        "b = b * (x != ignored)[:, :, None]",
+        "pass",
+        "padding",
+        "per_example/test_uses.py",
+    ),
+    "a factor of 0 does not make 0": (
+        "per_example/outer.py",
+        "torch.where(c > 0, wide(b) * c.to(wide(b).dtype), 0.0)",
+        "(wide(b) * c.to(wide(b).dtype))",
+        "broken_example",
+        "per_example/test_precision.py",
+    ),
+    "the rows that matter are left out": (
+        "per_example/outer.py",
+        "topk(most, dim=1)",
+        "topk(most, dim=1, largest=False)",
+        "most_targets_are_ignored",
+        "per_example/test_uses.py",
+    ),
+    "too few rows are kept": (
+        "per_example/outer.py",
+        "max(int(alive.sum(1).max()), 1)",
+        "max(int(alive.sum(1).min()), 1)",
+        "most_targets_are_ignored",
+        "per_example/test_uses.py",
+    ),
+    "a product of older values is used": (
+        "per_example/outer.py",
+        "x.dtype, x._version",
+        "x.dtype",
+        "stale",
+        "per_example/test_outer.py",
+    ),
+    "checkpointed regions share products": (
+        "per_example/outer.py",
+        "id(region[0]) if region else None",
+        "None",
+        "Checkpointed",
+        "per_example/test_uses.py",
+    ),
+    "norms are in half precision": (
+        "per_example/example_gradients.py",
+        "Products(wide=True)",
+        "Products(wide=False)",
+        "float16",
+        "per_example/test_precision.py",
+    ),
+    "the backward runs without the perturbation": (
+        "per_example/uses.py",
+        "if func in _BACKWARDS:",
+        "if func in ():",
+        "Checkpointed",
+        "per_example/test_uses.py",
+    ),
+    "a mask of weights is drawn per example": (
+        "per_example/uses.py",
+        "if name in _DROPOUT and found",
+        "if name in () and found",
+        "DroppedWeight",
+        "per_example/test_uses.py",
+    ),
+    "inputs made in the closure are constants": (
+        "per_example/uses.py",
+        "if len(t) == len(tensors[0]):",
+        "if False:",
+        "made_in_the_closure",
+        "per_example/test_uses.py",
+    ),
+    "a hook stays": (
+        "per_example/uses.py",
+        "            self._hook.remove()\n",
+        "            pass\n",
+        "leaves_nothing",
+        "per_example/test_leaves_nothing.py",
+    ),
+    "a mode stays": (
+        "per_example/uses.py",
+        "        super().__exit__(*error)\n",
+        "",
+        "leaves_nothing",
+        "per_example/test_leaves_nothing.py",
+    ),
+    "groups are single examples": (
+        "per_example/engine.py",
+        "by_output, n // m)",
+        "by_output, n)",
+        "between_one_and_all",
+        "per_example/test_uses.py",
+    ),
+    "gradients are not checked": (
+        "per_example/engine.py",
+        "                if wrong:\n",
+        "                if False:\n",
+        "hidden",
+        "per_example/test_refusals.py",
+    ),
+    "examples that meet are not seen": (
+        "per_example/engine.py",
+        "if check and n > 1:",
+        "if False:",
+        "refused_by_name and time_major_pooled",
+        "per_example/test_refusals.py",
+    ),
+    "rows laid out in another way are not seen": (
+        "per_example/engine.py",
+        "if loss.ndim and not record.calls_have(n):",
+        "if False:",
+        "unpadded_pooled_in_the_loss",
+        "per_example/test_refusals.py",
+    ),
+    "a new layout is not checked": (
+        "per_example/engine.py",
+        " or layout not in self._layouts,",
+        ",",
+        "looked_at_again",
+        "per_example/test_refusals.py",
+    ),
+    "any gradient is a proof": (
+        "per_example/engine.py",
+        "if n > 1 and 0 < size < math.inf:",
+        "if n > 1:",
+        "is_no_proof",
+        "per_example/test_refusals.py",
+    ),
+    "an infinite gradient is no gradient of the uses": (
+        "per_example/engine.py",
+        "if size.isfinite():",
+        "if True:",
+        "starts_too_large",
+        "per_example/test_precision.py",
+    ),
+    "a parameter with gradient 0 is not checked": (
+        "per_example/check.py",
+        "if hidden or not",
+        "if not",
+        "zero_today",
+        "per_example/test_refusals.py",
+    ),
+    "autocast is not allowed its rounding": (
+        "per_example/check.py",
+        "id(p) in coarse or p.dtype in _HALVES",
+        "p.dtype in _HALVES",
+        "test_autocast",
+        "per_example/test_precision.py",
+    ),
+    "strange gradients pass": (
+        "per_example/rules.py",
+        'options.get("scale_grad_by_freq")',
+        'options.get("")',
+        "embedding_by_frequency",
+        "per_example/test_refusals.py",
+    ),
+    "parameters in reentrant checkpoints are taken for unused": (
+        "per_example/engine.py",
+        "if check and runs_again_in_backward(total):",
+        "if False:",
+        "reentrant",
+        "per_example/test_refusals.py",
+    ),
+    "what is skipped is perturbed": (
+        "per_example/record.py",
+        "tuple(p for p in use.parameters if id(p) not in gone)",
+        "use.parameters",
+        "leaves_these_unperturbed",
+        "per_example/test_refusals.py",
+    ),
+    "gradient-free uses are recorded": (
+        "per_example/record.py",
+        "if self._open and y.grad_fn is not None:",
+        "if self._open:",
+        "refused_by_name and custom_function",
+        "per_example/test_refusals.py",
+    ),
+}
+ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE}
 
 RUNNER = """
 import json, os, sys
@@ -192,14 +417,15 @@ import pytest, torch, transformers, peft
 transformers.BertForSequenceClassification, transformers.GPT2LMHeadModel
 tests, copies = sys.argv[1], json.loads(sys.argv[2])
 found = sys.path[:]
-for name, (folder, contracts) in copies.items():
-    for module in [m for m in sys.modules if {"deltasam", "cases", "tests", "test_contracts"} & set(m.split("."))]:
-        del sys.modules[module]
+for name, folder, contracts, file in copies:
+    for module, there in list(sys.modules.items()):
+        if module.split(".")[0] in ("deltasam", "tests") or str(getattr(there, "__file__", "")).startswith(tests):
+            del sys.modules[module]
     sys.path[:] = [folder, *found]
     sys.stdout.flush()
     devnull, keep = os.open(os.devnull, os.O_WRONLY), os.dup(1)
     os.dup2(devnull, 1)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", contracts, tests])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", contracts, f"{tests}/{file}"])
     os.dup2(keep, 1)
     import deltasam
     if not deltasam.__file__.startswith(folder):
@@ -217,27 +443,30 @@ def _copy(factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """The exit code of the contract tests for every mutation, and for an unchanged copy."""
-    copies = {"unchanged": (str(_copy(tmp_path_factory)), " or ".join({m[3] for m in MUTATIONS.values()}))}
-    for name, (file, old, new, contract) in MUTATIONS.items():
+    plain = str(_copy(tmp_path_factory))
+    files = sorted({m[4] for m in ALL.values()})
+    copies = [(f, plain, " or ".join(sorted({f"({m[3]})" for m in ALL.values() if m[4] == f})), f) for f in files]
+    for name, (file, old, new, contract, tests_of_it) in ALL.items():
         path = (folder := _copy(tmp_path_factory)) / "deltasam" / file
         source = path.read_text()
         if source.count(old) != 1:
             raise LookupError(f"{name}: the line to break is {source.count(old)} times in {file}; update this test")
         path.write_text(source.replace(old, new))
-        copies[name] = (str(folder), contract)
-    tests = Path(__file__).with_name("test_contracts.py")
+        copies.append((name, str(folder), contract, tests_of_it))
+    tests = Path(__file__).parent
     command = [sys.executable, "-c", RUNNER, str(tests), json.dumps(copies)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tests.parents[1], check=False)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tests.parent, check=False)
     results = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("RESULT ")]
     if run.returncode:
         raise RuntimeError(run.stdout[-2000:] + run.stderr[-2000:])
     return dict(results)
 
 
-def test_the_code_as_it_is_passes(outcomes: dict[str, int]) -> None:
-    assert outcomes["unchanged"] == 0
+@pytest.mark.parametrize("file", sorted({m[4] for m in ALL.values()}))
+def test_the_code_as_it_is_passes(outcomes: dict[str, int], file: str) -> None:
+    assert outcomes[file] == 0
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_mutation_is_caught(outcomes: dict[str, int], name: str) -> None:
-    assert outcomes[name] == 1, "the contract tests passed on broken code"
+    assert outcomes[name] == 1, "the tests passed on broken code"

@@ -51,7 +51,7 @@ def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path)
     assert done.exit_code == 0, done.stderr
     assert f"Numbers: {tmp_path / 'out/fidelity.json'}" in done.stdout
     exact, erm, sam = json.loads((tmp_path / "out/fidelity.json").read_text())
-    assert exact["method"] == "per_instance_sam:rho=0.02,m=1"
+    assert exact["method"] == "per_instance_sam:rho=0.02,m=1,unsupported=error"
     assert exact["mean"]["error"] == pytest.approx(0, abs=1e-4)
     assert exact["mean"]["cosine"] == pytest.approx(1, abs=1e-6)
     assert exact["mean"]["loss_share"] == pytest.approx(1, abs=1e-4)
@@ -138,7 +138,7 @@ def test_no_number_is_broken(cli: Cli, measure: list[str], monkeypatch: pytest.M
         (["--methods", "delta_smm"], "did you mean 'delta_sam'?"),
         (["--methods", "sam,sam:rho=0.02"], "--methods: sam:rho=0.02 is there twice"),
         (["--methods", ","], "--methods: give at least one"),
-        (["--methods", "per_instance_sam:m=3"], "m must divide"),
+        (["--methods", "per_instance_sam:m=3"], "m=3 must divide"),
         (["--rho", "0"], "--rho 0.0: must be a finite number above 0"),
         (["--rho", "nan"], "--rho nan"),
         (["--batch-size", "0"], "--batch-size 0"),

@@ -24,13 +24,15 @@ def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Pa
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.config.id2label == {0: "no", 1: "yes"}
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["method"] == "per_instance_sam:rho=0.05,m=1"
+    assert metrics["method"] == "per_instance_sam:rho=0.05,m=1,unsupported=error"
     history = RunResult.from_json((out / "history.json").read_text())
     assert len(history.steps) == 8
     best = max(history.evaluations, key=lambda e: e.metrics["accuracy"])
     assert metrics["best"]["step"] == best.step
     assert metrics["last"]["metrics"] == history.metrics
-    assert yaml.safe_load((out / "config.yaml").read_text())["method"] == "per_instance_sam:rho=0.05,m=1"
+    assert (
+        yaml.safe_load((out / "config.yaml").read_text())["method"] == "per_instance_sam:rho=0.05,m=1,unsupported=error"
+    )
     assert f"accuracy {best.metrics['accuracy']:.4f}" in done.stdout
     assert not [p for p in out.iterdir() if p.name.startswith(".") or p.suffix == ".pt"]
 

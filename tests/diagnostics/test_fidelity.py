@@ -391,7 +391,7 @@ def test_losses_per_example_are_asked_for(model: nn.Module) -> None:
         ({"rho": 0}, r"fidelity\(rho=0\): rho must be a finite number, above 0"),
         ({"rho": math.nan}, r"fidelity\(rho=nan\)"),
         ({"methods": [deltasam.SAM(nn.Linear(1, 1))]}, "<SAM sam:rho=.*> was made for another model"),
-        ({"methods": ["per_instance_sam:m=4"]}, "m must divide"),
+        ({"methods": ["per_instance_sam:m=4"]}, "m=4 must divide"),
     ],
 )
 def test_hostile_input(model: nn.Module, arguments: dict[str, Any], words: str) -> None:

@@ -10,6 +10,22 @@ from torch import Tensor, nn
 from deltasam import weight_space
 from deltasam.per_example.record import Use
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def runs_again_in_backward(loss: Tensor) -> bool:
+    """Whether part of the graph is hidden in reentrant checkpoints: parameters in there seem not to be used at all."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting.extend(following for following, _ in node.next_functions)
+    return False
+
 
 def coupling_layers(model: nn.Module) -> dict[str, str]:
     """Modules in which the examples of a batch always meet: why, by name."""
@@ -39,13 +55,15 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
     is not looked at: there examples may meet.
     """
     found: dict[str, str] = {}
+    if not uses:
+        return found
     generator = torch.Generator().manual_seed(0)
     for parity in (0, 1):
         sources = [_rows_of_every_second(use, examples, parity, generator) for use in uses]
         outputs = [use.output for use in uses]
         returned = torch.autograd.grad(outputs, outputs, sources, retain_graph=True, allow_unused=True)
         for use, b in zip(uses, returned, strict=True):
-            if b is not None and b.view(examples, -1)[1 - parity :: 2].any():
+            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
                 found.update(
                     (
                         names[id(p)],
@@ -57,8 +75,34 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
     return found
 
 
+def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
+    """Parameters whose rows the loss of another example depends on: why, by name.
+
+    Where the model was not called with one row per example, that means that rows are laid out in another way.
+    """
+    found: dict[str, str] = {}
+    outputs = [use.output for use in uses]
+    for parity in (0, 1):
+        half = losses[parity::2].sum()
+        reached = torch.autograd.grad(half, outputs, retain_graph=True, allow_unused=True) if outputs else ()
+        for use, b in zip(uses, reached, strict=True):
+            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
+                found.update(
+                    (
+                        names[id(p)],
+                        f"meets {use.shape[0]} rows, which do not belong to {examples} examples in turn, as many to "
+                        f"each (packed or unpadded sequences, an axis in front of that of the examples)",
+                    )
+                    for p in use.parameters
+                )
+    return found
+
+
 def unexplained(
-    parameters: Mapping[str, nn.Parameter], expected: Sequence[Tensor | None], found: Iterable[Tensor | None]
+    parameters: Mapping[str, nn.Parameter],
+    expected: Sequence[Tensor | None],
+    found: Iterable[Tensor | None],
+    uses: Sequence[Use],
 ) -> dict[str, str]:
     """Parameters whose gradient the record does not explain: why, by name.
 
@@ -66,15 +110,19 @@ def unexplained(
         parameters: By name.
         expected: Their gradients by autograd.
         found: Their gradients by the record, summed over the examples.
+        uses: The record.
     """
+    coarse = {id(p) for use in uses for p in use.parameters if use.like.dtype in _HALVES}
     wrong: dict[str, str] = {}
     # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
     total = weight_space.norm(expected)
     for (name, p), truth, sum_of_examples in zip(parameters.items(), expected, found, strict=True):
+        hidden = truth is not None and sum_of_examples is None  # though the gradient may be 0 today
         truth = torch.zeros_like(p) if truth is None else truth
         other = torch.zeros_like(truth) if sum_of_examples is None else sum_of_examples.to(truth.dtype)
-        tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(truth.dtype, 0.1)
-        if not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
+        # Under autocast the gradient of a float32 parameter is computed in half precision.
+        tolerance = 0.1 if id(p) in coarse or p.dtype in _HALVES else 1e-6 if p.dtype == torch.float64 else 1e-3
+        if hidden or not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
             wrong[name] = "has a gradient that its uses do not explain: a function that PyTorch does not show uses it"
     return wrong
 

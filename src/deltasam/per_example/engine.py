@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from deltasam import weight_space
 from deltasam.passes import Passes
-from deltasam.per_example.check import coupling_layers, meeting_uses, uneven_uses, unexplained
+from deltasam.per_example.check import (
+    coupling_layers,
+    meeting_uses,
+    runs_again_in_backward,
+    scattered_uses,
+    uneven_uses,
+    unexplained,
+)
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
@@ -19,8 +28,9 @@ _SHOWN = 5
 class Engine:
     """Per-example gradients of a model.
 
-    On the first pass, and again when other parameters are trained, the record is checked: the gradients must add up
-    to what autograd computes, and examples may not meet inside the model. That costs about two passes, once.
+    On the first pass, and again when other parameters are trained or rows are laid out in another way, the record is
+    checked: the gradients must add up to what autograd computes, and examples may not meet inside the model. That
+    costs about two passes, once. A gradient that is 0 or not finite shows nothing, and the next pass is checked.
 
     Args:
         model: The model.
@@ -32,12 +42,13 @@ class Engine:
         self._model, self._skip = model, skip
         self._skipped: dict[str, str] = {}
         self._checked: frozenset[str] = frozenset()
+        self._layouts: set[frozenset[object]] = set()
 
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
         check = self._must_check()
         if check:
-            self._skipped = {}
+            self._skipped, self._checked, self._layouts = {}, frozenset(), set()
         record = Record(self._model, skip=self._skipped, verify=check)
         with record.open():
             output = passes.first()
@@ -66,21 +77,36 @@ class Engine:
             return self._gradients(passes, record, loss, n, m)
 
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, n: int, m: int) -> ExampleGradients:
-        check, total = self._must_check(), loss.sum()
+        layout = record.layout(n)
+        check, total = self._must_check() or layout not in self._layouts, loss.sum()
+        if check and runs_again_in_backward(total):
+            raise RuntimeError(
+                "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
+                "use_reentrant=False, with transformers "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
         self._refuse(coupling_layers(self._model))
-        self._leave_out(record, record.refusals | uneven_uses(record.uses, n, record.names))
+        self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:
             self._refuse(meeting_uses(record.uses, n, record.names))
-        by_output = passes.grad(total, record.outputs, retain_graph=check)
+            if loss.ndim and not record.calls_have(n):
+                self._refuse(scattered_uses(loss, record.uses, n, record.names))
+        by_output = passes.grad(total, record.outputs, retain_graph=check) if record.uses else []
         gradients = ExampleGradients(record.uses, by_output, n // m)
-        if check:
+        if check and record.parameters:
             parameters = list(record.parameters.values())
             expected = passes.grad(total, parameters, retain_graph=True)
-            wrong = unexplained(record.parameters, expected, gradients.totals(parameters))
-            if wrong:
-                self._leave_out(record, wrong)
-                return self._gradients(passes, record, loss, n, m)
-            self._checked = self._trained() if n > 1 else frozenset()
+            size = weight_space.norm(expected)
+            if size.isfinite():  # else a loss scale was too large, and the next batch will show
+                wrong = unexplained(record.parameters, expected, gradients.totals(parameters), record.uses)
+                if wrong:
+                    self._leave_out(record, wrong)
+                    return self._gradients(passes, record, loss, n, m)
+            # One example alone cannot meet another, and a gradient of 0 is no proof.
+            if n > 1 and 0 < size < math.inf:
+                self._checked = self._trained()
+                self._layouts.add(layout)
+        if check:
             self.coverage = coverage_of(self._model, record.uses, self._skipped)
         return gradients
 

@@ -37,6 +37,8 @@ class ExampleGradients:
         """Norm of each group's gradient over all parameters [g], in float32 or wider."""
         products = Products(wide=True)
         squares = [gradient.square_norm(products) for gradient in self.of.values()]
+        if not squares:
+            return torch.zeros(self.groups)
         return torch.stack(squares).sum(0).clamp(min=0).sqrt()
 
     def scale(self, factors: Tensor) -> None:

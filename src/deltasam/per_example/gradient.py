@@ -39,7 +39,7 @@ class ParameterGradient:
         """Squared norm of each group's gradient [g]."""
         if self.dense is None:
             return outer.square_norm(list(self.outers), products)
-        return self.dense.flatten(1).square().sum(1)
+        return self.dense.reshape(len(self.dense), -1).square().sum(1)  # a parameter may be a single number
 
     def times(self, factors: Tensor) -> ParameterGradient:
         """Each group's gradient times its factor [g]; a plain tensor is changed in place."""

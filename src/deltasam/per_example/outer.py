@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,19 +84,22 @@ class Products:
 
     def __init__(self, *, wide: bool, keep: int = 4) -> None:
         self._wide, self._keep = wide, keep
-        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
 
     def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
         """``p q^T`` [g, P, Q] of two sides, plus 1 where both have a constant 1 appended, times factors [g]."""
-        key = (_place(p), _place(q), ones, None if factors is None else _place(factors), torch.is_grad_enabled())
+        # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
+        region = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        of_factors = None if factors is None else _place(factors)
+        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region[0]) if region else None)
         if key not in self._kept:
             product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
                 product = product * factors[:, None, None]
-            self._kept[key] = (p, q, product)  # p and q are held: nothing else takes their place
+            self._kept[key] = (product, p, q, region)  # the others are held: nothing else takes their place
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
-        return self._kept[key][2]
+        return self._kept[key][0]
 
 
 def square_norm(terms: list[Outer], products: Products) -> Tensor:
@@ -115,11 +119,12 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
 def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight."""
     if term.axis == axis:
-        return torch.baddbmm(onto, products(x, term.x, ones=term.ones, factors=term.factors).to(term.b.dtype), term.b)
-    with_b = products(x, term.b, factors=term.factors)
+        with_x = products(x, term.x, ones=term.ones, factors=term.factors).to(onto.dtype)
+        return torch.baddbmm(onto, with_x, term.b.to(onto.dtype))
+    with_b = products(x, term.b, factors=term.factors).to(onto.dtype)
     if term.x.is_floating_point():
-        return torch.baddbmm(onto, with_b, term.x)
-    return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b.to(onto.dtype))
+        return torch.baddbmm(onto, with_b, term.x.to(onto.dtype))
+    return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b)
 
 
 def times(b: Tensor, factors: Tensor) -> Tensor:

@@ -61,8 +61,9 @@ class Record(ParameterUses):
         super().__init__(model, self.parameters)
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
-        self._model, self._verify = model, verify
+        self._verify = verify
         self._batches: set[int] = set()
+        self._lengths: set[int] = set()
         self._open = False
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
@@ -71,14 +72,12 @@ class Record(ParameterUses):
     @contextmanager
     def open(self) -> Iterator[None]:
         """Record the forward pass that is run inside."""
-        handle = self._model.register_forward_pre_hook(self._see_batch, with_kwargs=True)
         self._open = True
         try:
             with self:
                 yield
         finally:
             self._open = False
-            handle.remove()
 
     def examples(self, losses: Tensor) -> int:
         """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
@@ -98,6 +97,15 @@ class Record(ParameterUses):
                 f"return one loss per example, for example F.cross_entropy(logits, labels, reduction='none')"
             )
         return next(iter(self._batches))
+
+    def calls_have(self, examples: int) -> bool:
+        """Whether the model was always called with one row per example."""
+        return self._batches == {examples}
+
+    def layout(self, examples: int) -> frozenset[object]:
+        """How many rows the uses have per example: the same for batches that are laid out in the same way."""
+        rows = {use.shape[0] / examples for use in self.uses} | {b / examples for b in self._batches}
+        return frozenset("as long as the input" if r in self._lengths - {1} else r for r in rows)
 
     @property
     def outputs(self) -> list[GradientEdge]:
@@ -136,11 +144,15 @@ class Record(ParameterUses):
         with torch.no_grad():
             expected = plain()
         tolerance = 100 * torch.finfo(expected.dtype).eps
-        return result.shape == expected.shape and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
+        same_kind = result.shape == expected.shape and result.dtype == expected.dtype
+        return same_kind and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
-        if self._open and y.requires_grad:  # without a gradient it was made under no_grad
+        if self._open and y.grad_fn is not None:  # else it was made under no_grad
             self.uses.append(Use(get_gradient_edge(y), y.shape, y.new_empty(0), parameters, product))
 
-    def _see_batch(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._batches |= {len(t) for t in tensors_in((args, kwargs))[:1] if t.ndim}
+    def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        super()._see_inputs(module, args, kwargs)
+        first = tensors_in((args, kwargs))[:1]
+        self._batches |= {len(t) for t in first if t.ndim}
+        self._lengths |= {t.shape[1] for t in first if t.ndim > 1}

@@ -53,6 +53,7 @@ class Affine:
 
 PRODUCTS: dict[Any, Callable[..., Product | None]] = {}
 AFFINES: dict[Any, Callable[..., Affine | None]] = {}
+REFUSALS: dict[Any, Callable[..., str | None]] = {}
 
 
 def _for(table: dict[Any, Any], *functions: Any) -> Callable[[Any], Any]:
@@ -88,10 +89,36 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Product | None:
-    if max_norm is not None or scale_grad_by_freq:
-        return None
     ignored = padding_idx % len(weight) if padding_idx is not None else None
     return Product(input, weight, None, axis=0, ignored=ignored)
+
+
+# Their gradient is not that of what they compute, so nothing that compares values would notice.
+
+
+@_for(REFUSALS, F.embedding)
+def _strange_embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    options = dict(zip(("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"), args, strict=False)) | kwargs
+    return _strange(options)
+
+
+@_for(REFUSALS, F.embedding_bag)
+def _strange_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    options = dict(zip(("offsets", "max_norm", "norm_type", "scale_grad_by_freq"), args, strict=False)) | kwargs
+    return _strange(options)
+
+
+@_for(REFUSALS, torch.embedding)
+def _strange_lookup(weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    return _strange(dict(zip(("padding_idx", "scale_grad_by_freq"), args, strict=False)) | kwargs)
+
+
+def _strange(options: dict[str, Any]) -> str | None:
+    if options.get("scale_grad_by_freq"):
+        return "scale_grad_by_freq counts ids over the batch, so examples meet in its gradient"
+    if options.get("max_norm") is not None:
+        return "max_norm writes into it in the forward pass"
+    return None
 
 
 @_for(AFFINES, F.layer_norm)

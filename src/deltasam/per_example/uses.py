@@ -5,13 +5,14 @@ handled in one of two ways: as a *product* (linear layers, embeddings), whose pe
 products; or with *copies* of the parameter, one per example, handed to the function by broadcasting or by ``vmap``.
 What is computed from parameters alone stays shared until it meets the examples. So nothing depends on the class of a
 module, tied parameters are one parameter used twice, and a use that cannot be handled is seen when it happens.
-No module, parameter or hook is touched.
+No module or parameter is touched.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
-from deltasam.per_example.rules import AFFINES, PRODUCTS, Affine, Product
+from deltasam.per_example.rules import AFFINES, PRODUCTS, REFUSALS, Affine, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
 
 # Functions for which a leading axis of 1 means: the same for every example.
@@ -31,6 +32,11 @@ _BROADCAST = frozenset([
     "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__",
     "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp",
     "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate",
+])
+# What autocast runs in low precision; under vmap it does not.
+_LOWERED = frozenset([
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "matmul",
+    "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
 ])
 # fmt: on
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
@@ -76,10 +82,31 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
+        self._model, self._entered = model, 0
         self.names = {id(p): name for name, p in parameters.items()}
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values()}
         others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared)
         self._constants: dict[int, Tensor] = {id(t): t for t in others}
+
+    def __enter__(self) -> ParameterUses:
+        if not self._entered:
+            self._hook = self._model.register_forward_pre_hook(self._see_inputs, with_kwargs=True)
+        self._entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered -= 1
+        if not self._entered:
+            self._hook.remove()
+        super().__exit__(*error)
+
+    def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """What the model is given for every example is no constant, even if the closure has just made it."""
+        tensors = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        for t in tensors:
+            if len(t) == len(tensors[0]):
+                self._constants.pop(id(t), None)
 
     @abc.abstractmethod
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
@@ -109,6 +136,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         name = getattr(func, "__name__", str(func))
         if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__":
             self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
+            return func(*args, **kwargs)
+        if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
+            self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         if all(id(t) in self._shared or id(t) in self._constants for t in tensors):
             return self._without_examples(func, name, args, kwargs)
@@ -248,17 +278,23 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
         rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
 
+        device = next(iter(rows.values())).device.type
+        lower = name in _LOWERED and torch.is_autocast_enabled(device)
+
         def one(values: dict[int, Tensor], row: dict[int, Tensor]) -> Tensor:
             def pick(t: Tensor) -> Tensor:
                 if id(t) in found:
-                    return found[id(t)].function(values)
-                return row[id(t)][None] if id(t) in row else t
+                    t = found[id(t)].function(values)
+                elif id(t) in row:
+                    t = row[id(t)][None]
+                return t.to(torch.get_autocast_dtype(device)) if lower and t.dtype == torch.float32 else t
 
             return func(*map_tensors(pick, args), **map_tensors(pick, kwargs)).squeeze(0)
 
         try:
             copies = {id(p): self.copies(p, count) for p in parameters}
-            result = torch.func.vmap(one)(copies, rows)
+            with torch.autocast(device, enabled=False) if lower else nullcontext():
+                result = torch.func.vmap(one)(copies, rows)
             if self.accept(result, lambda: func(*args, **kwargs)):
                 return result
             reason = f"{name} does not treat the examples one by one"

@@ -44,9 +44,12 @@ class Perturbed(ParameterUses):
         gradient = self._perturbations.of.get(id(parameter))
         if gradient is None:
             return parameter.expand(count, *parameter.shape)
-        step = gradient.matrix(parameter.shape).to(parameter.dtype)
         self._check(count, (parameter,))
-        return (parameter + step).repeat_interleave(count // len(step), 0)
+        if id(parameter) in self._moved:
+            perturbed = self._moved[id(parameter)] + (parameter - parameter.detach())  # 0, and a way for the gradient
+        else:
+            perturbed = parameter + gradient.matrix(parameter.shape).to(parameter.dtype)
+        return perturbed.repeat_interleave(count // self._groups, 0)
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output with perturbed weights."""

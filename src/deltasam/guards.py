@@ -75,12 +75,20 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._saved: list[Tensor] = []
-        self._noise: list[Tensor] = []
+        self._noise: dict[int, Tensor] = {}
+        self._copied: list[int] = []
+
+    def forget(self) -> None:
+        """The weights may have changed: copies are no longer theirs."""
+        self._copied = []
 
     def copy_of(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Copies of the parameters; valid until the next call."""
-        self._saved = _memory_like(params, self._saved)
-        torch._foreach_copy_(self._saved, list(params))
+        """Copies of the parameters; valid until the next call. Made once for several calls with the same ones."""
+        places = [p.data_ptr() for p in params]
+        if places != self._copied:
+            self._saved, self._copied = _memory_like(params, self._saved), []
+            torch._foreach_copy_(self._saved, list(params))
+            self._copied = places
         return self._saved
 
     def gaussian(self, params: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -93,15 +101,19 @@ class WeightStore:
             params: The noise is like these.
             generator: A generator on the CPU.
         """
-        self._noise = _memory_like(params, self._noise)
         table = torch.randn(_BLOCK, generator=generator).repeat(2)  # twice: a block may start anywhere
         tables = {p.device: table.to(p.device) for p in params}
-        for tensor in self._noise:
-            blocks = tensor.view(-1).split(_BLOCK)
-            starts = torch.randint(_BLOCK, (len(blocks),), generator=generator).tolist()
-            for block, start in zip(blocks, starts, strict=True):
-                block.copy_(tables[tensor.device][start : start + len(block)])
-        return self._noise
+        return [self._read(p, i, tables[p.device], generator) for i, p in enumerate(params)]
+
+    def _read(self, param: Tensor, index: int, table: Tensor, generator: torch.Generator) -> Tensor:
+        sizes = [min(_BLOCK, param.numel() - start) for start in range(0, param.numel(), _BLOCK)]
+        starts = torch.randint(_BLOCK, (len(sizes),), generator=generator).tolist()
+        if len(sizes) == 1:
+            return table[starts[0] : starts[0] + sizes[0]].view(param.shape)  # no memory of its own
+        self._noise[index] = noise = _memory_like([param], [self._noise.get(index, table)])[0]
+        for block, start in zip(noise.view(-1).split(_BLOCK), starts, strict=True):
+            block.copy_(table[start : start + len(block)])
+        return noise
 
     def __reduce__(self) -> tuple[type[WeightStore], tuple[()]]:
         return WeightStore, ()

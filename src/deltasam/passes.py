@@ -49,6 +49,7 @@ class Passes:
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
         self.store = store
+        store.forget()
         self._model, self._closure, self._runtime = model, closure, runtime
         self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
         self._masks = DropoutMasks(model)

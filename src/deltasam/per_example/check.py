@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,24 +55,16 @@ def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -
     The outputs of every second example are taken, times random numbers: nothing of the others may come back. The loss
     is not looked at: there examples may meet.
     """
-    found: dict[str, str] = {}
-    if not uses:
-        return found
     generator = torch.Generator().manual_seed(0)
+    outputs = [use.output for use in uses]
+    reason = (
+        "after it examples meet inside the model (normalisation over the batch, packed sequences, an axis in front of "
+        "that of the examples)"
+    )
+    found: dict[str, str] = {}
     for parity in (0, 1):
-        sources = [_rows_of_every_second(use, examples, parity, generator) for use in uses]
-        outputs = [use.output for use in uses]
-        returned = torch.autograd.grad(outputs, outputs, sources, retain_graph=True, allow_unused=True)
-        for use, b in zip(uses, returned, strict=True):
-            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
-                found.update(
-                    (
-                        names[id(p)],
-                        "after it examples meet inside the model (normalisation over the batch, packed "
-                        "sequences, an axis in front of that of the examples)",
-                    )
-                    for p in use.parameters
-                )
+        sources = (_rows_of_every_second(use, examples, parity, generator) for use in uses)
+        found.update(_names_reached(uses, examples, parity, outputs, list(sources), reason, names))
     return found
 
 
@@ -80,21 +73,14 @@ def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int, names: Ma
 
     Where the model was not called with one row per example, that means that rows are laid out in another way.
     """
+    reason = (
+        f"meets rows that do not belong to {examples} examples in turn, as many to each (packed or unpadded sequences, "
+        f"an axis in front of that of the examples)"
+    )
     found: dict[str, str] = {}
-    outputs = [use.output for use in uses]
     for parity in (0, 1):
         half = losses[parity::2].sum()
-        reached = torch.autograd.grad(half, outputs, retain_graph=True, allow_unused=True) if outputs else ()
-        for use, b in zip(uses, reached, strict=True):
-            if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any():
-                found.update(
-                    (
-                        names[id(p)],
-                        f"meets {use.shape[0]} rows, which do not belong to {examples} examples in turn, as many to "
-                        f"each (packed or unpadded sequences, an axis in front of that of the examples)",
-                    )
-                    for p in use.parameters
-                )
+        found.update(_names_reached(uses, examples, parity, [half], None, reason, names))
     return found
 
 
@@ -125,6 +111,28 @@ def unexplained(
         if hidden or not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
             wrong[name] = "has a gradient that its uses do not explain: a function that PyTorch does not show uses it"
     return wrong
+
+
+def _names_reached(
+    uses: Sequence[Use],
+    examples: int,
+    parity: int,
+    roots: Sequence[Any],
+    sources: list[Tensor] | None,
+    reason: str,
+    names: Mapping[int, str],
+) -> dict[str, str]:
+    """Parameters to whose rows of the other examples something comes back from the roots, and the reason."""
+    if not uses:
+        return {}
+    outputs = [use.output for use in uses]
+    returned = torch.autograd.grad(roots, outputs, sources, retain_graph=True, allow_unused=True)
+    return {
+        names[id(p)]: reason
+        for use, b in zip(uses, returned, strict=True)
+        if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any()
+        for p in use.parameters
+    }
 
 
 def _rows_of_every_second(use: Use, examples: int, parity: int, generator: torch.Generator) -> Tensor:

@@ -88,9 +88,7 @@ class Engine:
         self._refuse(coupling_layers(self._model))
         self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:
-            self._refuse(meeting_uses(record.uses, n, record.names))
-            if loss.ndim and not record.calls_have(n):
-                self._refuse(scattered_uses(loss, record.uses, n, record.names))
+            self._check_apart(record, loss, n)
         by_output = passes.grad(total, record.outputs, retain_graph=check) if record.uses else []
         gradients = ExampleGradients(record.uses, by_output, n // m)
         if check and record.parameters:
@@ -109,6 +107,15 @@ class Engine:
         if check:
             self.coverage = coverage_of(self._model, record.uses, self._skipped)
         return gradients
+
+    def _check_apart(self, record: Record, loss: Tensor, n: int) -> None:
+        """Examples may meet in the loss, but not in the model."""
+        scattered = scattered_uses(loss, record.uses, n, record.names) if loss.ndim else None
+        if scattered == {}:
+            return  # each loss is of its own example alone
+        self._refuse(meeting_uses(record.uses, n, record.names))
+        if scattered and not record.calls_have(n):
+            self._refuse(scattered)
 
     def _trained(self) -> frozenset[str]:
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deltasam.per_example.gradient import ParameterGradient, gradient_of
 from deltasam.per_example.outer import Outer, Products, wide
 from deltasam.per_example.record import Use
+from deltasam.per_example.rules import PaddedLookup, Product
 
 
 class ExampleGradients:
@@ -71,25 +72,21 @@ class ExampleGradients:
             if use.product is None:
                 denses.append(wide(b).reshape(self.groups, -1, *parameter.shape).sum(1))
             elif use.product.weight is parameter:
-                outers.append(_outer(use, b, self.groups))
+                outers.append(_outer(use.product, b, self.groups))
             else:
-                denses.append(wide(b).reshape(self.groups, -1, len(parameter)).sum(1))
+                denses.append(use.product.output_rows(wide(b), self.groups).sum(1))
         gradient = gradient_of(parameter, outers, denses)
         if id(parameter) in self._weights.values():
             return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
         return gradient
 
 
-def _outer(use: Use, b: Tensor, groups: int) -> Outer:
-    assert use.product is not None
-    x, ignored = use.product.x.detach(), use.product.ignored
-    b = b.reshape(groups, -1, b.shape[-1])
-    if x.is_floating_point():
-        return Outer(x.reshape(groups, -1, x.shape[-1]), b, use.product.axis).without_zero_rows()
-    x = x.reshape(groups, -1)
-    if ignored is not None:
-        b = b * (x != ignored)[:, :, None]
-    return Outer(x, b, use.product.axis)
+def _outer(product: Product, b: Tensor, groups: int) -> Outer:
+    x, b = product.input_rows(groups).detach(), product.output_rows(b, groups)
+    if isinstance(product, PaddedLookup):
+        b = b * (x != product.ignored)[:, :, None]
+    term = Outer(x, b, product.axis)
+    return term.without_zero_rows() if x.is_floating_point() else term
 
 
 def _weights_by_bias(uses: list[Use]) -> dict[int, int]:

@@ -97,6 +97,7 @@ def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
     """
     rows = sum(term.b.shape[1] for term in terms)
     table = all(not term.x.is_floating_point() for term in terms)
-    weights, sides = shape.numel(), shape[1] if table else shape[0] + shape[1]
-    by_matrix = rows * (shape[1] if table else weights) + _TRAFFIC * weights
+    columns = shape[1:].numel()
+    weights, sides = shape.numel(), columns if table else shape[0] + columns
+    by_matrix = rows * (columns if table else weights) + _TRAFFIC * weights
     return 3 * rows * rows * sides <= by_matrix or weights > 2 * rows * sides

@@ -37,14 +37,14 @@ class Outer:
         """The gradient of the weight itself [g, *shape]."""
         x, b = wide(self.x), self._b()
         if x.is_floating_point():
-            return torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)
+            return (torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)).view(-1, *shape)
         return b.new_zeros(len(b), *shape).scatter_add_(1, x[:, :, None].expand_as(b), b)
 
     def total(self, shape: torch.Size) -> Tensor:
         """The gradient of the weight, summed over the groups [*shape]."""
         x, b = wide(self.x).flatten(0, 1), self._b().flatten(0, 1)
         if x.is_floating_point():
-            return x.mT @ b if self.axis == 0 else b.mT @ x
+            return (x.mT @ b if self.axis == 0 else b.mT @ x).view(shape)
         return b.new_zeros(shape).index_add_(0, x, b)
 
     def bias_total(self) -> Tensor:

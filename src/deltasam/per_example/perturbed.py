@@ -57,17 +57,18 @@ class Perturbed(ParameterUses):
         if id(product.weight) in self._moved and not _in_low_precision(product.x):
             return self._multiply(product, self._moved[id(product.weight)])
         y = run()
-        rows = y.reshape(self._groups, -1, y.shape[-1])
+        rows = product.output_rows(y, self._groups)
         if (weight := self._of(product.weight)) is not None:
             rows = self._add_product(rows, product, weight)
         if (bias := self._of(product.bias)) is not None and bias.dense is not None:
             rows = rows + bias.dense.to(rows.dtype)[:, None]
-        return rows.view(y.shape)
+        return product.output(rows)
 
     def _add_product(self, rows: Tensor, product: Product, weight: ParameterGradient) -> Tensor:
-        x = product.x.reshape(*rows.shape[:2], *product.x.shape[-1:] * product.x.is_floating_point())
+        x = product.input_rows(self._groups)
         if x.is_floating_point() and weight.dense is not None:
             step = (weight.dense - product.weight.detach()) if id(product.weight) in self._moved else weight.dense
+            step = _matrices(step)
             return torch.baddbmm(rows, x, (step if product.axis == 0 else step.mT).to(rows.dtype))
         if weight.dense is not None:
             return rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
@@ -78,12 +79,11 @@ class Perturbed(ParameterUses):
         return rows
 
     def _multiply(self, product: Product, moved: Tensor) -> Tensor:
-        x = product.x.reshape(self._groups, -1, product.x.shape[-1])
         bias = None if product.bias is None else product.bias.expand(1, 1, -1)
         if bias is not None and (step := self._of(product.bias)) is not None and step.dense is not None:
             bias = bias + step.dense[:, None]
-        y = _MultiplyEach.apply(x, product.weight, moved, bias, product.axis)
-        return y.view(*product.x.shape[:-1], y.shape[-1])
+        x = product.input_rows(self._groups)
+        return product.output(_MultiplyEach.apply(x, product.weight, _matrices(moved), bias, product.axis))
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """A use that the first pass did not have."""
@@ -104,7 +104,7 @@ class _MultiplyEach(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, moved: Tensor, bias: Tensor | None, axis: int) -> Tensor:
         ctx.save_for_backward(x, moved)
-        ctx.axis, ctx.bias_groups = axis, None if bias is None else len(bias)
+        ctx.axis, ctx.shape, ctx.bias_groups = axis, weight.shape, None if bias is None else len(bias)
         m = moved if axis == 0 else moved.mT
         return torch.bmm(x, m) if bias is None else torch.baddbmm(bias, x, m)
 
@@ -121,10 +121,15 @@ class _MultiplyEach(torch.autograd.Function):
             dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved)
         if ctx.needs_input_grad[1]:
             left, right = (x, dy) if ctx.axis == 0 else (dy, x)
-            dw = left.flatten(0, 1).mT @ right.flatten(0, 1)
+            dw = (left.flatten(0, 1).mT @ right.flatten(0, 1)).view(ctx.shape)
         if ctx.needs_input_grad[3]:
             db = dy.sum((0, 1), keepdim=True) if ctx.bias_groups == 1 else dy.sum(1, keepdim=True)
         return dx, dw, None, db, None
+
+
+def _matrices(weights: Tensor) -> Tensor:
+    """One weight per group, of any number of axes, as a matrix each [g, rows, columns]."""
+    return weights.flatten(2)
 
 
 def _in_low_precision(x: Tensor) -> bool:

@@ -41,9 +41,7 @@ class Use:
     @property
     def kind(self) -> str:
         """The rule it falls under."""
-        if self.product is None:
-            return "copies"
-        return "product" if self.product.x.is_floating_point() else "lookup"
+        return "copies" if self.product is None else self.product.kind
 
 
 class Record(ParameterUses):

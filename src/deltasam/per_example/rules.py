@@ -6,9 +6,10 @@ A layer that is none of these needs no rule of its own: its parameters are hande
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +18,88 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Product:
-    """``output = input times weight (+ bias)``, the input being rows of numbers, or ids that look up rows.
+    """``output = input times weight (+ bias)``, seen as rows of the input and rows of the output.
 
     Attributes:
-        x: The input [B, ..., I], or ids [B, ...].
-        weight: The matrix.
+        x: The input [B, ..., I].
+        weight: The matrix; what it has beyond two axes is one.
         bias: Of the output, or None.
         axis: The axis of the weight that the input contracts with.
-        ignored: The id whose row gets no gradient, or None.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     axis: int
-    ignored: int | None = None
+
+    kind: ClassVar[str] = "product"
+
+    def input_rows(self, groups: int) -> Tensor:
+        """The input [groups, R, I]."""
+        return self.x.reshape(groups, -1, self.x.shape[-1])
+
+    def output_rows(self, y: Tensor, groups: int) -> Tensor:
+        """Something of the output's shape as [groups, R, O]."""
+        return y.reshape(groups, -1, y.shape[-1])
+
+    def output(self, rows: Tensor) -> Tensor:
+        """The output from its rows."""
+        return rows.view(*self.x.shape[:-1], rows.shape[-1])
+
+
+class Lookup(Product):
+    """Ids [B, ...] that look up rows of a table: a product with one-hot rows."""
+
+    kind: ClassVar[str] = "lookup"
+
+    def input_rows(self, groups: int) -> Tensor:
+        """The ids [groups, R]."""
+        return self.x.reshape(groups, -1)
+
+    def output(self, rows: Tensor) -> Tensor:
+        """The output from its rows."""
+        return rows.view(*self.x.shape, rows.shape[-1])
+
+
+@dataclass(frozen=True)
+class PaddedLookup(Lookup):
+    """A lookup in which one id gets no gradient."""
+
+    ignored: int
+
+
+@dataclass(frozen=True)
+class Convolution(Product):
+    """A 2-D convolution [B, C, H, W]: a product of the patches it sees."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    kind: ClassVar[str] = "convolution"
+
+    def input_rows(self, groups: int) -> Tensor:
+        """The patches [groups, R, I]: R places of the output, I numbers of a patch."""
+        patches = F.unfold(self.x, self.kernel, self.dilation, self.padding, self.stride).mT
+        return patches.reshape(groups, -1, patches.shape[-1])
+
+    def output_rows(self, y: Tensor, groups: int) -> Tensor:
+        """Something of the output's shape as [groups, R, O]."""
+        return y.flatten(2).mT.reshape(groups, -1, y.shape[1])
+
+    def output(self, rows: Tensor) -> Tensor:
+        """The output from its rows."""
+        return rows.view(len(self.x), -1, rows.shape[-1]).mT.unflatten(2, self._size())
+
+    @property
+    def places(self) -> int:
+        """How many places the output has, R of one example."""
+        return math.prod(self._size())
+
+    def _size(self) -> tuple[int, ...]:
+        sides = zip(self.x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((length + 2 * p - d * (k - 1) - 1) // s + 1 for length, k, s, p, d in sides)
 
 
 @dataclass(frozen=True)
@@ -89,8 +157,28 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Product | None:
-    ignored = padding_idx % len(weight) if padding_idx is not None else None
-    return Product(input, weight, None, axis=0, ignored=ignored)
+    if padding_idx is None:
+        return Lookup(input, weight, None, axis=0)
+    return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
+
+
+@_for(PRODUCTS, F.conv2d)
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Product | None:
+    if groups != 1 or input.ndim != 4 or isinstance(padding, str):
+        return None
+    kernel = (weight.shape[2], weight.shape[3])
+    product = Convolution(input, weight, bias, 1, kernel, _pair(stride), _pair(padding), _pair(dilation))
+    # With many places and small kernels a kernel for each example is cheaper: the way of everything without a rule.
+    inputs, outputs = weight[0].numel(), len(weight)
+    return product if 3 * product.places * (inputs + outputs) < inputs * outputs else None
 
 
 # Their gradient is not that of what they compute, so nothing that compares values would notice.
@@ -154,3 +242,9 @@ def _batch_norm(
     if training:
         return None  # its examples meet; `check` says so
     return Affine(lambda: F.batch_norm(input, running_mean, running_var, eps=eps), weight, bias, channels=1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """One number for both axes, or one for each."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (int(values[0]), int(values[-1]))

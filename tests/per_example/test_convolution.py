@@ -1,4 +1,4 @@
-"""Convolutions: as products of patches where there are few places, with a kernel for each example where there are many."""
+"""Convolutions: products of patches where there are few places, a kernel for each example where there are many."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import deltasam
 from per_instance import assert_exact
 
 LAYERS = {
-    "few places": (lambda: nn.Conv2d(16, 24, 3, 2, 1), "convolution"),
+    "few places": (lambda: nn.Conv2d(16, 24, 3, 4, 1), "convolution"),
     "uneven": (lambda: nn.Conv2d(16, 24, (3, 2), stride=(2, 3), padding=(1, 0), dilation=(1, 2)), "convolution"),
     "no bias": (lambda: nn.Conv2d(16, 24, 3, 3, bias=False), "convolution"),
     "many places": (lambda: nn.Conv2d(16, 8, 1), "copies"),
@@ -37,8 +38,6 @@ def test_is_exact(name: str) -> None:
     model(x)
     model.double()
     assert_exact(model, lambda call: F.cross_entropy(call(x.double()), y, reduction="none"), ms=(1, 2, 4))
-    import deltasam
-
     method = deltasam.PerInstanceSAM(model)
     method.backward(lambda: F.cross_entropy(model(x.double()), y, reduction="none"))
     assert {row.rule for row in method.coverage() if row.parameter.startswith("layer.")} == {rule}

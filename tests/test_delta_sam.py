@@ -140,15 +140,12 @@ def test_norms_have_no_sigma_to_get_wrong(weights: str) -> None:
 
 @pytest.mark.parametrize(("weights", "power"), [("norms", -1), ("slopes", -1), ("curvature", 1)])
 def test_weights_of_losses_of_several_sizes(weights: str, power: int) -> None:
-    """Losses a_i |w|^2 have gradients of size 2 a_i |w| and second differences 2 a_i |d|^2: p_i ~ a_i^2 / a_i."""
+    """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ 1 / a_i, or a_i^2 / a_i."""
     w = nn.Linear(400, 1, bias=False).double()
     sizes = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     x = torch.ones(3, 400, dtype=torch.float64)
-
-    def closure() -> Tensor:
-        return sizes * ((x * w.weight).square().sum(1) if weights != "norms" else w(x)[:, 0])
-
-    step = deltasam.DeltaSAM(w, weights=weights, sigma=1e-2).backward(closure)
+    method = deltasam.DeltaSAM(w, weights=weights, sigma=1e-2)
+    step = method.backward(lambda: sizes * w(x)[:, 0].square())
     torch.testing.assert_close(step.metrics["weights"], sizes**power / (sizes**power).mean())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def test_explanations_fit_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", str(width))
     lines = cli("methods", name).stdout.splitlines()
     assert max(map(len, lines)) <= width
-    for line, after in zip(lines, lines[1:], strict=False):
+    for line, after in itertools.pairwise(lines):
         if after[:1].isalnum() and line[:1].isalnum():  # within a paragraph there is no room for the next word
             assert len(line) + 1 + len(after.split()[0]) > width
 
@@ -69,7 +70,8 @@ Raises:
 """
     assert reflow(docstring, 24).splitlines() == [
         "Do it.", "", "A paragraph of two", "lines.", "", "- one thing in two lines", "- another", "",
-        "Args:", "    rho: A radius, which", "        is long.", "    m: Short.", "", "Raises:", "    ValueError: Always.",
+        "Args:", "    rho: A radius, which", "        is long.", "    m: Short.", "",
+        "Raises:", "    ValueError: Always.",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,29 @@ import cases
 import deltasam
 from deltasam import Method, reference
 
-METHODS = deltasam.method_names()
-WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n])]
+# Every method as it comes, and delta-SAM in the ways that it does not take by itself on most models.
+METHODS = [*deltasam.method_names(), "delta_sam:weights=slopes", "delta_sam:weights=curvature"]
+WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
 # Large enough for the perturbation to matter, and noise that float32 resolves.
-# BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, the others in two passes.
+# BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, delta-SAM by slopes.
 SETTINGS = {"rho": 0.3, "sigma": 0.05, "unsupported": "loop"}
-# Every method as it comes, and those with groups also with several examples in one.
+MEETING = "mlp"
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """Hyper-parameters under which a method is compared with the reference: each way, and groups of each size."""
+    known = deltasam.hyperparameters(Method.registry[name])
+    if "weights" in known:
+        return [{"weights": way} for way in ("norms", "slopes", "curvature")]
+    return [{}, {"m": 2}, {"m": cases.EXAMPLES}] if "m" in known else [{}]
+
+
 VARIANTS = [
-    (name, changes)
-    for name in METHODS
-    for changes in ({}, {"m": 2}, {"m": cases.EXAMPLES})
-    if changes.keys() <= deltasam.hyperparameters(Method.registry[name]).keys()
+    (case_name, name, changes)
+    for case_name in cases.CASES
+    for name in deltasam.method_names()
+    for changes in variants(name)
+    if (case_name, changes) != (MEETING, {"weights": "norms"})  # refused: see below
 ]
 
 
@@ -44,9 +57,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def build(name: str, model: nn.Module, **changes: Any) -> Method:
+    name, _, way = name.partition(":")
     cls = Method.registry[name]
     known = deltasam.hyperparameters(cls)
-    return cls(model, **{k: v for k, v in {**SETTINGS, **changes}.items() if k in known})
+    given = dict([way.split("=")]) if way else {}
+    return cls(model, **{k: v for k, v in {**SETTINGS, **given, **changes}.items() if k in known})
 
 
 def grads(model: nn.Module) -> dict[str, Tensor | None]:
@@ -225,7 +240,7 @@ def test_an_infinite_ascent_skips_the_perturbation(name: str, case: cases.Case) 
 
 
 def test_neutral_equals_erm(name: str, case: cases.Case) -> None:
-    method = build(name, case.model, **Method.registry[name].neutral)
+    method = build(name, case.model, **Method.registry[name.partition(":")[0]].neutral)
     assert (
         relative_error(gradient_of(method, case.closure), gradient_of(build("erm", case.model), case.closure)) < 1e-12
     )
@@ -338,8 +353,7 @@ def test_copies(name: str, duplicate: Any) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["f64", "f32"])
-@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
-@pytest.mark.parametrize("case_name", cases.CASES)
+@pytest.mark.parametrize(("case_name", "name", "changes"), VARIANTS, ids=str)
 def test_equals_the_reference(
     name: str, case_name: str, dtype: torch.dtype, tolerance: float, changes: dict[str, Any], monkeypatch: Any
 ) -> None:
@@ -355,6 +369,36 @@ def test_equals_the_reference(
     settings = {k: getattr(method, k) for k in known if k != "unsupported"}
     expected = getattr(reference, name)(losses, weights, **settings, **extra)
     assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+
+
+def test_exact_norms_are_refused_where_examples_meet() -> None:
+    case = cases.make(MEETING)
+    before, random_before = state(case.model), torch.get_rng_state()
+    with pytest.raises(deltasam.NotCoveredError, match=r"(?s)DeltaSAM\(weights='norms'\).*norm: BatchNorm1d.*'slopes'"):
+        build("delta_sam", case.model, weights="norms").backward(case.closure)
+    assert_same(state(case.model), before)
+    assert torch.equal(torch.get_rng_state(), random_before)
+    assert all(g is None for g in grads(case.model).values())
+
+
+def test_auto_takes_norms_where_they_can_be_had(case: cases.Case, request: pytest.FixtureRequest) -> None:
+    meet = request.node.callspec.params["case"] == MEETING
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        method = build("delta_sam", case.model)
+        found = [gradient_of(method, case.closure, seed) for seed in (3, 4)]
+    said = [w for w in caught if "DeltaSAM" in str(w.message)]
+    assert len(said) == meet  # once, not at every step
+    if meet:
+        assert said[0].category is RuntimeWarning
+        assert said[0].filename == __file__  # where backward() was called
+        for part in ("estimates slopes by a forward pass", "norm: BatchNorm1d in training mode"):
+            assert part in str(said[0].message)
+    twin = build("delta_sam", case.model, weights="slopes" if meet else "norms")
+    for seed, gradient in zip((3, 4), found, strict=True):
+        if meet:
+            case.model.norm.reset_running_stats()
+        assert relative_error(gradient, gradient_of(twin, case.closure, seed)) < 1e-12
 
 
 # 12, 13. Per-example quantities do not change with padding, nor with the order of the batch.

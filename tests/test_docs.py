@@ -37,13 +37,14 @@ class Model(nn.Module):
 def namespace(block: str) -> dict[str, Any]:
     model = Model()
     x, y = torch.randn(6, 4), torch.randint(0, 3, (6,))
+    batch = {"x": x, "labels": y}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return {
-        "deltasam": deltasam, "torch": torch, "F": F, "model": model, "optimizer": optimizer,
+        "deltasam": deltasam, "torch": torch, "F": F, "model": model, "batch": batch, "optimizer": optimizer,
         "method": deltasam.SAM(model), "scaler": torch.amp.GradScaler("cpu"),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
         "losses": lambda: F.cross_entropy(model(x), y, reduction="none"),
-        "loader": [(x, y)] * 2 if "for x, y" in block else [{"x": x, "labels": y}] * 2,
+        "loader": [(x, y)] * 2 if "for x, y" in block else [batch] * 2,
     }  # fmt: skip
 
 

@@ -29,12 +29,35 @@ from deltasam.outputs import loss_of
         ("asam:eta=0", r"eta must be a finite number, above 0"),
         ("per_instance_sam:m=0", r"m must be a whole number, 1 or more"),
         ("per_instance_sam:m=1.5", "m must be of type int"),
+        (
+            "per_instance_sam:unsupported=maybe",
+            r"PerInstanceSAM\(unsupported='maybe'\): unsupported must be one of 'error', 'loop', 'skip'$",
+        ),
+        (
+            "delta_sam:weights='norms'",
+            r"DeltaSAM\(weights=\"'norms'\"\): weights must be one of 'auto', 'norms', 'slopes', 'curvature'$",
+        ),
+        ("delta_sam:weights=", "'weights=' has no value; write delta_sam:weights=value"),
     ],
 )
 def test_bad_specs(spec: str, words: str, model: nn.Module) -> None:
     with pytest.raises(ValueError, match=words) as error:
         deltasam.make_method(spec, model)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "full"),
+    [
+        ("per_instance_sam:unsupported=skip", "per_instance_sam:rho=0.005,m=1,unsupported=skip"),
+        ("delta_sam: weights = curvature", "delta_sam:rho=0.02,weights=curvature,sigma=0.001"),
+        ("delta_sam", "delta_sam:rho=0.02,weights=auto,sigma=0.001"),
+    ],
+)
+def test_words_in_specs(spec: str, full: str, model: nn.Module) -> None:
+    assert deltasam.make_method(spec, model).spec == full
+    assert deltasam.make_method(full, model).spec == full
+    assert deltasam.split_specs(f"erm,{full},sam") == ["erm", full, "sam"]
 
 
 def test_lists_of_specs() -> None:

@@ -58,9 +58,17 @@ def test_compare(cli: Cli, compare_two: list[str], tmp_path: Path, change: list[
     assert message in refused(cli(*compare_two, "--output", tmp_path / "out", *change))
 
 
-def test_method_of_train(cli: Cli, common: list[str], tmp_path: Path) -> None:
-    error = refused(cli("train", *common, "--method", "per_instance_smm", "--output", tmp_path / "out"))
-    assert "did you mean 'per_instance_sam'?" in error
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("per_instance_smm", "did you mean 'per_instance_sam'?"),
+        ("per_instance_sam:unsupported=maybe", "unsupported must be one of 'error', 'loop', 'skip'"),
+        ("delta_sam:weights=norm", "weights must be one of 'auto', 'norms', 'slopes', 'curvature'"),
+    ],
+)
+def test_method_of_train(cli: Cli, common: list[str], tmp_path: Path, method: str, message: str) -> None:
+    error = refused(cli("train", *common, "--method", method, "--output", tmp_path / "out"))
+    assert message in error
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import deltasam
 from command_line import Cli
+from deltasam.cli.methods import reflow
 
 
 def test_lists_every_registered_method(cli: Cli) -> None:
@@ -31,10 +33,46 @@ def test_a_new_method_appears_by_itself(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
 def test_explains_one(cli: Cli) -> None:
     shown = cli("methods", "sam").stdout
-    assert " ".join(inspect.getdoc(deltasam.SAM).split()) in " ".join(shown.split())  # type: ignore[union-attr]
+    assert shown.split() == inspect.getdoc(deltasam.SAM).replace("``", "").split()  # type: ignore[union-attr]
     unknown = cli("methods", "smm")
     assert unknown.exit_code == 2
     assert "did you mean 'sam'?" in unknown.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_explanations_fit_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli("methods", name).stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    for line, after in itertools.pairwise(lines):
+        if after[:1].isalnum() and line[:1].isalnum():  # within a paragraph there is no room for the next word
+            assert len(line) + 1 + len(after.split()[0]) > width
+
+
+def test_explanations_keep_their_form() -> None:
+    docstring = """Do ``it``.
+
+A paragraph of
+two lines.
+
+- one thing
+  in two lines
+- another
+
+Args:
+    rho: A radius, which is
+        long.
+    m: Short.
+
+Raises:
+    ValueError: Always.
+"""
+    assert reflow(docstring, 24).splitlines() == [
+        "Do it.", "", "A paragraph of two", "lines.", "", "- one thing in two lines", "- another", "",
+        "Args:", "    rho: A radius, which", "        is long.", "    m: Short.", "",
+        "Raises:", "    ValueError: Always.",
+    ]  # fmt: skip
 
 
 def test_version(cli: Cli) -> None:

@@ -81,10 +81,13 @@ def exact_rise(losses: reference.Losses, w: reference.Weights) -> float:
 
 
 @pytest.mark.parametrize("case_name", ["bert", "padded"])
-@pytest.mark.parametrize("name", ["erm", "sam", "delta_sam"])
-def test_equals_the_equations(case_name: str, name: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("spec", ["erm", "sam", "delta_sam:norms", "delta_sam:slopes", "delta_sam:curvature"])
+def test_equals_the_equations(case_name: str, spec: str, monkeypatch: Any) -> None:
     case = cases.make(case_name)
-    changes = {"erm": {}, "sam": {"rho": RHO}, "delta_sam": {"rho": RHO, "sigma": 0.05}}[name]
+    name, _, weights = spec.partition(":")
+    changes: dict[str, Any] = {} if name == "erm" else {"rho": RHO}
+    if weights:
+        changes |= {"weights": weights, "sigma": 0.05}
     method = Method.registry[name](case.model, **changes)
     extra: dict[str, Any] = {}
     if name == "delta_sam":  # the noise is the method's own; the reference is given the same
@@ -112,9 +115,10 @@ def test_equals_the_equations(case_name: str, name: str, monkeypatch: Any) -> No
         assert found.loss_share == pytest.approx(share, rel=1e-8)
 
 
-def test_adversarial_share_of_delta_sam(model: nn.Module, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", ["norms", "slopes", "curvature"])
+def test_adversarial_share_of_delta_sam(model: nn.Module, way: str, monkeypatch: Any) -> None:
     """The share of a reweighted perturbation, from the weights that the step reports."""
-    method = deltasam.DeltaSAM(model, rho=RHO, sigma=0.05)
+    method = deltasam.DeltaSAM(model, rho=RHO, weights=way, sigma=0.05)
     weights: list[Tensor] = []
     backward = method.backward
 
@@ -377,7 +381,7 @@ def test_a_method_at_radius_zero_has_no_direction(model: nn.Module) -> None:
 def test_losses_per_example_are_asked_for(model: nn.Module) -> None:
     before = state(model)
     with pytest.raises(ValueError, match=r"needs one loss per example.*reduction='none'"):
-        fidelity(model, lambda: closure_on(model)().mean(), "delta_sam", rho=RHO)
+        fidelity(model, lambda: closure_on(model)().mean(), "delta_sam:weights=slopes", rho=RHO)
     assert equal(state(model), before)
 
 

@@ -141,17 +141,60 @@ def test_a_factor_scales_a_group(mixture: Mixture) -> None:
     factors[0] = 0
     wanted = factors[:, None, None] * mixture.gradient
     shape = mixture.gradient.shape[1:]
-    close(ParameterGradient(tuple(mixture.terms)).times(factors).matrix(shape), wanted)
-    close(ParameterGradient(dense=mixture.gradient).times(factors).matrix(shape), wanted)
+    for gradient in (ParameterGradient(tuple(mixture.terms)), ParameterGradient(dense=mixture.gradient.clone())):
+        for times in (1, 2):
+            gradient = gradient.times(factors if times == 1 else 1 / (factors + 1))
+            expected = wanted if times == 1 else wanted / (factors + 1)[:, None, None]
+            close(gradient.matrix(shape), expected)
+            close(gradient.total(shape), expected.sum(0))
+            close(gradient.square_norm(Products(wide=True)), expected.square().sum((1, 2)))
 
 
+@few
+@given(mixtures(ones=True, same_axis=True))
+def test_a_factor_scales_the_bias(mixture: Mixture) -> None:
+    factors = torch.rand(mixture.groups, dtype=F64)
+    gradient = ParameterGradient(tuple(mixture.terms)).times(factors)
+    close(gradient.bias_total(), factors @ mixture.bias)
+    wanted = mixture.gradient.square().sum((1, 2)) + mixture.bias.square().sum(1)
+    close(gradient.square_norm(Products(wide=True)), factors**2 * wanted)
+
+
+@few
+@given(mixtures(), st.sampled_from([0, 1]), st.integers(1, 5))
+def test_a_factor_scales_what_is_contracted(mixture: Mixture, axis: int, rows: int) -> None:
+    shape = mixture.gradient.shape
+    factors = torch.rand(shape[0], dtype=F64)
+    x = torch.randn(shape[0], rows, shape[1] if axis == 0 else shape[2], dtype=F64)
+    y = torch.randn(shape[0], rows, shape[2] if axis == 0 else shape[1], dtype=F64)
+    ids = torch.randint(0, shape[1], (shape[0], rows))
+    scaled = factors[:, None, None] * mixture.gradient
+    products, out = Products(wide=False), y
+    looked_up = torch.zeros(shape[0], rows, shape[2], dtype=F64)
+    for term in mixture.terms:
+        plain = outer.contract(y, x, axis, term, products)  # a product without the factor is not taken for one with it
+        out = outer.contract(out, x, axis, term.times(factors), products)
+        looked_up = outer.contract(looked_up, ids, 0, term.times(factors), products)
+        assert torch.equal(outer.contract(y, x, axis, term, products), plain)
+    close(out, y + x @ (scaled if axis == 0 else scaled.mT))
+    close(looked_up, torch.stack([scaled[i][ids[i]] for i in range(shape[0])]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_factor_of_zero_makes_zero_of_anything(bad: float) -> None:
-    term = Outer(torch.ones(2, 3, 4), torch.full((2, 3, 5), bad), axis=1)
-    scaled = term.times(torch.tensor([0.0, 0.0]))
-    assert (scaled.b == 0).all()
-    dense = ParameterGradient(dense=torch.full((2, 5, 4), bad)).times(torch.tensor([0.0, 0.0])).dense
-    assert (dense == 0).all()
+def test_a_group_that_is_dropped_is_zero_whatever_it_was(bad: float, dtype: torch.dtype) -> None:
+    dropped = torch.tensor([True, False])
+    b = torch.ones(2, 3, 5, dtype=dtype)
+    b[0] = bad
+    shape = torch.Size((5, 4))
+    term = Outer(torch.ones(2, 3, 4, dtype=dtype), b, axis=1, ones=True)
+    outers, dense = ParameterGradient((term,)), ParameterGradient(dense=term.matrix(shape))
+    for gradient in (outers, dense):
+        kept = gradient.without(dropped).times(torch.tensor([0.0, 2.0]))
+        assert (kept.matrix(shape)[0] == 0).all()
+        assert (kept.matrix(shape)[1] == 6).all()
+        assert (kept.total(shape) == 6).all()
+    assert (outers.without(dropped).bias_total() == 3).all()
 
 
 @few

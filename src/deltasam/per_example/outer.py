@@ -55,7 +55,9 @@ class Outer:
         """Each group's gradient times its factor [g]."""
         if self.b.dtype in (torch.float16, torch.bfloat16):
             return replace(self, b=times(self.b, factors))  # the products alone could leave the range of the type
-        return replace(self, factors=factors.to(self.b.dtype))  # goes into the products, which are smaller than b
+        factors = factors.to(self.b.dtype)
+        # They go into the products, which are smaller than b.
+        return replace(self, factors=factors if self.factors is None else self.factors * factors)
 
     def without_zero_rows(self) -> Outer:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
@@ -112,7 +114,10 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
                 both = products(p.x, q.x, ones=ones) * products(p.b, q.b)
             else:
                 both = products(p.x, q.b) * products(p.b, q.x)
-            squares.append(both.sum((1, 2)) * (1 if q is p else 2))
+            square = both.sum((1, 2)) * (1 if q is p else 2)
+            for factors in (p.factors, q.factors):
+                square = square if factors is None else square * factors
+            squares.append(square)
     return torch.stack(squares).sum(0)
 
 

@@ -216,8 +216,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "copies see no perturbation": (
         "per_example/perturbed.py",
-        "(parameter + step).repeat_interleave(",
-        "(parameter + 0 * step).repeat_interleave(",
+        "perturbed = parameter + gradient",
+        "perturbed = parameter + 0 * gradient",
         "equals_the_reference",
         "test_contracts.py",
     ),
@@ -230,8 +230,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "groups get each other's copies": (
         "per_example/perturbed.py",
-        "(parameter + step).repeat_interleave(count // len(step), 0)",
-        "(parameter + step).repeat(count // len(step), *[1] * parameter.ndim)",
+        "perturbed.repeat_interleave(count // self._groups, 0)",
+        "perturbed.repeat(count // self._groups, *[1] * parameter.ndim)",
         "LayerScale",
         "per_example/test_uses.py",
     ),
@@ -265,7 +265,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "padding has a gradient": (
         "per_example/example_gradients.py",
-        "b = b * (x != ignored)[:, :, None]",
+        "b = b * (x != product.ignored)[:, :, None]",
         "pass",
         "padding",
         "per_example/test_uses.py",
@@ -419,7 +419,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "rows laid out in another way are not seen": (
         "per_example/engine.py",
-        "if loss.ndim and not record.calls_have(n):",
+        "if scattered and not record.calls_have(n):",
         "if False:",
         "unpadded_pooled_in_the_loss",
         "per_example/test_refusals.py",

@@ -467,8 +467,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_refusals.py",
     ),
     "parameters in reentrant checkpoints are taken for unused": (
-        "per_example/engine.py",
-        "if check and runs_again_in_backward(total):",
+        "reentrant.py",
+        'if node.name() == "CheckpointFunctionBackward":',
         "if False:",
         "reentrant",
         "per_example/test_refusals.py",

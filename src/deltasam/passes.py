@@ -19,6 +19,7 @@ from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
 from deltasam.guards import Buffers, RandomState, WeightStore, moved
 from deltasam.outputs import loss_of
+from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
 from deltasam.weight_space import Vector
 
@@ -53,6 +54,7 @@ class Passes:
         self._model, self._closure, self._runtime = model, closure, runtime
         self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
         self._masks = DropoutMasks(model)
+        self._looked_through = False
         self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
 
     def first(self) -> Any:
@@ -87,7 +89,14 @@ class Passes:
     def grad(
         self, loss: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None, *, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched."""
+        """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched.
+
+        Raises:
+            RuntimeError: Parameters are hidden in reentrant checkpoints.
+        """
+        if not self._looked_through:
+            refuse_reentrant_checkpoints(loss)
+            self._looked_through = True
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
 
     def backward(self, loss: Tensor) -> Tensor:

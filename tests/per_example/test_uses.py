@@ -594,3 +594,26 @@ def test_coverage_of_a_tied_parameter() -> None:
     method = per_instance.deltasam.PerInstanceSAM(model)
     method.backward(lambda: model(torch.randint(0, 40, (N, T))).square().mean((1, 2)))
     assert next(iter(method.coverage())).rule == "lookup + product"
+
+
+def test_coverage_of_a_closure_leaves_nothing_behind() -> None:
+    model, run = problem(USES["LayerScale"]())
+    method = deltasam.PerInstanceSAM(model)
+    state = torch.get_rng_state()
+    coverage = method.coverage(lambda: run(model))
+    assert coverage.exact
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_coverage_of_a_closure_tells_what_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    coverage = deltasam.PerInstanceSAM(model).coverage(lambda: model(torch.randn(4, 3)).square().mean(1))
+    assert not coverage.exact
+    assert all("1: BatchNorm1d" in row.why for row in coverage)
+
+
+def test_norms_without_a_check_are_the_same() -> None:
+    model, run = problem(USES["LayerScale"]())
+    checked = deltasam.per_example_grad_norms(model, lambda: run(model))
+    assert torch.equal(deltasam.per_example_grad_norms(model, lambda: run(model), check=False), checked)

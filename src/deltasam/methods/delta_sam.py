@@ -62,10 +62,10 @@ class DeltaSAM(Method, name="delta_sam"):
         self.weights = one_of("DeltaSAM", "weights", weights, ("auto", "norms", "slopes", "curvature"))
         self.sigma = positive("DeltaSAM", "sigma", sigma)
         self._engine = Engine(model)
-        self._covered = True
+        self._uncovered: frozenset[str] | None = None
 
     def _fill(self, passes: Passes) -> Step:
-        if self.weights in ("auto", "norms") and self._covered:
+        if self.weights in ("auto", "norms") and self._uncovered != self._engine.trained():
             output, record = self._engine.first(passes)
             losses = losses_of(output)
             weights, ascent = self._by_norms(passes, losses, record)
@@ -80,7 +80,7 @@ class DeltaSAM(Method, name="delta_sam"):
         except NotCoveredError as reason:
             if self.weights == "norms":
                 raise NotCoveredError(f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'") from None
-            self._covered = False
+            self._uncovered = self._engine.trained()
             warnings.warn(f"DeltaSAM estimates slopes by a forward pass: {reason}", RuntimeWarning, stacklevel=4)
             with record:  # checkpointed layers run again as they ran
                 return self._by_forwards(passes, example_losses_of(losses, "DeltaSAM"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import ClassVar
 
 import torch
@@ -12,11 +13,12 @@ from deltasam import weight_space
 from deltasam.checks import nonnegative, one_of
 from deltasam.method import Method, Step
 from deltasam.outputs import example_losses_of, loss_of, losses_of
-from deltasam.passes import Passes, radius_ratio
+from deltasam.passes import Closure, Passes, radius_ratio
 from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.runtime import Runtime
 
 
 class PerInstanceSAM(Method, name="per_instance_sam"):
@@ -57,14 +59,24 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self._engine = Engine(model, skip=unsupported == "skip")
         self._said: set[str] = set()
 
-    def coverage(self) -> Coverage:
+    def coverage(self, closure: Closure | None = None) -> Coverage:
         """Which parameter is handled by which rule, and whether exactly; prints as a table.
 
+        Args:
+            closure: Run and checked once to find out, without a trace; None: what the steps so far have shown.
+
         Raises:
-            RuntimeError: Nothing has been seen yet: call ``backward`` first.
+            RuntimeError: There was no step yet, and no closure is given.
         """
+        if closure is not None:
+            self._engine = Engine(self.model, skip=self.unsupported == "skip")
+            with suppress(NotCoveredError):
+                self._engine.look(Passes(self.model, closure, Runtime(), self._store))
         if self._engine.coverage is None:
-            raise RuntimeError("which parameters are covered shows when the model runs; call backward() once before")
+            raise RuntimeError(
+                "which parameters are covered shows when the model runs: give a closure, coverage(lambda: ...), or "
+                "call backward() once before"
+            )
         return self._engine.coverage
 
     def _fill(self, passes: Passes) -> Step:

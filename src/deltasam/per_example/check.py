@@ -14,20 +14,6 @@ from deltasam.per_example.record import Use
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def runs_again_in_backward(loss: Tensor) -> bool:
-    """Whether part of the graph is hidden in reentrant checkpoints: parameters in there seem not to be used at all."""
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting.extend(following for following, _ in node.next_functions)
-    return False
-
-
 def coupling_layers(model: nn.Module) -> dict[str, str]:
     """Modules in which the examples of a batch always meet: why, by name."""
     return {
@@ -102,6 +88,8 @@ def unexplained(
     wrong: dict[str, str] = {}
     # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
     total = weight_space.norm(expected)
+    if not total.isfinite():
+        return {}  # a loss scale was too large; the next batch will show
     for (name, p), truth, sum_of_examples in zip(parameters.items(), expected, found, strict=True):
         hidden = truth is not None and sum_of_examples is None  # though the gradient may be 0 today
         truth = torch.zeros_like(p) if truth is None else truth

@@ -51,7 +51,7 @@ def coverage_of(model: nn.Module, uses: Sequence[Use], reasons: Mapping[str, str
     Args:
         model: Whose trainable parameters are listed.
         uses: Those that were recorded.
-        reasons: Why parameters are not covered, by name.
+        reasons: Why parameters are not covered, by name; the name of a module that holds none stands for all.
     """
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     kinds: dict[int, set[str]] = {key: set() for key in names}
@@ -59,7 +59,9 @@ def coverage_of(model: nn.Module, uses: Sequence[Use], reasons: Mapping[str, str
         for p in use.parameters:
             if id(p) in kinds:
                 kinds[id(p)].add(use.kind)
+    of_all = "; ".join(f"{name}: {why}" for name, why in reasons.items() if name not in names.values())
+    why = {name: reasons.get(name, of_all) for name in names.values()}
     return Coverage(
-        Covered(name, " + ".join(sorted(kinds[key])) or "unused", name not in reasons, reasons.get(name, ""))
+        Covered(name, " + ".join(sorted(kinds[key])) or "unused", not why[name], why[name])
         for key, name in names.items()
     )

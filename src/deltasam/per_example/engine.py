@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.check import (
     coupling_layers,
     meeting_uses,
-    runs_again_in_backward,
     scattered_uses,
     uneven_uses,
     unexplained,
@@ -21,6 +21,7 @@ from deltasam.per_example.check import (
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.reentrant import refuse_reentrant_checkpoints
 
 _SHOWN = 5
 
@@ -35,11 +36,12 @@ class Engine:
     Args:
         model: The model.
         skip: Parameters that are not covered are taken for constants, instead of being an error.
+        check: Whether anything is checked.
     """
 
-    def __init__(self, model: nn.Module, *, skip: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, skip: bool = False, check: bool = True) -> None:
         self.coverage: Coverage | None = None
-        self._model, self._skip = model, skip
+        self._model, self._skip, self._check = model, skip, check
         self._skipped: dict[str, str] = {}
         self._checked: frozenset[str] = frozenset()
         self._layouts: set[frozenset[object]] = set()
@@ -76,16 +78,25 @@ class Engine:
         with record:
             return self._gradients(passes, record, loss, n, m)
 
+    def look(self, passes: Passes, m: int = 1) -> ExampleGradients:
+        """The gradients of a first pass after which everything is put back.
+
+        Raises:
+            NotCoveredError: They cannot be had exactly; ``coverage`` says of which parameters.
+            ValueError: m does not divide the number of examples.
+        """
+        try:
+            output, record = self.first(passes)
+            return self.gradients(passes, record, losses_of(output), m)
+        finally:
+            passes.abandon()
+
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, n: int, m: int) -> ExampleGradients:
         layout = record.layout(n)
-        check, total = self._must_check() or layout not in self._layouts, loss.sum()
-        if check and runs_again_in_backward(total):
-            raise RuntimeError(
-                "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
-                "use_reentrant=False, with transformers "
-                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-            )
-        self._refuse(coupling_layers(self._model))
+        check, total = self._must_check() or (self._check and layout not in self._layouts), loss.sum()
+        if check:
+            refuse_reentrant_checkpoints(total)
+        self._refuse(record, coupling_layers(self._model))
         self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:
             self._check_apart(record, loss, n)
@@ -94,15 +105,12 @@ class Engine:
         if check and record.parameters:
             parameters = list(record.parameters.values())
             expected = passes.grad(total, parameters, retain_graph=True)
-            size = weight_space.norm(expected)
-            if size.isfinite():  # else a loss scale was too large, and the next batch will show
-                wrong = unexplained(record.parameters, expected, gradients.totals(parameters), record.uses)
-                if wrong:
-                    self._leave_out(record, wrong)
-                    return self._gradients(passes, record, loss, n, m)
-            # One example alone cannot meet another, and a gradient of 0 is no proof.
-            if n > 1 and 0 < size < math.inf:
-                self._checked = self._trained()
+            if wrong := unexplained(record.parameters, expected, gradients.totals(parameters), record.uses):
+                self._leave_out(record, wrong)
+                return self._gradients(passes, record, loss, n, m)
+            # One example alone cannot meet another, and a gradient of 0 or infinity is no proof.
+            if n > 1 and 0 < weight_space.norm(expected) < math.inf:
+                self._checked = self.trained()
                 self._layouts.add(layout)
         if check:
             self.coverage = coverage_of(self._model, record.uses, self._skipped)
@@ -113,27 +121,28 @@ class Engine:
         scattered = scattered_uses(loss, record.uses, n, record.names) if loss.ndim else None
         if scattered == {}:
             return  # each loss is of its own example alone
-        self._refuse(meeting_uses(record.uses, n, record.names))
+        self._refuse(record, meeting_uses(record.uses, n, record.names))
         if scattered and not record.calls_have(n):
-            self._refuse(scattered)
+            self._refuse(record, scattered)
 
-    def _trained(self) -> frozenset[str]:
+    def trained(self) -> frozenset[str]:
+        """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
     def _must_check(self) -> bool:
-        return self._trained() != self._checked
+        return self._check and self.trained() != self._checked
 
     def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
         if not reasons:
             return
-        self.coverage = coverage_of(self._model, record.uses, {**self._skipped, **reasons})
         if not self._skip:
-            self._refuse(reasons)
+            self._refuse(record, reasons)
         self._skipped.update(reasons)
         record.leave_out(reasons)
 
-    def _refuse(self, reasons: Mapping[str, str]) -> None:
+    def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
         if reasons:
+            self.coverage = coverage_of(self._model, record.uses, {**self._skipped, **reasons})
             raise NotCoveredError(_message(reasons))
 
 

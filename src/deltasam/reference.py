@@ -161,19 +161,20 @@ def delta_sam(
         losses: One per example.
         w: The weights.
         rho: Radius.
-        weights: ``norms``: slopes are exact gradient norms, curvatures equal; ``slopes``: slopes by one forward,
-            curvatures equal; ``curvature``: both by two forwards.
+        weights: ``norms``: slopes are exact gradient norms; ``slopes``: by one forward; in both, curvatures are the
+            fourth root of slopes; ``curvature``: both by two forwards.
         sigma: Size of the noise.
         noise: One tensor per weight.
     """
     n = len(losses(w))
     d = {name: sigma * z for name, z in zip(w, noise, strict=True)}
     at, above, below = (losses(moved(w, d, sign)).detach() for sign in (0.0, 1.0, -1.0))
-    curvature = torch.ones_like(at)
     if weights == "norms":
         slope = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(n)])
+        curvature = slope**0.25
     elif weights == "slopes":
         slope = (above - at).abs()
+        curvature = slope**0.25
     else:
         curvature, slope = (above + below - 2 * at).abs(), (above - below).abs()
     p = curvature**2 / torch.maximum(slope, 0.1 * slope.mean())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import deltasam
 import per_instance
 from per_instance import Losses, assert_exact, expected, take
 

@@ -31,9 +31,9 @@ class DeltaSAM(Method, name="delta_sam"):
     perturbation d of the weights, ``d ~ N(0, sigma^2)``, with the same dropout masks. They are had in one of three
     ways (``docs/methods.md`` has what each costs and how close it comes):
 
-    - ``norms``: exact norms from the per-example engine, h_i taken as equal. Cost: two passes; a itself comes
-      from the record of the first. A scalar loss is enough.
-    - ``slopes``: |g_i| by ``|L_i(w+d) - L_i(w)|``, h_i taken as equal. Works for any model with one loss per
+    - ``norms``: exact norms from the per-example engine, ``h_i ~ |g_i|^(1/4)``, so ``p_i ~ |g_i|^(-1/2)``. Cost:
+      two passes; a itself comes from the record of the first. A scalar loss is enough.
+    - ``slopes``: |g_i| by ``|L_i(w+d) - L_i(w)|``, otherwise the same. Works for any model with one loss per
       example. Cost: two passes and a forward.
     - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``. Likewise.
       Cost: two passes and two forwards.
@@ -85,7 +85,7 @@ class DeltaSAM(Method, name="delta_sam"):
             with record:  # checkpointed layers run again as they ran
                 return self._by_forwards(passes, example_losses_of(losses, "DeltaSAM"))
         norms = gradients.norms()
-        weights = reweight(torch.ones_like(norms), norms)
+        weights = reweight(_growing_with(norms), norms)
         if losses.ndim:
             gradients.scale(weights / len(losses))  # of the mean
         else:
@@ -103,7 +103,7 @@ class DeltaSAM(Method, name="delta_sam"):
         with passes.at(noise, self.sigma) as point:
             change = example_losses_of(point.output, "DeltaSAM") - losses
         self._warn_if_rounding(change, losses, passes.params)
-        return reweight(torch.ones_like(change), change.abs())
+        return reweight(_growing_with(change.abs()), change.abs())
 
     @torch.no_grad()
     def _curvature(self, passes: Passes, losses: Tensor) -> Tensor:
@@ -129,6 +129,11 @@ class DeltaSAM(Method, name="delta_sam"):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _growing_with(slope: Tensor) -> Tensor:
+    """The change h_i of each gradient, guessed from its norm: it grows with the fourth root."""
+    return (slope / slope.mean()).pow(0.25)
 
 
 def reweight(curvature: Tensor, slope: Tensor) -> Tensor:

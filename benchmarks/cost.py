@@ -29,6 +29,7 @@ from deltasam.experiment.config import BUNDLED_MODEL
 from deltasam.experiment.model import locate_model, quiet_transformers
 
 PEER = "pytorch_optimizer.SAM"
+LOOP = "one example at a time"
 Batch = tuple[dict[str, Tensor], Tensor]
 
 
@@ -96,6 +97,35 @@ def peer_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[],
     return step
 
 
+def loop_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
+    """Per-instance SAM as one would write it: SAM on one example after the other, in plain PyTorch."""
+    model, (inputs, labels) = make_model().train(), batch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    params = list(model.parameters())
+
+    def gradient(i: int) -> list[Tensor]:
+        logits = model(**{name: tensor[i : i + 1] for name, tensor in inputs.items()}).logits
+        return list(torch.autograd.grad(F.cross_entropy(logits, labels[i : i + 1]) / len(labels), params))
+
+    def step() -> None:
+        total = [torch.zeros_like(p) for p in params]
+        for i in range(len(labels)):
+            random_state, ascent = torch.get_rng_state(), gradient(i)
+            saved = [p.detach().clone() for p in params]
+            with torch.no_grad():
+                norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in ascent]))
+                torch._foreach_add_(params, ascent, alpha=float(0.005 / norm))
+            torch.set_rng_state(random_state)
+            torch._foreach_add_(total, gradient(i))
+            with torch.no_grad():
+                torch._foreach_copy_(params, saved)
+        for p, g in zip(params, total, strict=True):
+            p.grad = g
+        optimizer.step()
+
+    return step
+
+
 def measure(steps: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, after one warm-up each."""
     for step in steps.values():
@@ -126,6 +156,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="32x16,16x32,16x64,8x128,2x512", help="examples x tokens, comma-separated")
     parser.add_argument("--methods", default=",".join(deltasam.method_names()), help="specs, comma-separated")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--loop", action="store_true", help=f"also {LOOP!r}")
     options = parser.parse_args()
     specs = ["erm", *(s for s in deltasam.split_specs(options.methods) if s != "erm")]
     console = Console()
@@ -135,6 +166,8 @@ def main() -> None:
         batch = batch_of(examples, tokens)
         make_model = MODELS[options.model]
         steps = {spec: method_step(spec, make_model, batch) for spec in specs} | {PEER: peer_step(make_model, batch)}
+        if options.loop:
+            steps[LOOP] = loop_step(make_model, batch)
         title = f"{examples} examples x {tokens} tokens"
         console.print(table_of(title, measure(steps, options.rounds, title)))
 

@@ -265,3 +265,32 @@ def test_mixed_types_of_parameters(exact_run: Losses) -> None:
     twin = Small().double()
     twin.load_state_dict(model.state_dict())
     assert cosine(taken, expected(twin, exact_run)) > 1 - 1e-6
+
+
+def test_of_a_bfloat16_perturbation_more_is_left_when_outputs_are_moved() -> None:
+    """The same perturbation of a layer, that of SAM, by moved weights and by moved outputs: which comes out as wanted?"""
+    layer = nn.Linear(256, 256).bfloat16()
+    x, target = torch.randn(N, T, 256).bfloat16(), torch.randn(N, T, 256).bfloat16()
+
+    def run() -> Tensor:
+        seen.append(layer(x))
+        return (seen[-1] - target).float().square().mean((1, 2))
+
+    seen: list[Tensor] = []
+    rho = 0.01
+    deltasam.PerInstanceSAM(layer, rho=rho, m=N).backward(run)
+    moved_outputs = seen[1].float() - seen[0].float()
+    seen.clear()
+    deltasam.SAM(layer, rho=rho).backward(run)
+    moved_weights = seen[1].float() - seen[0].float()
+
+    weight, bias = (p.detach().float().requires_grad_() for p in (layer.weight, layer.bias))
+    loss = (F.linear(x.float(), weight, bias) - target.float()).square().mean()
+    steps = torch.autograd.grad(loss, (weight, bias))
+    norm = torch.stack([g.norm() for g in steps]).norm()
+    wanted = F.linear(x.float(), *(rho * g / norm for g in steps))
+    engine, weights = (
+        float(F.cosine_similarity(m.detach().flatten(), wanted.flatten(), 0)) for m in (moved_outputs, moved_weights)
+    )
+    assert engine > 0.85
+    assert weights < engine - 0.1

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
+from deltasam.per_example.backwards import BACKWARDS
 from deltasam.per_example.rules import AFFINES, PRODUCTS, REFUSALS, Affine, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
 
@@ -42,34 +42,6 @@ _LOWERED = frozenset([
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"])
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
-
-
-# A backward is a torch function too, and inside one the mode is off. But gradient checkpointing runs the forward again
-# in there. Called with places in the graph instead of tensors, it is no torch function, and the mode stays on.
-
-
-def _tensor_backward(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
-    torch.autograd.backward(_edges(tensor), gradient, *args, **kwargs)
-
-
-def _backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-    torch.autograd.backward(_edges(tensors), *args, **kwargs)
-
-
-def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    return torch.autograd.grad(_edges(outputs), _edges(inputs), *args, **kwargs)
-
-
-def _edges(tensors: Any) -> list[GradientEdge]:
-    tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
-    return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
-
-
-_BACKWARDS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.backward: _tensor_backward,
-    torch.autograd.backward: _backward,
-    torch.autograd.grad: _grad,
-}
 
 
 class ParameterUses(TorchFunctionMode, abc.ABC):
@@ -127,9 +99,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every torch function."""
         kwargs = kwargs or {}
-        if func in _BACKWARDS:
+        if func in BACKWARDS:
             with self:
-                return _BACKWARDS[func](*args, **kwargs)
+                return BACKWARDS[func](*args, **kwargs)
         tensors = tensors_in((args, kwargs))
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
@@ -252,6 +224,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
                 for t in tensors_in((args, kwargs))
                 if id(t) in self._shared
             }
+        except torch.OutOfMemoryError:
+            raise
         except _FAILURES as error:
             self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
             return func(*args, **kwargs)
@@ -274,7 +248,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def _vmap(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Any other function, mapped over examples and their copies of the parameters."""
         parameters = self._parameters(args, kwargs)
-        count = next(len(t) for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim)
+        count = next((len(t) for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim), None)
+        if count is None:
+            self.refuse(parameters, f"{name} has no axis of examples")
+            return func(*args, **kwargs)
         found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
         rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
 
@@ -298,6 +275,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             if self.accept(result, lambda: func(*args, **kwargs)):
                 return result
             reason = f"{name} does not treat the examples one by one"
+        except torch.OutOfMemoryError:
+            raise
         except _FAILURES as error:
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
         self.refuse(parameters, reason)

@@ -363,7 +363,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "the backward runs without the perturbation": (
         "per_example/uses.py",
-        "if func in _BACKWARDS:",
+        "if func in BACKWARDS:",
         "if func in ():",
         "Checkpointed",
         "per_example/test_uses.py",

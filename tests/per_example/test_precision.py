@@ -268,7 +268,7 @@ def test_mixed_types_of_parameters(exact_run: Losses) -> None:
 
 
 def test_of_a_bfloat16_perturbation_more_is_left_when_outputs_are_moved() -> None:
-    """The same perturbation of a layer, that of SAM, by moved weights and by moved outputs: which comes out as wanted?"""
+    """One perturbation of a layer, by moved weights and by moved outputs: which comes out as wanted?"""
     layer = nn.Linear(256, 256).bfloat16()
     x, target = torch.randn(N, T, 256).bfloat16(), torch.randn(N, T, 256).bfloat16()
 

@@ -409,6 +409,18 @@ class Stacked(Tokens):
         return torch.stack([token, torch.tanh(self.linear(x))], 2).mean(2)
 
 
+@use
+class ExpandAs(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x)) * self.norm.weight.view(1, 1, -1).expand_as(x)
+
+
+@use
+class StackOfMatrices(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(torch.matmul(x, self.linear.weight[None]) + self.linear.bias)
+
+
 @pytest.mark.parametrize("name", USES)
 def test_is_exact(name: str) -> None:
     assert_exact(*problem(USES[name]()))

@@ -31,7 +31,7 @@ _BROADCAST = frozenset([
     "add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract", "mul",
     "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__",
     "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp",
-    "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate",
+    "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate", "expand_as",
 ])
 # What autocast runs in low precision; under vmap it does not.
 _LOWERED = frozenset([
@@ -39,6 +39,7 @@ _LOWERED = frozenset([
     "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
 ])
 # fmt: on
+_MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"])
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
@@ -118,7 +119,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self.product(lambda: func(*args, **kwargs), product)
         if (normalised := AFFINES.get(func)) and (affine := normalised(*args, **kwargs)):
             return self._affine(affine)
-        if name in _BROADCAST:
+        if name in _BROADCAST or (name in _MATMULS and min(t.ndim for t in tensors) > 2):
             return self._broadcast(func, name, args, kwargs)
         return self._vmap(func, name, args, kwargs)
 

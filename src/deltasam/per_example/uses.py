@@ -107,13 +107,16 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
+        fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
+        if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
+            return self._change(func, tensors, args, kwargs)
         if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__":
             self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
             return func(*args, **kwargs)
         if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
             self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
-        if all(id(t) in self._shared or id(t) in self._constants for t in tensors):
+        if fixed:
             return self._without_examples(func, name, args, kwargs)
         if (reader := PRODUCTS.get(func)) and (product := reader(*args, **kwargs)) and self._is_plain(product):
             return self.product(lambda: func(*args, **kwargs), product)
@@ -153,6 +156,13 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         reader = PRODUCTS.get(func) if name == "embedding" and self._shared[id(found[0])].is_parameter else None
         lookup = reader(*args, **kwargs) if reader else None
         self._keep(result, func, args, kwargs, lookup)
+        return result
+
+    def _change(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Tensor:
+        """A shared value that is changed in place becomes another one."""
+        before = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
+        result = func(*args, **kwargs)
+        self._shared[id(result)] = shared.computed(result, func, args, kwargs, before)
         return result
 
     def _repeat(self, value: Tensor, count: int) -> Tensor:

@@ -454,8 +454,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "autocast is not allowed its rounding": (
         "per_example/check.py",
-        "id(p) in coarse or p.dtype in _HALVES",
-        "p.dtype in _HALVES",
+        "id(p) in coarse or p.dtype in HALVES",
+        "p.dtype in HALVES",
         "test_autocast",
         "per_example/test_precision.py",
     ),

@@ -42,6 +42,11 @@ class RandomState:
             setter(*arguments)
 
 
+def accelerators(model: nn.Module) -> set[torch.device]:
+    """The devices other than the CPU that a model is on: they have random states of their own."""
+    return {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+
+
 class Buffers:
     """The buffers of a model (BatchNorm statistics, caches) as they were when this was made."""
 

@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
-from deltasam.guards import Buffers, RandomState, WeightStore, moved
+from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved
 from deltasam.outputs import loss_of
 from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
@@ -52,7 +52,7 @@ class Passes:
         self.store = store
         store.forget()
         self._model, self._closure, self._runtime = model, closure, runtime
-        self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        self._devices = accelerators(model)
         self._masks = DropoutMasks(model)
         self._looked_through = False
         self._start, self._buffers_before = RandomState(self._devices), Buffers(model)

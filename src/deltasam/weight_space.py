@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Vector = Sequence[Tensor | None]
+HALVES = (torch.float16, torch.bfloat16)
 
 # Differences are formed this many elements at a time: in the cache, and without memory of the model's size.
 _CHUNK = 1 << 18
@@ -50,12 +51,13 @@ def length_to(radius: float, norm: Tensor) -> float:
 def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
     """Add ``factor * vector`` to the parameters in place, with a single rounding."""
     for param, step in zip(params, vector, strict=True):
-        if step is None:
-            continue
-        if step.dtype in (torch.float16, torch.bfloat16):
-            param.add_(step.float(), alpha=factor)
-        else:
-            param.add_(step, alpha=factor)
+        if step is not None:
+            param.add_(wide(step), alpha=factor)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
+    return x.float() if x.dtype in HALVES else x
 
 
 def _accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch import nn
 from deltasam.checks import positive
 from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
 from deltasam.diagnostics.measure import Bench, Measured
-from deltasam.guards import Buffers, RandomState
+from deltasam.guards import Buffers, RandomState, accelerators
 from deltasam.method import Method
 from deltasam.methods import ERM, SAM, PerInstanceSAM
 from deltasam.passes import Closure
@@ -151,7 +151,7 @@ def _made(method: str | Method, model: nn.Module, rho: float) -> Method:
 def _put_back(model: nn.Module) -> Iterator[None]:
     """Gradients (the same tensors), buffers and random state as they were, whatever happens."""
     gradients = [(p, p.grad) for p in model.parameters()]
-    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    devices = accelerators(model)
     random_state, buffers = RandomState(devices), Buffers(model)
     try:
         yield

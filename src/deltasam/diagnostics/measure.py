@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.guards import Buffers, RandomState
+from deltasam.guards import Buffers, RandomState, accelerators
 from deltasam.method import Method
 from deltasam.passes import Closure
 
@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, model: nn.Module) -> None:
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._weights = [p.detach().clone() for p in self._params]
-        self._devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        self._devices = accelerators(model)
         self._buffers = Buffers(model)
         self.begin()
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from deltasam import weight_space
 from deltasam.per_example.record import Use
-
-_HALVES = (torch.float16, torch.bfloat16)
+from deltasam.weight_space import HALVES
 
 
 def coupling_layers(model: nn.Module) -> dict[str, str]:
@@ -84,7 +83,7 @@ def unexplained(
         found: Their gradients by the record, summed over the examples.
         uses: The record.
     """
-    coarse = {id(p) for use in uses for p in use.parameters if use.like.dtype in _HALVES}
+    coarse = {id(p) for use in uses for p in use.parameters if use.like.dtype in HALVES}
     wrong: dict[str, str] = {}
     # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
     total = weight_space.norm(expected)
@@ -95,7 +94,7 @@ def unexplained(
         truth = torch.zeros_like(p) if truth is None else truth
         other = torch.zeros_like(truth) if sum_of_examples is None else sum_of_examples.to(truth.dtype)
         # Under autocast the gradient of a float32 parameter is computed in half precision.
-        tolerance = 0.1 if id(p) in coarse or p.dtype in _HALVES else 1e-6 if p.dtype == torch.float64 else 1e-3
+        tolerance = 0.1 if id(p) in coarse or p.dtype in HALVES else 1e-6 if p.dtype == torch.float64 else 1e-3
         if hidden or not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
             wrong[name] = "has a gradient that its uses do not explain: a function that PyTorch does not show uses it"
     return wrong

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.per_example.gradient import ParameterGradient, gradient_of
-from deltasam.per_example.outer import Outer, Products, wide
+from deltasam.per_example.outer import Outer, Products
 from deltasam.per_example.record import Use
 from deltasam.per_example.rules import PaddedLookup, Product
+from deltasam.weight_space import wide
 
 
 class ExampleGradients:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltasam.weight_space import HALVES, wide
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -53,7 +55,7 @@ class Outer:
 
     def times(self, factors: Tensor) -> Outer:
         """Each group's gradient times its factor [g]."""
-        if self.b.dtype in (torch.float16, torch.bfloat16):
+        if self.b.dtype in HALVES:
             return replace(self, b=times(self.b, factors))  # the products alone could leave the range of the type
         factors = factors.to(self.b.dtype)
         # They go into the products, which are smaller than b.
@@ -145,11 +147,6 @@ def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
     if q.is_floating_point():
         return q.gather(2, p[:, None, :].expand(-1, q.shape[1], -1)).mT
     return p[:, :, None] == q[:, None, :]
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision as float32; everything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _take(side: Tensor, rows: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM is silent about slopes": (
         "methods/delta_sam.py",
-        '            warnings.warn(f"DeltaSAM estimates slopes',
+        '            warn(f"DeltaSAM estimates slopes',
         '            lambda: warnings.warn(f"DeltaSAM estimates slopes',
         "auto_takes_norms",
     ),

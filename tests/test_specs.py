@@ -50,8 +50,8 @@ def test_bad_specs(spec: str, words: str, model: nn.Module) -> None:
     ("spec", "full"),
     [
         ("per_instance_sam:unsupported=skip", "per_instance_sam:rho=0.005,m=1,unsupported=skip"),
-        ("delta_sam: weights = curvature", "delta_sam:rho=0.02,weights=curvature,sigma=0.001"),
-        ("delta_sam", "delta_sam:rho=0.02,weights=auto,sigma=0.001"),
+        ("delta_sam: weights = curvature", "delta_sam:rho=0.02,weights=curvature,sigma=0.001,share=micro-batch"),
+        ("delta_sam", "delta_sam:rho=0.02,weights=auto,sigma=0.001,share=micro-batch"),
     ],
 )
 def test_words_in_specs(spec: str, full: str, model: nn.Module) -> None:

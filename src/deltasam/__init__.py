@@ -12,9 +12,12 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 from deltasam import weight_space
 from deltasam.method import Method, Step
 from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
 from deltasam.per_example.record import NotCoveredError
 from deltasam.runtime import Runtime
+from deltasam.scheduled import Scheduled
+from deltasam.schedules import Schedule
 from deltasam.spec import hyperparameters, make_method, method_names, split_specs
 
 __version__ = "0.1.0.dev0"
@@ -28,8 +31,11 @@ __all__ = [
     "NotCoveredError",
     "PerInstanceSAM",
     "Runtime",
+    "Schedule",
+    "Scheduled",
     "Step",
     "hyperparameters",
+    "in_later_pass",
     "make_method",
     "method_names",
     "per_example_grad_norms",

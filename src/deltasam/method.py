@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltasam.guards import WeightStore
@@ -23,6 +25,7 @@ class Step:
             made also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient it follows)
             and ``radius_ratio`` (the distance the weights really moved over rho: 1 unless rounding, an infinite
             or a zero gradient got in the way). ``weights`` [n]: one per example, for methods that weight them.
+            Names that end in ``_norm`` or ``_norms`` are norms of gradients, those that end in ``loss`` losses.
     """
 
     loss: Tensor
@@ -30,6 +33,25 @@ class Step:
 
     def __post_init__(self) -> None:
         self.metrics.setdefault("loss", self.loss)
+
+    def unscaled(self, scale: Tensor) -> Step:
+        """The step with its gradients' norms in the units of the loss, where gradients were of the loss times scale."""
+        norms = {k: v / scale.to(v.device) for k, v in self.metrics.items() if k.endswith(("_norm", "_norms"))}
+        return Step(self.loss, {**self.metrics, **norms})
+
+    @staticmethod
+    def together(steps: Sequence[Step]) -> Step:
+        """The step of several micro-batches, whose losses add up to the loss."""
+        if len(steps) == 1:
+            return steps[0]
+        together = {name: _together(name, [s.metrics[name] for s in steps]) for name in steps[0].metrics}
+        return Step(together["loss"], together)
+
+
+def _together(name: str, values: list[Tensor]) -> Tensor:
+    if values[0].ndim:
+        return torch.cat(values)
+    return torch.stack(values).sum() if name.endswith("loss") else torch.stack(values).mean()
 
 
 class Method(abc.ABC):
@@ -49,7 +71,7 @@ class Method(abc.ABC):
     """
 
     registry: ClassVar[dict[str, type[Method]]] = {}
-    name: ClassVar[str]
+    name: str
     neutral: ClassVar[dict[str, Any]]
     """The hyper-parameters at which the method equals ERM."""
 
@@ -68,7 +90,7 @@ class Method(abc.ABC):
         self.model = model
         self._store = WeightStore()
 
-    def backward(self, closure: Closure, *, runtime: Runtime | None = None) -> Step:
+    def backward(self, closure: Closure | Sequence[Closure], *, runtime: Runtime | None = None) -> Step:
         """Add this method's gradient to ``.grad``, as ``loss.backward()`` would.
 
         Weights, buffers and random state are afterwards where one plain forward and backward would have left
@@ -76,19 +98,61 @@ class Method(abc.ABC):
 
         Args:
             closure: Runs one forward pass and returns a loss (see ``deltasam.outputs``). Never calls
-                ``backward``. It is called several times on the same batch.
+                ``backward``. It is called several times on the same batch. A sequence of closures: the micro-batches
+                of one step, whose losses add up to the loss.
             runtime: How a loss becomes gradients; plain PyTorch unless given.
         """
-        passes = Passes(self.model, closure, runtime or Runtime(), self._store)
+        closures = [closure] if callable(closure) else list(closure)
+        if not closures:
+            raise ValueError("backward() was given no closure")
+        runtime = runtime or Runtime()
+        begun: list[Passes] = []
+
+        def begin(closure: Closure) -> Passes:
+            begun.append(Passes(self.model, closure, runtime, self._store))
+            return begun[-1]
+
         try:
-            return self._fill(passes)
+            step = self._fill_from(map(begin, closures))
         except BaseException:
-            passes.abandon()
+            for passes in reversed(begun):
+                passes.abandon()
             raise
+        return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        """Fill ``.grad`` from micro-batches, each begun when it is taken; override to let them share anything."""
+        return Step.together([self._fill(passes) for passes in micro_batches])
 
     @abc.abstractmethod
     def _fill(self, passes: Passes) -> Step:
-        """Run the passes of one step and fill ``.grad``."""
+        """Run the passes of one micro-batch and fill ``.grad``."""
+
+    @property
+    def needs_all_micro_batches(self) -> bool:
+        """Whether the micro-batches of a step must be given in one call, because they share something."""
+        return False
+
+    def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
+        """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
+
+        Args:
+            optimizer: Whose steps count.
+            total_steps: How many there will be, for schedules that depend on it.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training must save to go on bitwise as if it had never stopped: JSON values, empty for most methods."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: It was saved by another method.
+        """
+        if state:
+            raise ValueError(f"{self.name} keeps no state, but was given {', '.join(state)}; who saved it?")
 
     @property
     def spec(self) -> str:

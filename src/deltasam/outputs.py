@@ -4,7 +4,8 @@ A closure runs one forward pass and returns
 
 - a scalar loss, or
 - a 1-D tensor with one loss per example, or
-- an object with ``.loss`` (any Hugging Face output) or a mapping with ``"loss"``, holding one of the two.
+- an object with ``.loss`` (any Hugging Face output) or a mapping with ``"loss"``, holding one of the two. Where it is
+  a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method that asks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def example_losses_of(output: Any, method: str) -> Tensor:
         TypeError: There is no loss in it.
         ValueError: It is not one loss per example.
     """
-    losses = losses_of(output)
+    given = output.get("example_losses") if isinstance(output, Mapping) else getattr(output, "example_losses", None)
+    losses = losses_of(output if given is None else given())
     if losses.ndim != 1:
         raise ValueError(
             f"{method} needs one loss per example, but the closure returned a scalar; return a 1-D tensor, "

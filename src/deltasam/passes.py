@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,14 @@ from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
 from deltasam.weight_space import Vector
 
+_LATER: ContextVar[bool] = ContextVar("later", default=False)
+
 Closure = Callable[[], Any]
+
+
+def in_later_pass() -> bool:
+    """Whether a closure is being run again on the same batch: then what it counts or logs was counted before."""
+    return _LATER.get()
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,14 @@ class Passes:
         with moved(self.params, vector, factor, self.store) as (weights, saved):
             kept = [s for s, v in zip(scales, vector, strict=True) if v is not None] if scales and weights else None
             del vector
+            later = _LATER.set(True)
             try:
                 self._start.restore()
                 with self._masks.replay():
                     output = self._closure()
                 yield Point(output, lambda: weight_space.distance(weights, saved, kept))
             finally:
+                _LATER.reset(later)
                 self._end.restore()
                 self._buffers.restore()
 
@@ -132,6 +142,10 @@ class Passes:
             perturbed_loss = self.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
+
+    def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
+        """The mean of a vector over all processes; the vector itself where there is one."""
+        return self._runtime.mean_over_processes(vector, self.params)
 
     def generator(self) -> torch.Generator:
         """A new generator on the CPU that follows from the random state but does not advance it."""

@@ -1,4 +1,4 @@
-"""Methods as text: ``sam:rho=0.05`` for the command line, configurations, logs and checkpoints."""
+"""Methods as text: ``sam:rho=0.05@every=2`` for the command line, configurations, logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from deltasam.method import Method
+from deltasam.scheduled import Scheduled
+from deltasam.schedules import Schedule
 
 
 def method_names() -> list[str]:
@@ -34,17 +36,20 @@ def make_method(spec: str, model: nn.Module) -> Method:
 
     Args:
         spec: A registered name, and after a colon hyper-parameters: ``sam``, ``sam:rho=0.05``,
-            ``asam:rho=0.5,eta=0.01``. What is not given has its default.
+            ``asam:rho=0.5,eta=0.01``. What is not given has its default. Schedules of the radius may follow:
+            ``sam:rho=0.05@warmup=100@every=2``.
         model: The model whose ``.grad`` it will fill.
 
     Raises:
         ValueError: The name or a hyper-parameter is unknown, or a value does not fit.
     """
-    name, _, arguments = spec.strip().partition(":")
+    plain, *schedules = spec.strip().split("@")
+    name, _, arguments = plain.partition(":")
     if name not in Method.registry:
         raise ValueError(f"unknown method {name!r}{_suggestion(name, method_names())}")
     cls = Method.registry[name]
-    return cls(model, **dict(_argument(cls, a, spec) for a in arguments.split(",") if a.strip()))
+    method = cls(model, **dict(_argument(cls, a, spec) for a in arguments.split(",") if a.strip()))
+    return Scheduled(method, [_schedule(text, spec) for text in schedules]) if schedules else method
 
 
 def split_specs(specs: str) -> list[str]:
@@ -54,7 +59,8 @@ def split_specs(specs: str) -> list[str]:
     """
     result: list[str] = []
     for piece in (p.strip() for p in specs.split(",")):
-        if result and "=" in piece and ":" not in piece:
+        before_schedules = piece.partition("@")[0]
+        if result and "=" in before_schedules and ":" not in before_schedules:
             result[-1] += "," + piece
         elif piece:
             result.append(piece)
@@ -73,6 +79,17 @@ def _argument(cls: type[Method], text: str, spec: str) -> tuple[str, Any]:
         return key, {"True": True, "False": False}[value] if kind is bool else kind(value)
     except (KeyError, ValueError):
         raise ValueError(f"{spec!r}: {key} must be of type {kind.__name__}, not {value!r}") from None
+
+
+def _schedule(text: str, spec: str) -> Schedule:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if name not in Schedule.registry:
+        raise ValueError(f"{spec!r}: unknown schedule {name!r}{_suggestion(name, sorted(Schedule.registry))}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{spec!r}: @{name} takes a number, not {value!r}; write @{name}=number") from None
+    return Schedule.registry[name](number)
 
 
 def _suggestion(name: str, known: list[str]) -> str:

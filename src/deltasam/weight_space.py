@@ -24,6 +24,11 @@ def norm(vector: Vector) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
 
 
+def plus(a: Vector, b: Vector) -> list[Tensor | None]:
+    """The sum of two vectors. Not in place: autograd may give one tensor as the gradient of two parameters."""
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
 def distance(ends: Sequence[Tensor], starts: Sequence[Tensor], scales: Vector | None = None) -> Tensor:
     """Euclidean norm [] of ``(end - start) / scale`` over all parameters."""
     if not ends:

@@ -37,7 +37,7 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
         (["--methods", "sam:rho=much"], "'much'"),
         (["--methods", "sam:roh=0.1"], "did you mean 'rho'?"),
         (["--methods", "erm,delta_smm"], "did you mean 'delta_sam'?"),
-        (["--methods", "erm,sam,sam:rho=0.02"], "--methods: sam:rho=0.02 is there twice"),
+        (["--methods", "erm,sam,sam:rho=0.02"], "--methods: sam:rho=0.02,share=micro-batch is there twice"),
         (["--methods", ","], "--methods: give at least one"),
         (["--seeds", "0,1,0"], "--seeds: 0 is there twice"),
         (["--seeds", "0,one"], "--seeds '0,one': write whole numbers"),

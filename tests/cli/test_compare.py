@@ -50,7 +50,11 @@ def test_another_comparison_in_the_folder(cli: Cli, compare_two: list[str], tmp_
     for option, value, message in [
         ("--train-size", "12", "train_size=16, now given 12"),
         ("--seeds", "0,2", "seeds=0, now given 0,2"),
-        ("--methods", "erm,sam:rho=0.1", "methods=erm,sam:rho=0.02, now given erm,sam:rho=0.1"),
+        (
+            "--methods",
+            "erm,sam:rho=0.1",
+            "methods=erm,sam:rho=0.02,share=micro-batch, now given erm,sam:rho=0.1,share=micro-batch",
+        ),
         ("--max-length", "60", "max_length=128, now given 60"),
     ]:
         done = cli(*command, option, value)

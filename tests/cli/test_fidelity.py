@@ -136,7 +136,7 @@ def test_no_number_is_broken(cli: Cli, measure: list[str], monkeypatch: pytest.M
     ("change", "message"),
     [
         (["--methods", "delta_smm"], "did you mean 'delta_sam'?"),
-        (["--methods", "sam,sam:rho=0.02"], "--methods: sam:rho=0.02 is there twice"),
+        (["--methods", "sam,sam:rho=0.02"], "--methods: sam:rho=0.02,share=micro-batch is there twice"),
         (["--methods", ","], "--methods: give at least one"),
         (["--methods", "per_instance_sam:m=3"], "m=3 must divide"),
         (["--rho", "0"], "--rho 0.0: must be a finite number above 0"),

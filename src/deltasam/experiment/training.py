@@ -65,6 +65,7 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.train_batches) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.optimizer, self.scheduler = make_optimizer(self.model, config, self.total_steps)
+        self.method.follow(self.optimizer, total_steps=self.total_steps)
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
         self.weights = ExampleWeights(len(self.train_batches))
@@ -165,6 +166,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "method": self.method.state_dict(),
             "random": random_state(),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
@@ -177,6 +179,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.method.load_state_dict(state["method"])
         self.steps = [StepRecord(**s) for s in state["steps"]]
         self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
         self.weights.load_state_dict(state["weights"])

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.checks import nonnegative, positive
-from deltasam.method import Method, Step
+from deltasam.checks import positive
 from deltasam.outputs import loss_of
 from deltasam.passes import Passes
+from deltasam.shared_ascent import Ascent, Direction, SharedAscent
 
 
-class ASAM(Method, name="asam"):
+class ASAM(SharedAscent, name="asam"):
     """SAM in units of the weights: ``grad L(w + rho * T^2 g / |T g|)``, ``T = |w| + eta``, ``g = grad L(w)``.
 
     Not changed by a rescaling of layers that leaves the network's function as it is. As in the authors' code,
@@ -28,25 +28,27 @@ class ASAM(Method, name="asam"):
         model: The model to train.
         rho: Radius of the perturbation in units of T. About ten times that of SAM. 0 is plain training.
         eta: Added to the size of every weight, so that a zero weight can move.
+        share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``.
 
     Raises:
-        ValueError: rho is negative, eta is not above 0, or one of them is NaN or infinite.
+        ValueError: rho is negative, eta is not above 0, one of them is NaN or infinite, or there is no such share.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.5, eta: float = 0.01) -> None:
-        super().__init__(model)
-        self.rho = nonnegative("ASAM", "rho", rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.5, eta: float = 0.01, share: str = "micro-batch") -> None:
+        super().__init__(model, rho=rho, share=share)
         self.eta = positive("ASAM", "eta", eta)
 
-    def _fill(self, passes: Passes) -> Step:
+    def _ascent(self, passes: Passes) -> Ascent:
         loss = loss_of(passes.first())
+        return Ascent(loss.detach(), passes.grad(loss))
+
+    def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         units = self._units(passes.params)
-        scaled = [None if g is None else g * t for g, t in zip(passes.grad(loss), units, strict=True)]
-        norm = weight_space.norm(scaled)
+        scaled = [None if g is None else g * t for g, t in zip(ascent, units, strict=True)]
         direction = [None if g is None else g * t for g, t in zip(scaled, units, strict=True)]
-        return Step(loss.detach(), passes.descend(direction, self.rho, norm=norm, scales=units))
+        return Direction(direction, weight_space.norm(scaled), units)
 
     @torch.no_grad()
     def _units(self, params: list[nn.Parameter]) -> list[Tensor]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deltasam.checks import nonnegative, one_of, positive
-from deltasam.method import Method, Step
+from deltasam.checks import one_of, positive
 from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.shared_ascent import Ascent, SharedAscent
+from deltasam.warn import warn
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
 # share of the batch's mean slope. No example may weigh more than LARGEST times the mean.
@@ -23,7 +23,7 @@ LARGEST_WEIGHT = 4.0
 ROUNDINGS = 8.0
 
 
-class DeltaSAM(Method, name="delta_sam"):
+class DeltaSAM(SharedAscent, name="delta_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
     The weights ``p_i ~ h_i^2 / |g_i|`` make the common perturbation the best stand-in for one perturbation per
@@ -48,6 +48,8 @@ class DeltaSAM(Method, name="delta_sam"):
         weights: ``norms``, ``slopes``, ``curvature``; or ``auto``: norms where the engine covers the model, else
             slopes, with a warning that says why.
         sigma: Standard deviation of the Gaussian, per weight. Too small, and the differences are rounding.
+        share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``. The weights have mean 1 in every
+            micro-batch all the same.
 
     Raises:
         ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite; no such weights.
@@ -56,34 +58,42 @@ class DeltaSAM(Method, name="delta_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, weights: str = "auto", sigma: float = 1e-3) -> None:
-        super().__init__(model)
-        self.rho = nonnegative("DeltaSAM", "rho", rho)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rho: float = 0.02,
+        weights: str = "auto",
+        sigma: float = 1e-3,
+        share: str = "micro-batch",
+    ) -> None:
+        super().__init__(model, rho=rho, share=share)
         self.weights = one_of("DeltaSAM", "weights", weights, ("auto", "norms", "slopes", "curvature"))
         self.sigma = positive("DeltaSAM", "sigma", sigma)
         self._engine = Engine(model)
         self._uncovered: frozenset[str] | None = None
 
-    def _fill(self, passes: Passes) -> Step:
+    def _ascent(self, passes: Passes) -> Ascent:
         if self.weights in ("auto", "norms") and self._uncovered != self._engine.trained():
             output, record = self._engine.first(passes)
             losses = losses_of(output)
-            weights, ascent = self._by_norms(passes, losses, record)
+            weights, ascent = self._by_norms(passes, output, record)
         else:
             losses = example_losses_of(passes.first(), "DeltaSAM")
             weights, ascent = self._by_forwards(passes, losses)
-        return Step(losses.detach().mean(), {**passes.descend(ascent, self.rho), "weights": weights})
+        return Ascent(losses.detach().mean(), ascent, {"weights": weights})
 
-    def _by_norms(self, passes: Passes, losses: Tensor, record: Record) -> tuple[Tensor, list[Tensor | None]]:
+    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[Tensor, list[Tensor | None]]:
+        losses = losses_of(output)
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
         except NotCoveredError as reason:
             if self.weights == "norms":
                 raise NotCoveredError(f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'") from None
             self._uncovered = self._engine.trained()
-            warnings.warn(f"DeltaSAM estimates slopes by a forward pass: {reason}", RuntimeWarning, stacklevel=4)
+            warn(f"DeltaSAM estimates slopes by a forward pass: {reason}")
             with record:  # checkpointed layers run again as they ran
-                return self._by_forwards(passes, example_losses_of(losses, "DeltaSAM"))
+                return self._by_forwards(passes, example_losses_of(output, "DeltaSAM"))
         norms = gradients.norms()
         weights = reweight(_growing_with(norms), norms)
         if losses.ndim:
@@ -91,6 +101,15 @@ class DeltaSAM(Method, name="delta_sam"):
         else:
             gradients.scale(weights)
         return weights.to(losses.dtype), list(gradients.totals(passes.params))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether, and for which trained parameters, the norms were found not to be had."""
+        return {} if self._uncovered is None else {"uncovered": sorted(self._uncovered)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without trying again."""
+        if "uncovered" in state:
+            self._uncovered = frozenset(state["uncovered"])
 
     def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         estimate = self._curvature if self.weights == "curvature" else self._slopes
@@ -123,11 +142,9 @@ class DeltaSAM(Method, name="delta_sam"):
             dtypes.add(torch.get_autocast_dtype(losses.device.type))
         epsilon = max(torch.finfo(d).eps for d in dtypes)
         if (change.abs() < ROUNDINGS * epsilon * losses.abs()).float().mean() > 0.5:
-            warnings.warn(
+            warn(
                 f"DeltaSAM(sigma={self.sigma}): the loss changes by no more than rounding for most examples, so "
-                f"the weights are noise; raise sigma, or compute in a wider floating-point type",
-                RuntimeWarning,
-                stacklevel=2,
+                f"the weights are noise; raise sigma, or compute in a wider floating-point type"
             )
 
 

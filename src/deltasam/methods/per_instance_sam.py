@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.runtime import Runtime
+from deltasam.warn import warn
 
 
 class PerInstanceSAM(Method, name="per_instance_sam"):
@@ -79,6 +79,14 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             )
         return self._engine.coverage
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which parameters are left unperturbed, and for which trained ones that was found."""
+        return self._engine.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without looking again."""
+        self._engine.load_state_dict(state)
+
     def _fill(self, passes: Passes) -> Step:
         output, record = self._engine.first(passes)
         losses = losses_of(output)
@@ -138,4 +146,4 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def _say_once(self, reason: str) -> None:
         if reason not in self._said:
             self._said.add(reason)
-            warnings.warn(f"PerInstanceSAM goes one example at a time: {reason}", RuntimeWarning, stacklevel=4)
+            warn(f"PerInstanceSAM goes one example at a time: {reason}")

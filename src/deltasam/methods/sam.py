@@ -6,13 +6,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.checks import nonnegative
-from deltasam.method import Method, Step
 from deltasam.outputs import loss_of
 from deltasam.passes import Passes
+from deltasam.shared_ascent import Ascent, SharedAscent
 
 
-class SAM(Method, name="sam"):
+class SAM(SharedAscent, name="sam"):
     """Gradient at the adversarial weights of the batch: ``grad L(w + rho * g / |g|)``, ``g = grad L(w)``.
 
     Minimises the largest loss within distance rho of the weights, to first order, the perturbation held
@@ -24,18 +23,18 @@ class SAM(Method, name="sam"):
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        share: Who shares a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
+            on one process), or ``global`` (all of them on all processes).
 
     Raises:
-        ValueError: rho is negative, NaN or infinite.
+        ValueError: rho is negative, NaN or infinite, or share is none of the three.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02) -> None:
-        super().__init__(model)
-        self.rho = nonnegative("SAM", "rho", rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch") -> None:
+        super().__init__(model, rho=rho, share=share)
 
-    def _fill(self, passes: Passes) -> Step:
+    def _ascent(self, passes: Passes) -> Ascent:
         loss = loss_of(passes.first())
-        metrics = passes.descend(passes.grad(loss), self.rho)
-        return Step(loss.detach(), metrics)
+        return Ascent(loss.detach(), passes.grad(loss))

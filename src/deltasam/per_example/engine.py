@@ -46,6 +46,17 @@ class Engine:
         self._checked: frozenset[str] = frozenset()
         self._layouts: set[frozenset[object]] = set()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the checks found, as JSON values: nothing if nothing was checked."""
+        if not self._skipped:
+            return {}
+        return {"skipped": dict(self._skipped), "checked": sorted(self._checked)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Treat the parameters from the first step as they were treated; others are still looked for."""
+        self._skipped = dict(state.get("skipped", {}))
+        self._checked = frozenset(state.get("checked", ()))
+
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
         check = self._must_check()

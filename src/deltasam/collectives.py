@@ -1,0 +1,45 @@
+"""What processes that train together tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_BUCKET = 1 << 23
+"""Elements that are sent at a time."""
+
+
+def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+    """The mean of each tensor over the processes of a group; the tensors themselves where there is one process.
+
+    Args:
+        tensors: As many, of the same shapes, in every process.
+        group: The processes; None: all there are.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return list(tensors)
+    result: list[Tensor] = []
+    for bucket in _buckets(tensors):
+        flat = torch.cat([t.flatten() for t in bucket])
+        dist.all_reduce(flat, group=group)
+        flat.div_(dist.get_world_size(group))
+        result += [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
+    return result
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type on one device, together."""
+    bucket: list[Tensor] = []
+    for t in tensors:
+        if bucket and (
+            (t.dtype, t.device) != (bucket[0].dtype, bucket[0].device)
+            or sum(b.numel() for b in bucket) + t.numel() > _BUCKET
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(t)
+    if bucket:
+        yield bucket

@@ -1,0 +1,103 @@
+"""A method whose radius follows schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from deltasam.method import Method, Step
+from deltasam.outputs import loss_of
+from deltasam.passes import Passes
+from deltasam.schedules import Schedule
+
+
+class Scheduled(Method):
+    """A method with its radius times the factors of schedules; plain training where that is 0.
+
+    Steps are those of the optimizer, so gradient accumulation and skipped steps count right: ``follow(optimizer)`` once
+    before training.
+
+    Args:
+        method: Its hyper-parameters that are 0 in plain training (rho) are scaled.
+        schedules: Whose factors are multiplied.
+    """
+
+    def __init__(self, method: Method, schedules: Sequence[Schedule]) -> None:
+        super().__init__(method.model)
+        if not method.neutral:
+            raise ValueError(f"{method.spec} has no radius, so it can have no schedule")
+        self.method, self.schedules = method, tuple(schedules)
+        self.name = method.name
+        self._store = method._store
+        self._steps, self._total, self._following = 0, 0, False
+
+    def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
+        """Count the steps of an optimizer from now on, from 0.
+
+        Raises:
+            ValueError: A schedule depends on ``total_steps``, and it is not given.
+        """
+        needing = [str(s) for s in self.schedules if s.needs_total]
+        if needing and not total_steps:
+            raise ValueError(
+                f"{self.spec}: {needing[0]} is a part of all steps; give follow(optimizer, total_steps=...)"
+            )
+        self._steps, self._total, self._following = 0, total_steps or 0, True
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
+        inner.register_step_post_hook(self._count)
+
+    def factor(self) -> float:
+        """The factor on the radius at this step."""
+        return math.prod(s.factor(self._steps, self._total) for s in self.schedules)
+
+    @property
+    def needs_all_micro_batches(self) -> bool:
+        """As the method."""
+        return self.method.needs_all_micro_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far, and the method's state."""
+        return {"steps": self._steps, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; after ``follow``, which counts from 0."""
+        self._steps = state["steps"]
+        self.method.load_state_dict(state["method"])
+
+    @property
+    def spec(self) -> str:
+        """The method's, and its schedules: ``sam:rho=0.05@every=2``."""
+        return self.method.spec + "".join(map(str, self.schedules))
+
+    def _count(self, *_: Any) -> None:
+        self._steps += 1
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        if not self._following:
+            raise RuntimeError(
+                f"{self.spec}: a schedule counts the steps of the optimizer; call "
+                f"method.follow(optimizer, total_steps=...) once before training"
+            )
+        factor = self.factor()
+        if factor == 0:
+            return super()._fill_from(micro_batches)
+        with self._scaled(factor):
+            return self.method._fill_from(micro_batches)
+
+    def _fill(self, passes: Passes) -> Step:
+        return Step(passes.backward(loss_of(passes.only())))
+
+    @contextmanager
+    def _scaled(self, factor: float) -> Iterator[None]:
+        whole = {key: getattr(self.method, key) for key, neutral in self.method.neutral.items() if neutral == 0}
+        try:
+            for key, value in whole.items():
+                setattr(self.method, key, factor * value)
+            yield
+        finally:
+            for key, value in whole.items():
+                setattr(self.method, key, value)

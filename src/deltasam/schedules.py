@@ -1,0 +1,119 @@
+"""When, and how far, a method perturbs: small objects whose factors on the radius are multiplied.
+
+In a spec they follow the method: ``sam:rho=0.05@warmup=100@every=2``. Where the factor is 0 the step is plain training,
+at the price of plain training.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar
+
+
+class Schedule(abc.ABC):
+    """A factor on the radius that depends on how far training is.
+
+    Subclass with a name and one number: ``class Every(Schedule, name="every")`` is written ``@every=2``.
+    """
+
+    registry: ClassVar[dict[str, type[Schedule]]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.name = name
+        Schedule.registry[name] = cls
+
+    def __init__(self, value: float) -> None:
+        if not self._valid(value):
+            raise ValueError(f"@{self.name}={value:g}: must be {self.expected}")
+        self.value = value
+
+    expected: ClassVar[str]
+    """Which values there can be, in words."""
+
+    @abc.abstractmethod
+    def _valid(self, value: float) -> bool:
+        """Whether there is such a schedule."""
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether it depends on how many steps there will be."""
+        return True
+
+    @abc.abstractmethod
+    def factor(self, step: int, total: int) -> float:
+        """The factor, from 0 to 1.
+
+        Args:
+            step: Optimizer steps taken so far.
+            total: Steps there will be; 0 where that is not needed.
+        """
+
+    def __str__(self) -> str:
+        return f"@{self.name}={self.value:g}"
+
+
+class Warmup(Schedule, name="warmup"):
+    """The radius rises linearly over the first steps, and is whole after them."""
+
+    expected = "a number of steps, or a fraction of all steps below 1"
+
+    def _valid(self, value: float) -> bool:
+        return value > 0 and (value < 1 or value == int(value))
+
+    @property
+    def needs_total(self) -> bool:
+        """Only where it is a fraction."""
+        return self.value < 1
+
+    def factor(self, step: int, total: int) -> float:
+        """``step / warmup``, at most 1: the very first step is plain training."""
+        return min(1.0, step / (self.value * total if self.needs_total else self.value))
+
+
+class Decay(Schedule, name="decay"):
+    """The radius falls linearly, and would be this part of itself after the last step."""
+
+    expected = "the part of the radius that is left at the end, from 0 to 1"
+
+    def _valid(self, value: float) -> bool:
+        return 0 <= value < 1
+
+    def factor(self, step: int, total: int) -> float:
+        """From 1 at the first step down to the value."""
+        return 1 - (1 - self.value) * min(1.0, step / total)
+
+
+class Every(Schedule, name="every"):
+    """Only every k-th step is perturbed, beginning with the first; the others cost as much as plain training."""
+
+    expected = "a whole number of steps, 1 or more"
+
+    def _valid(self, value: float) -> bool:
+        return value >= 1 and value == int(value)
+
+    @property
+    def needs_total(self) -> bool:
+        """No."""
+        return False
+
+    def factor(self, step: int, total: int) -> float:
+        """1 at steps 0, k, 2k, ..., else 0."""
+        return float(step % self.value == 0)
+
+
+class Last(Schedule, name="last"):
+    """Only the last part of training is perturbed: the last anneal of the learning rate.
+
+    Known to keep most of the gain of SAM at a fraction of the cost: Zhou et al., "Sharpness-Aware Minimization
+    Efficiently Selects Flatter Minima Late in Training", ICLR 2025 (arXiv 2410.10373).
+    """
+
+    expected = "a fraction of all steps, above 0 and at most 1"
+
+    def _valid(self, value: float) -> bool:
+        return 0 < value <= 1
+
+    def factor(self, step: int, total: int) -> float:
+        """0, and 1 in the last steps."""
+        return float(step >= total - round(self.value * total))

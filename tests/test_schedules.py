@@ -1,0 +1,159 @@
+"""Schedules: which steps are perturbed, how far, at what price, and how steps are counted."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deltasam
+from deltasam import reference
+
+TOTAL = 12
+EVERY_SCHEDULE = ["@warmup=4", "@warmup=0.5", "@decay=0.25", "@every=3", "@last=0.25", "@warmup=4@every=2@decay=0"]
+
+
+def factors(spec: str, steps: int = TOTAL) -> list[float]:
+    model = nn.Linear(2, 1)
+    method = deltasam.make_method(spec, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.follow(optimizer, total_steps=TOTAL)
+    found = []
+    for _ in range(steps):
+        found.append(method.factor())
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("sam@warmup=4", [0, 0.25, 0.5, 0.75] + [1] * 8),
+        ("sam@warmup=0.5", [k / 6 for k in range(6)] + [1] * 6),
+        ("sam@decay=0.25", [1 - 0.75 * k / 12 for k in range(12)]),
+        ("sam@every=3", [1, 0, 0] * 4),
+        ("sam@last=0.25", [0] * 9 + [1] * 3),
+        ("sam@every=2@last=0.5", [0] * 6 + [1, 0] * 3),
+    ],
+)
+def test_factors(spec: str, expected: list[float]) -> None:
+    assert factors(spec) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", [n for n in deltasam.method_names() if n != "erm"])
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(6, 3).double(), torch.randint(2, (6,))
+    weights = ",weights=norms" if name == "delta_sam" else ""
+    method = deltasam.make_method(f"{name}:rho=0.1{weights}{schedule}", model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    method.follow(optimizer, total_steps=TOTAL)
+    plain = copy.deepcopy(model)
+    wanted = factors(f"{name}{schedule}")
+    hyper = deltasam.hyperparameters(deltasam.Method.registry[name])
+    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma")}
+    if name == "delta_sam":
+        settings |= {"weights": "norms", "noise": [torch.zeros_like(p) for p in model.parameters()]}
+    for factor in wanted:
+        method.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses, w = reference.losses_function(plain, lambda m: nn.functional.cross_entropy(m(x), y, reduction="none"))
+        gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
+        with torch.no_grad():
+            for n, p in plain.named_parameters():
+                p -= 0.5 * gradient[n]
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_an_unperturbed_step_costs_one_forward() -> None:
+    model, calls = nn.Linear(3, 2), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = deltasam.make_method("sam:rho=0.1@every=2", model)
+    method.follow(optimizer)
+
+    def closure() -> Tensor:
+        calls.append(0)
+        return model(torch.ones(4, 3)).square().mean()
+
+    counts = []
+    for _ in range(4):
+        calls.clear()
+        step = method.backward(closure)
+        counts.append(len(calls))
+        assert ("perturbed_loss" in step.metrics) == (len(calls) == 2)
+        optimizer.step()
+    assert counts == [2, 1, 2, 1]
+    assert method.method.rho == 0.1
+
+
+def test_micro_batches_are_not_steps() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = deltasam.make_method("sam@every=2", model)
+    method.follow(optimizer)
+    seen = []
+    for _ in range(2):
+        for _ in range(3):
+            seen.append(method.factor())
+            method.backward(lambda: model(torch.ones(4, 3)).square().mean() / 3)
+        optimizer.step()
+    assert seen == [1, 1, 1, 0, 0, 0]
+
+
+def test_the_count_is_saved() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method, again = (deltasam.make_method("sam@every=3", model) for _ in range(2))
+    method.follow(optimizer)
+    optimizer.step(), optimizer.step()
+    again.follow(optimizer)
+    again.load_state_dict(method.state_dict())
+    assert [method.factor(), again.factor()] == [0, 0]
+    optimizer.step()
+    assert [method.factor(), again.factor()] == [1, 1]
+
+
+def test_without_an_optimizer_to_follow_is_an_error() -> None:
+    model = nn.Linear(3, 2)
+    method = deltasam.make_method("sam@every=2", model)
+    with pytest.raises(RuntimeError, match=r"sam:rho=0.02,share=micro-batch@every=2: .*call method.follow\(optimizer"):
+        method.backward(lambda: model(torch.ones(4, 3)).square().mean())
+    method = deltasam.make_method("sam@last=0.5", model)
+    with pytest.raises(ValueError, match=r"@last=0.5 is a part of all steps; give follow\(optimizer, total_steps="):
+        method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("erm@every=2", "erm has no radius"),
+        ("sam@evry=2", "unknown schedule 'evry'; did you mean 'every'"),
+        ("sam@every", "@every takes a number, not ''; write @every=number"),
+        ("sam@every=0", "@every=0: must be a whole number of steps, 1 or more"),
+        ("sam@every=1.5", "@every=1.5: must be a whole"),
+        ("sam@last=2", "@last=2: must be a fraction"),
+        ("sam@warmup=1.5", "@warmup=1.5: must be a number of steps, or a fraction"),
+        ("sam@decay=nan", "@decay=nan: must be the part"),
+    ],
+)
+def test_bad_schedules(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        deltasam.make_method(spec, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+def test_spec_round_trip(schedule: str) -> None:
+    method = deltasam.make_method(f"sam:rho=0.1{schedule}", nn.Linear(1, 1))
+    assert method.spec == f"sam:rho=0.1,share=micro-batch{schedule}"
+    assert deltasam.make_method(method.spec, method.model).spec == method.spec
+
+
+def test_lists_of_specs_with_schedules() -> None:
+    specs = ["sam:rho=0.1@every=2", "sam@warmup=3", "asam:rho=0.5,eta=0.1@last=0.5", "erm"]
+    assert deltasam.split_specs(",".join(specs)) == specs

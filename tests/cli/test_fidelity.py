@@ -57,7 +57,7 @@ def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path)
     assert exact["mean"]["loss_share"] == pytest.approx(1, abs=1e-4)
     assert erm["mean"]["cosine"] is None
     assert erm["mean"]["loss_share"] == 0
-    assert sam["method"] == "sam:rho=0.1"
+    assert sam["method"] == "sam:rho=0.1,share=micro-batch"
     assert sam["mean"]["distance"] == pytest.approx(5, rel=1e-3)
     assert len(sam["batches"]) == 2
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.yaml", "fidelity.json"}

@@ -1,0 +1,50 @@
+"""Hugging Face Accelerate: its ``backward`` in place of ``loss.backward()``.
+
+runtime = AccelerateRuntime(accelerator)
+for batch in loader:
+with accelerator.accumulate(model):
+method.backward(lambda: model(**batch), runtime=runtime)    # instead of accelerator.backward(loss)
+optimizer.step()
+optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deltasam.integrations.missing import missing
+from deltasam.runtime import Runtime
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+except ModuleNotFoundError as error:
+    raise missing("accelerate", error) from error
+
+
+class AccelerateRuntime(Runtime):
+    """Loss scaling, division by the accumulation steps and reduction over processes as the accelerator does them.
+
+    Args:
+        accelerator: After ``prepare``, so that its loss scaler exists.
+
+    Raises:
+        NotImplementedError: It hands the backward to an engine that steps the optimizer too, or shards weights in a way
+            that cannot be perturbed.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(scaler=accelerator.scaler)
+        self.accelerator = accelerator
+        kind = accelerator.distributed_type
+        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise NotImplementedError(
+                f"{kind.value} runs backward and optimizer in an engine of its own, which allows no second pass; "
+                f"use DDP or FSDP2 (fsdp_version: 2)"
+            )
+        if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
+            raise NotImplementedError("FSDP version 1 flattens the weights; use FSDP2 (fsdp_version: 2)")
+
+    def backward(self, loss: Tensor) -> None:
+        """``accelerator.backward(loss)``."""
+        self.accelerator.backward(loss)

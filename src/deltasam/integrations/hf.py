@@ -1,0 +1,218 @@
+"""Hugging Face ``Trainer``: any method, by changing the import.
+
+    from deltasam.integrations.hf import Trainer, TrainingArguments
+
+    trainer = Trainer(model, TrainingArguments("out", method="per_instance_sam:rho=0.005"), train_dataset=data)
+    trainer.train()
+
+The trainer's own ``training_step`` is the closure: its way to compute, normalise and scale the loss stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.integrations.accelerate import AccelerateRuntime
+from deltasam.integrations.missing import missing
+from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
+from deltasam.method import Method, Step
+from deltasam.spec import make_method
+
+try:
+    import transformers
+except ModuleNotFoundError as error:
+    raise missing("hf", error) from error
+
+STATE = "method.json"
+"""The method's state in a checkpoint."""
+
+
+@dataclass
+class MethodArguments:
+    """The field that a trainer's arguments get: saved, logged, searched as any other."""
+
+    method: str = field(
+        default="sam",
+        metadata={"help": "How .grad is filled, as name:key=value@schedule=value, for example sam:rho=0.05@every=2."},
+    )
+
+
+@dataclass
+class TrainingArguments(MethodArguments, transformers.TrainingArguments):
+    """``transformers.TrainingArguments`` with ``method``."""
+
+
+@dataclass
+class Seq2SeqTrainingArguments(MethodArguments, transformers.Seq2SeqTrainingArguments):
+    """``transformers.Seq2SeqTrainingArguments`` with ``method``."""
+
+
+class MethodTrainerMixin:
+    """Put in front of a ``transformers.Trainer``, it trains with a method: ``class T(MethodTrainerMixin, MyTrainer)``.
+
+    A scalar loss is enough for most methods. One that needs a loss per example gets it from logits and labels, checked
+    against the trainer's loss; with a loss of your own override ``example_losses``.
+
+    Args:
+        *args: For the trainer.
+        method: A spec, or a method made for the very model; ``args.method`` unless given.
+        **kwargs: For the trainer.
+
+    Raises:
+        ValueError: There is no method, or it does not belong to the model.
+    """
+
+    # Of the trainer.
+    args: Any
+    model: Any
+    optimizer: Any
+    accelerator: Any
+    current_gradient_accumulation_steps: int
+    _prepare_inputs: Callable[[Any], Any]
+
+    def __init__(self, *args: Any, method: str | Method | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ready = method if isinstance(method, Method) else None
+        spec = method.spec if isinstance(method, Method) else method or getattr(self.args, "method", None)
+        if spec is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a method: Trainer(..., method='sam:rho=0.05'), or "
+                f"deltasam.integrations.hf.TrainingArguments(..., method='sam:rho=0.05')"
+            )
+        make_method(spec, nn.Linear(1, 1))  # an unknown method is an error now, not when training starts
+        self.args.method = spec
+        self.method: Method | None = None
+        self._waiting: list[Callable[[], TrainerOutput]] = []
+        self._noted: dict[str, list[Tensor]] = defaultdict(list)
+        self._optimizer_steps = 0
+        AccelerateRuntime(self.accelerator)  # what cannot work is an error now
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate's; and the method, for the model and the optimizer that are trained from here on."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        if self._ready is not None and self._ready.model is not self.model:
+            raise ValueError(
+                "the method was made for another model than the one that is trained (model_init and adapters make new "
+                f"ones); give its spec instead: method={self._ready.spec!r}"
+            )
+        self.method = self._ready or make_method(self.args.method, self.model)
+        self.method.follow(optimizer or self.optimizer, total_steps=num_training_steps)
+        self._waiting, self._noted, self._optimizer_steps = [], defaultdict(list), 0
+        return scheduler
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Fill ``.grad`` with the method; where micro-batches share a perturbation, all at the last of them."""
+        method = self.method
+        if method is None:
+            raise RuntimeError("training_step() was called before the optimizer and its scheduler were created")
+        self._waiting.append(self._closure(model, inputs, num_items_in_batch))
+        last = self.accelerator.sync_gradients
+        if method.needs_all_micro_batches and not last:
+            return torch.zeros((), device=self.args.device)
+        closures, self._waiting = self._waiting, []
+        step = method.backward(closures, runtime=AccelerateRuntime(self.accelerator))
+        self._note(step, last)
+        return step.loss
+
+    def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
+        """One loss per example [n], with the trainer's loss [] as their mean.
+
+        Asked for by few methods (``delta_sam:weights=slopes``). Override it for a loss of your own.
+
+        Args:
+            output: What the model returned.
+            labels: Of the batch; None where there are none.
+            loss: The loss [] as it is given to the backward.
+            num_items_in_batch: The trainer's count of tokens or examples of the whole step.
+        """
+        smoother = getattr(self, "label_smoother", None)
+        scales = (1.0, float(self.accelerator.num_processes))
+        steps = (1.0, float(self.current_gradient_accumulation_steps))
+        return example_losses(
+            output,
+            labels,
+            loss,
+            items=num_items_in_batch,
+            smoothing=smoother.epsilon if smoother is not None else 0.0,
+            scales=[scale / count for scale in scales for count in steps],
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what the method's steps told since the last time."""
+        if "loss" in logs and self._noted:
+            for name, values in self._noted.items():
+                total = torch.stack(values).sum()
+                mean = total / (self._optimizer_steps if name.endswith("loss") else len(values))
+                logs[name] = self.accelerator.reduce(mean, reduction="mean").item()
+            self._noted, self._optimizer_steps = defaultdict(list), 0
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _closure(self, model: nn.Module, inputs: Any, items: Any) -> Callable[[], TrainerOutput]:
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels") if hasattr(inputs, "get") else None
+        plain_step = super().training_step  # type: ignore[misc]
+
+        def closure() -> TrainerOutput:
+            losses: list[Tensor] = []
+            outputs: list[Any] = []
+            hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+            # In place of the backward: the loss as it would go into it.
+            self.accelerator.backward = lambda loss, **_: losses.append(loss)
+            try:
+                plain_step(model, copy.copy(inputs), items)  # copied: compute_loss may take labels out
+            finally:
+                del self.accelerator.backward
+                hook.remove()
+            return TrainerOutput(losses[0], lambda: self.example_losses(_only(outputs), labels, losses[0], items))
+
+        return closure
+
+    def _note(self, step: Step, last: bool) -> None:
+        self._optimizer_steps += last
+        for name, value in step.metrics.items():
+            if value.ndim == 0 and name != "loss":
+                self._noted[name].append(value.detach())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        if self.args.should_save and self.method is not None:
+            saved = {"method": self.method.spec, "state": self.method.state_dict()}
+            (Path(output_dir) / STATE).write_text(json.dumps(saved), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None or self.method is None or not (Path(checkpoint) / STATE).exists():
+            return
+        saved = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+        if saved["method"] != self.method.spec:
+            raise ValueError(
+                f"{checkpoint} was trained with {saved['method']}, now {self.method.spec} is given; give the same, or "
+                f"delete {Path(checkpoint) / STATE} to go on with another method"
+            )
+        self.method.load_state_dict(saved["state"])
+
+
+def _only(outputs: list[Any]) -> Any:
+    if len(outputs) != 1:
+        raise ValueError(
+            f"the model ran {len(outputs)} times for one loss, so it cannot be told which logits are the loss's; "
+            f"override example_losses in your trainer, or use a method that needs a scalar loss only"
+        )
+    return outputs[0]
+
+
+class Trainer(MethodTrainerMixin, transformers.Trainer):
+    """``transformers.Trainer`` with ``method``."""
+
+
+class Seq2SeqTrainer(MethodTrainerMixin, transformers.Seq2SeqTrainer):
+    """``transformers.Seq2SeqTrainer`` with ``method``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.sharded import local
 
 _BLOCK = 1 << 20
 
@@ -136,7 +137,7 @@ def moved(
     Yields:
         The moved weights and the copies they will be restored from.
     """
-    pairs = [(p.data, v) for p, v in zip(params, vector, strict=True) if v is not None and factor]
+    pairs = [(local(p.data), local(v)) for p, v in zip(params, vector, strict=True) if v is not None and factor]
     if not pairs:
         yield [], []
         return

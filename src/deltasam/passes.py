@@ -22,6 +22,7 @@ from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, mov
 from deltasam.outputs import loss_of
 from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
+from deltasam.sharded import grad_by_backward, local, reshard, sharded_modules
 from deltasam.weight_space import Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -54,6 +55,8 @@ class Passes:
     def __init__(self, model: nn.Module, closure: Closure, runtime: Runtime, store: WeightStore) -> None:
         if not torch.is_grad_enabled():
             raise RuntimeError("backward() was called under torch.no_grad(); call it with gradients enabled")
+        self._sharded = sharded_modules(model)
+        reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
         self.params = [p for p in model.parameters() if p.requires_grad]
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
@@ -83,16 +86,20 @@ class Passes:
         """
         vector = [None] * len(self.params) if vector is None else vector
         with moved(self.params, vector, factor, self.store) as (weights, saved):
-            kept = [s for s, v in zip(scales, vector, strict=True) if v is not None] if scales and weights else None
+            which = [i for i, v in enumerate(vector) if v is not None]
+            kept = [None if (s := scales[i]) is None else local(s) for i in which] if scales and weights else None
+            params = [self.params[i] for i in which]
             del vector
+            reshard(self._sharded)
             later = _LATER.set(True)
             try:
                 self._start.restore()
                 with self._masks.replay():
                     output = self._closure()
-                yield Point(output, lambda: weight_space.distance(weights, saved, kept))
+                yield Point(output, lambda: weight_space.distance(weights, saved, kept, of=params))
             finally:
                 _LATER.reset(later)
+                reshard(self._sharded)  # what was collected is moved
                 self._end.restore()
                 self._buffers.restore()
 
@@ -101,12 +108,16 @@ class Passes:
     ) -> list[Tensor | None]:
         """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched.
 
+        Where the weights are sharded, the gradient for ``params`` is the mean over all processes.
+
         Raises:
             RuntimeError: Parameters are hidden in reentrant checkpoints.
         """
         if not self._looked_through:
             refuse_reentrant_checkpoints(loss)
             self._looked_through = True
+        if wrt is None and self._sharded:
+            return grad_by_backward(lambda: self._runtime.scaled(loss).backward(retain_graph=retain_graph), self.params)
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
 
     def backward(self, loss: Tensor) -> Tensor:
@@ -143,15 +154,23 @@ class Passes:
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are cut up between processes, so that all processes have the same perturbation."""
+        return bool(self._sharded)
+
+    def noise(self) -> list[Tensor]:
+        """Standard normal noise of the parameters' shapes; it follows from the random state without advancing it."""
+        seed = int(torch.randint(2**62, ()))
+        self._end.restore()
+        if self._sharded:
+            seed += torch.distributed.get_rank()  # every part has noise of its own
+        generator = torch.Generator().manual_seed(seed)
+        return self.store.gaussian([local(p.data) for p in self.params], generator)
+
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
         """The mean of a vector over all processes; the vector itself where there is one."""
         return self._runtime.mean_over_processes(vector, self.params)
-
-    def generator(self) -> torch.Generator:
-        """A new generator on the CPU that follows from the random state but does not advance it."""
-        seed = int(torch.randint(2**62, ()))
-        self._end.restore()
-        return torch.Generator().manual_seed(seed)
 
     def abandon(self) -> None:
         """Undo what the first pass left behind: after an error the call has not happened."""

@@ -154,13 +154,27 @@ def delta_sam(
 ) -> Weights:
     """``grad L(w + rho a / |a|)``, ``a = grad mean_i p_i L_i(w)``, for given standard normal noise.
 
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        weights: See ``delta_sam_ascent``; so for the others.
+        sigma: Size of the noise.
+        noise: One tensor per weight.
+    """
+    a = delta_sam_ascent(losses, w, weights=weights, sigma=sigma, noise=noise)
+    return erm(losses, moved(w, a, step(rho, a)))
+
+
+def delta_sam_ascent(losses: Losses, w: Weights, *, weights: str, sigma: float, noise: Sequence[Tensor]) -> Weights:
+    """``grad mean_i p_i L_i(w)``.
+
     ``p_i ~ curvature_i^2 / slope_i``; a slope counts as at least a tenth of the batch's mean, and no weight
     as more than four times the mean.
 
     Args:
         losses: One per example.
         w: The weights.
-        rho: Radius.
         weights: ``norms``: slopes are exact gradient norms; ``slopes``: by one forward; in both, curvatures are the
             fourth root of slopes; ``curvature``: both by two forwards.
         sigma: Size of the noise.
@@ -180,5 +194,4 @@ def delta_sam(
     p = curvature**2 / torch.maximum(slope, 0.1 * slope.mean())
     p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
     p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)
-    a = gradient((p * losses(w)).mean(), w)
-    return erm(losses, moved(w, a, step(rho, a)))
+    return gradient((p * losses(w)).mean(), w)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from deltasam.collectives import mean_over_processes
+from deltasam.sharded import is_sharded, sharded_mean
 
 
 class Runtime:
@@ -41,6 +42,8 @@ class Runtime:
     def mean_over_processes(self, vector: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
         """The mean of a vector over all processes, where an entry may be None in some; itself where there is one."""
         dense = [torch.zeros_like(p) if v is None else v for v, p in zip(vector, params, strict=True)]
+        if any(map(is_sharded, params)):  # a gradient of sharded weights is a mean already
+            return [v if is_sharded(v) else sharded_mean(v, p) for v, p in zip(dense, params, strict=True)]
         return list(mean_over_processes(dense, self.group))
 
     def scaled(self, loss: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ class SharedAscent(Method):
         begun, ascents = [], []
         total: list[Tensor | None] = []
         for passes in micro_batches:
+            if passes.sharded and self.share != "global":
+                raise ValueError(
+                    f"{self.spec}: FSDP cuts the weights up between the processes, so all must share a perturbation; "
+                    f"use share=global, or per_instance_sam"
+                )
             ascents.append(self._ascent(passes))
             begun.append(passes)
             total = weight_space.plus(total, ascents[-1].vector) if total else list(ascents[-1].vector)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deltasam.sharded import is_sharded, local, norm_of_parts
+
 Vector = Sequence[Tensor | None]
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -20,8 +22,8 @@ def norm(vector: Vector) -> Tensor:
     if not tensors:
         return torch.zeros(())
     device, dtype = tensors[0].device, _accumulation_dtype(tensors)
-    norms = torch._foreach_norm(tensors, 2, dtype)
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    norms = torch._foreach_norm([local(t) for t in tensors], 2, dtype)
+    return _norm_of_all([n.to(device) for n in norms], tensors)
 
 
 def plus(a: Vector, b: Vector) -> list[Tensor | None]:
@@ -29,18 +31,30 @@ def plus(a: Vector, b: Vector) -> list[Tensor | None]:
     return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
-def distance(ends: Sequence[Tensor], starts: Sequence[Tensor], scales: Vector | None = None) -> Tensor:
-    """Euclidean norm [] of ``(end - start) / scale`` over all parameters."""
+def distance(
+    ends: Sequence[Tensor], starts: Sequence[Tensor], scales: Vector | None = None, *, of: Sequence[Tensor] = ()
+) -> Tensor:
+    """Euclidean norm [] of ``(end - start) / scale`` over all parameters.
+
+    Args:
+        ends: One tensor per parameter; this process's part of it, where it is sharded.
+        starts: Likewise.
+        scales: Likewise.
+        of: The parameters, where some may be sharded.
+    """
     if not ends:
         return torch.zeros(())
     device, dtype = ends[0].device, _accumulation_dtype(ends)
-    norms = []
+    norms: list[list[Tensor]] = []
     for end, start, scale in zip(ends, starts, scales or [None] * len(ends), strict=True):
         step = [] if scale is None else [scale.expand_as(end).flatten().split(_CHUNK)]
+        norms.append([torch.zeros((), dtype=dtype, device=device)] if not end.numel() else [])
         for a, b, *s in zip(end.flatten().split(_CHUNK), start.flatten().split(_CHUNK), *step, strict=True):
             difference = a.to(dtype) - b.to(dtype)
-            norms.append(torch.linalg.vector_norm(difference / s[0] if s else difference).to(device))
-    return torch.linalg.vector_norm(torch.stack(norms))
+            norms[-1].append(torch.linalg.vector_norm(difference / s[0] if s else difference).to(device))
+    if not any(map(is_sharded, of)):
+        return torch.linalg.vector_norm(torch.stack([n for parts in norms for n in parts]))
+    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts)) for parts in norms], of)
 
 
 def length_to(radius: float, norm: Tensor) -> float:
@@ -63,6 +77,12 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32; everything else as it is."""
     return x.float() if x.dtype in HALVES else x
+
+
+def _norm_of_all(norms: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    if any(map(is_sharded, tensors)):
+        return norm_of_parts(norms, tensors)
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

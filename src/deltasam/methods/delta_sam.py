@@ -100,7 +100,7 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
             gradients.scale(weights / len(losses))  # of the mean
         else:
             gradients.scale(weights)
-        return weights.to(losses.dtype), list(gradients.totals(passes.params))
+        return weights.to(losses.dtype), list(gradients.totals(record.parameters.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """Whether, and for which trained parameters, the norms were found not to be had."""
@@ -118,7 +118,7 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
 
     @torch.no_grad()
     def _slopes(self, passes: Passes, losses: Tensor) -> Tensor:
-        noise = passes.store.gaussian(passes.params, passes.generator())
+        noise = passes.noise()
         with passes.at(noise, self.sigma) as point:
             change = example_losses_of(point.output, "DeltaSAM") - losses
         self._warn_if_rounding(change, losses, passes.params)
@@ -126,7 +126,7 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
 
     @torch.no_grad()
     def _curvature(self, passes: Passes, losses: Tensor) -> Tensor:
-        noise = passes.store.gaussian(passes.params, passes.generator())
+        noise = passes.noise()
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:

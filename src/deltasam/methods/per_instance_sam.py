@@ -93,7 +93,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         try:
             metrics = self._descend_together(passes, losses, record)
         except NotCoveredError as reason:
-            if self.unsupported != "loop":
+            if self.unsupported != "loop" or passes.sharded:  # sharded weights cannot be moved for one process alone
                 raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
             example_losses = example_losses_of(output, "PerInstanceSAM(unsupported='loop')")

@@ -45,23 +45,22 @@ class Coverage(tuple[Covered, ...]):
         return "\n".join(line.rstrip() for line in lines)
 
 
-def coverage_of(model: nn.Module, uses: Sequence[Use], reasons: Mapping[str, str]) -> Coverage:
+def coverage_of(model: nn.Module, uses: Sequence[Use], used: Mapping[int, str], reasons: Mapping[str, str]) -> Coverage:
     """The coverage that a record shows.
 
     Args:
         model: Whose trainable parameters are listed.
         uses: Those that were recorded.
+        used: The names of the parameters in them, by id.
         reasons: Why parameters are not covered, by name; the name of a module that holds none stands for all.
     """
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    kinds: dict[int, set[str]] = {key: set() for key in names}
+    kinds: dict[str, set[str]] = {name: set() for name, p in model.named_parameters() if p.requires_grad}
     for use in uses:
         for p in use.parameters:
-            if id(p) in kinds:
-                kinds[id(p)].add(use.kind)
-    of_all = "; ".join(f"{name}: {why}" for name, why in reasons.items() if name not in names.values())
-    why = {name: reasons.get(name, of_all) for name in names.values()}
+            if used[id(p)] in kinds:
+                kinds[used[id(p)]].add(use.kind)
+    of_all = "; ".join(f"{name}: {why}" for name, why in reasons.items() if name not in kinds)
+    why = {name: reasons.get(name, of_all) for name in kinds}
     return Coverage(
-        Covered(name, " + ".join(sorted(kinds[key])) or "unused", not why[name], why[name])
-        for key, name in names.items()
+        Covered(name, " + ".join(sorted(kinds[name])) or "unused", not why[name], why[name]) for name in kinds
     )

@@ -124,7 +124,7 @@ class Engine:
                 self._checked = self.trained()
                 self._layouts.add(layout)
         if check:
-            self.coverage = coverage_of(self._model, record.uses, self._skipped)
+            self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
         return gradients
 
     def _check_apart(self, record: Record, loss: Tensor, n: int) -> None:
@@ -153,7 +153,7 @@ class Engine:
 
     def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
         if reasons:
-            self.coverage = coverage_of(self._model, record.uses, {**self._skipped, **reasons})
+            self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
             raise NotCoveredError(_message(reasons))
 
 

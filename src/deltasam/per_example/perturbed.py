@@ -36,6 +36,7 @@ class Perturbed(ParameterUses):
             id(p): gradient.dense.add_(p.detach())  # no memory beside the gradients is taken
             for p in parameters.values()
             if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
+            if p.untyped_storage().size()  # weights that are sharded are not here outside of the passes
         }
         self._products = Products(wide=False)
 

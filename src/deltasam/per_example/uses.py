@@ -11,7 +11,7 @@ No module or parameter is touched.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from deltasam.per_example import shared
 from deltasam.per_example.backwards import BACKWARDS
 from deltasam.per_example.rules import AFFINES, PRODUCTS, REFUSALS, Affine, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
+from deltasam.sharded import is_sharded, sharded_modules
 
 # Functions for which a leading axis of 1 means: the same for every example.
 # fmt: off
@@ -50,16 +51,18 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     Args:
         model: Its buffers and its other parameters are constants.
-        parameters: Those whose uses matter, by name.
+        parameters: Those whose uses matter, by name. A sharded one gives its place to the whole one that is used.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__()
         self._model, self._entered = model, 0
         self.names = {id(p): name for name, p in parameters.items()}
-        self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values()}
-        others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared)
+        self._wanted = parameters
+        self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
+        others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared and not is_sharded(t))
         self._constants: dict[int, Tensor] = {id(t): t for t in others}
+        self._known: set[int] | None = {id(p) for p in model.parameters()} if sharded_modules(model) else None
 
     def __enter__(self) -> ParameterUses:
         if not self._entered:
@@ -73,6 +76,19 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not self._entered:
             self._hook.remove()
         super().__exit__(*error)
+
+    def _meet(self, parameters: list[nn.Parameter]) -> None:
+        """Sharded parameters are whole in a forward pass, as tensors that the model did not have before."""
+        for p in parameters:
+            name = next((n for n, q in self._model.named_parameters(remove_duplicate=False) if q is p), None)
+            if name is None or self._known is None:
+                continue
+            self._known.add(id(p))
+            if name in self._wanted:
+                self.names[id(p)], self._shared[id(p)] = name, shared.parameter(p)
+                self._wanted[name] = p
+            else:
+                self._constants[id(p)] = p
 
     def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """What the model is given for every example is no constant, even if the closure has just made it."""
@@ -104,6 +120,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             with self:
                 return BACKWARDS[func](*args, **kwargs)
         tensors = tensors_in((args, kwargs))
+        if getattr(func, "namespace", "") == "aten":
+            return func(*args, **kwargs)  # a dispatch mode (a profiler, a counter) goes on with what was seen already
+        if self._known is not None:
+            self._meet([t for t in tensors if type(t) is nn.Parameter and id(t) not in self._known])
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))

@@ -1,0 +1,100 @@
+"""Weights that FSDP2 (``fully_shard``) has cut up between processes.
+
+A sharded parameter is a ``DTensor`` outside of a forward pass; inside, the module holds the whole parameter instead,
+and gradients of it are reduced by a backward only, never by ``torch.autograd.grad``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+
+def is_sharded(tensor: Any) -> TypeGuard[Any]:
+    """Whether a tensor is cut up between processes."""
+    # Importing the module costs half a second, and who has a DTensor has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory; the tensor itself if it is whole."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was called on.
+
+    Raises:
+        NotImplementedError: The first version of FSDP is at work: it hides parameters.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return []
+    if any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
+        raise NotImplementedError(
+            "FullyShardedDataParallel (FSDP version 1) flattens the weights; use torch.distributed.fsdp.fully_shard "
+            "(FSDP2)"
+        )
+    return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
+
+
+def reshard(modules: Sequence[Any]) -> None:
+    """Let the next pass collect the weights anew: the root keeps its own from a forward to the backward."""
+    for module in modules:
+        module.reshard()
+
+
+def grad_by_backward(backward: Callable[[], None], params: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """The gradients that a backward leaves in ``.grad``, averaged over the processes by FSDP; ``.grad`` is put back.
+
+    Raises:
+        RuntimeError: FSDP has left the gradients unreduced.
+    """
+    before = [p.grad for p in params]
+    try:
+        for p in params:
+            p.grad = None
+        backward()
+        gradients = [p.grad for p in params]
+    finally:
+        for p, grad in zip(params, before, strict=True):
+            p.grad = grad
+    if all(g is None for g in gradients):
+        raise RuntimeError(
+            "FSDP has not reduced the gradient of the first pass: gradient synchronisation is off (no_sync, "
+            "set_requires_gradient_sync(False)); leave it on, or give all micro-batches in one call with share=global"
+        )
+    return gradients
+
+
+def norm_of_parts(norms: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Norm [] of sharded tensors from the norms of this process's parts; one message for each way of sharding."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    by_placement: dict[Any, list[tuple[Tensor, Any]]] = {}
+    for norm, tensor in zip(norms, tensors, strict=True):
+        key = (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
+        by_placement.setdefault(key, []).append((norm, tensor))
+    total = torch.zeros((), dtype=norms[0].dtype, device=norms[0].device)
+    for key, parts in by_placement.items():
+        square = torch.stack([norm for norm, _ in parts]).square().sum()
+        if key is not None:
+            mesh, placements = key
+            summed = [Partial() if p.is_shard() else Replicate() for p in placements]
+            square = DTensor.from_local(square, mesh, summed).full_tensor()
+        total = total + square.to(total.device)
+    return total.sqrt()
+
+
+def sharded_mean(tensor: Tensor, like: Tensor) -> Tensor:
+    """The mean over the processes of a whole tensor that differs between them, cut up as ``like`` is."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    partial = DTensor.from_local(tensor, mesh, [Partial("avg")] * mesh.ndim)
+    return partial.redistribute(mesh, like.placements)  # type: ignore[attr-defined]

@@ -1,0 +1,55 @@
+"""Two processes: every method under DDP and FSDP2 equals its equation; sharded norms; who talks how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed import gradients
+from distributed.launch import launch
+
+pytestmark = pytest.mark.xdist_group("distributed")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return launch(Path(__file__).with_name("gradients.py"))
+
+
+@pytest.mark.parametrize("spec", gradients.SPECS)
+@pytest.mark.parametrize("stack", gradients.STACKS)
+def test_equals_its_equation(stack: str, spec: str, results: dict[str, Any]) -> None:
+    found = results[f"{stack} | {spec}"]
+    if stack.startswith("fsdp") and ("share=micro-batch" in spec or "share=rank" in spec):
+        assert found.startswith("ValueError")
+        assert "FSDP cuts the weights up between the processes" in found
+        assert "use share=global, or per_instance_sam" in found
+    else:
+        assert found < 1e-10
+
+
+def test_the_norm_of_a_sharded_vector_is_that_of_all_parts(results: dict[str, Any]) -> None:
+    norms = results["norms"]
+    assert norms["ours"] == pytest.approx(norms["true"], rel=1e-12)
+    assert abs(norms["local"] - norms["true"]) > 0.01 * norms["true"]
+
+
+def test_a_sharded_per_instance_step_reduces_no_more_than_plain_training(results: dict[str, Any]) -> None:
+    """Weights are collected for two passes instead of one; gradients are reduced once, and nothing else is said."""
+    plain, per_instance, sam = (results["collectives"][name] for name in ("erm", "per_instance_sam", "sam"))
+    assert plain["_reduce_scatter_base_"] > 0
+    assert per_instance == {**plain, "_allgather_base_": 2 * plain["_allgather_base_"]}
+    assert sam["_reduce_scatter_base_"] == 2 * plain["_reduce_scatter_base_"]
+    # Two numbers more: the norm of the ascent, and the distance that was moved.
+    assert sam.keys() - plain.keys() == {"all_reduce"}
+    assert sam["all_reduce"] == 2
+
+
+def test_gradient_synchronisation_may_be_off_where_the_first_pass_needs_none(results: dict[str, Any]) -> None:
+    found = results["no sync"]
+    assert found["erm"] < 1e-10
+    assert found["per_instance_sam"] < 1e-10
+    assert "FSDP has not reduced the gradient of the first pass" in found["sam"]
+    assert "share=global" in found["sam"]

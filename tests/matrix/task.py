@@ -1,0 +1,186 @@
+"""What every stack trains, and the loop, written by hand from the equations, that it must equal.
+
+A tiny BERT classifies eight rows a step, for four steps: stochastic gradient descent with momentum, clipping, and a
+learning rate that falls linearly. SGD, since Adam blows the rounding of a zero gradient up to a whole step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import deltasam
+from deltasam import reference
+from deltasam.guards import WeightStore
+
+STEPS, ROWS, LENGTH, LR, MOMENTUM, MAX_NORM = 4, 8, 6, 0.3, 0.9, 1.0
+RHO = 0.2
+Batch = dict[str, Tensor]
+
+
+def _columns() -> list[str]:
+    """Every registered method; delta-SAM with each kind of weights it can have everywhere; sharing; a schedule."""
+    with_rho = [name for name in deltasam.method_names() if "rho" in deltasam.Method.registry[name].neutral]
+    plain = [name for name in deltasam.method_names() if name not in with_rho]
+    specs = [f"{name}:rho={RHO}" for name in with_rho if name != "delta_sam"]
+    delta = [f"delta_sam:rho={RHO},weights={weights}" for weights in ("norms", "slopes")]
+    return [*plain, *specs, *delta, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
+
+
+SPECS = _columns()
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The same one each time."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        num_labels=3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+    )
+    return BertForSequenceClassification(config).to(dtype)
+
+
+def rows() -> list[Batch]:
+    """The training data, one row after the other."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(STEPS * ROWS):
+        ids = torch.randint(1, 20, (LENGTH,), generator=generator)
+        mask = (torch.arange(LENGTH) < LENGTH - i % 3).long()
+        made.append({"input_ids": ids * mask, "attention_mask": mask, "labels": torch.tensor(i % 3)})
+    return made
+
+
+def stacked(some: Sequence[Batch]) -> Batch:
+    """Rows as a batch."""
+    return {name: torch.stack([row[name] for row in some]) for name in some[0]}
+
+
+def batches(micro: int = 1) -> list[list[Batch]]:
+    """The micro-batches of each step."""
+    size = ROWS // micro
+    parts = [stacked(rows()[start : start + size]) for start in range(0, STEPS * ROWS, size)]
+    return [parts[step * micro : (step + 1) * micro] for step in range(STEPS)]
+
+
+def losses(call: Callable[..., Any], batch: Batch) -> Tensor:
+    """One loss per row [n]."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return F.cross_entropy(call(**inputs).logits, batch["labels"], reduction="none")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its batches and its loss per example.
+
+    Attributes:
+        model: Makes the model.
+        losses: One per example, with something to call in place of the model.
+        batches: The micro-batches of each step.
+        copies: Whether examples meet in the loss, so that each has a copy of the weights.
+    """
+
+    model: Callable[[], nn.Module] = make_model
+    losses: Callable[[Callable[..., Any], Any], Tensor] = losses
+    batches: Sequence[Sequence[Any]] = ()
+    copies: bool = False
+
+
+def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and its schedule."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR, momentum=MOMENTUM)
+    return optimizer, scheduler_of(optimizer)
+
+
+def scheduler_of(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """A learning rate that falls to 0."""
+    return torch.optim.lr_scheduler.LambdaLR(getattr(optimizer, "optimizer", optimizer), lambda step: 1 - step / STEPS)
+
+
+def by_hand(spec: str, task: Task) -> reference.Weights:
+    """The trained weights after all steps, each gradient straight from its equation."""
+    model = task.model()
+    optimizer, scheduler = optimizer_of(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for step, micro_batches in enumerate(task.batches or batches()):
+        gradient = gradient_by_hand(spec, step, model, task, micro_batches)
+        for name, p in trained.items():
+            p.grad = gradient[name].to(p.dtype)
+        nn.utils.clip_grad_norm_(trained.values(), MAX_NORM)
+        optimizer.step()
+        scheduler.step()
+    return {n: p.detach() for n, p in trained.items()}
+
+
+def gradient_by_hand(
+    spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any]
+) -> reference.Weights:
+    """The gradient of one step."""
+    plain, _, every = spec.partition("@every=")
+    method = deltasam.make_method(plain, nn.Linear(1, 1))
+    if every and step % int(every):
+        method = deltasam.ERM(nn.Linear(1, 1))
+    parts = [reference.losses_function(model, lambda call, b=b: task.losses(call, b))[0] for b in micro_batches]
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    if getattr(method, "share", "micro-batch") != "micro-batch":  # the ascents are added up before the weights move
+        parts = [lambda w, parts=parts: torch.cat([part(w) for part in parts])]
+    if task.copies and method.name == "per_instance_sam":
+        return _with_copies(model, task, micro_batches)
+    gradients = [getattr(reference, method.name)(part, weights, **_settings(method, weights)) for part in parts]
+    return {n: sum(g[n] for g in gradients) / len(gradients) for n in weights}
+
+
+def _settings(method: deltasam.Method, weights: reference.Weights) -> dict[str, Any]:
+    known = deltasam.hyperparameters(type(method))
+    settings = {k: getattr(method, k) for k in known if k not in ("share", "unsupported")}
+    return settings | ({"noise": noise(weights.values())} if "sigma" in known else {})
+
+
+def _with_copies(model: nn.Module, task: Task, micro_batches: Sequence[Any]) -> reference.Weights:
+    (batch,) = micro_batches
+    of_copies, weights = reference.copies_function(model, lambda call: task.losses(call, batch))
+    return reference.per_instance_sam_of_copies(of_copies, weights, rho=RHO, groups=ROWS)[0]
+
+
+def noise(params: Any) -> list[Tensor]:
+    """Standard normal noise, the same whenever it is asked for."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in params]
+
+
+@contextlib.contextmanager
+def fixed_noise() -> Iterator[None]:
+    """Methods draw the noise that the loop by hand has."""
+    drawn, WeightStore.gaussian = WeightStore.gaussian, lambda self, params, generator: noise(params)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        WeightStore.gaussian = drawn  # type: ignore[method-assign]
+
+
+def error(found: reference.Weights, expected: reference.Weights, start: nn.Module) -> float:
+    """How far the found weights are from the expected ones, relative to how far training moved them."""
+    before = dict(start.named_parameters())
+    pairs = [(found[n].double(), w.double(), before[n].detach().double()) for n, w in expected.items()]
+    off = torch.stack([(f - w).norm() for f, w, _ in pairs]).norm()
+    return float(off / torch.stack([(w - b).norm() for _, w, b in pairs]).norm())
+
+
+def trained_weights(model: nn.Module) -> reference.Weights:
+    """What ``by_hand`` returns, of a model that a stack has trained."""
+    return {n.removeprefix("module."): p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -79,7 +79,8 @@ class DeltaSAM(Method, name="delta_sam"):
             gradients = self._engine.gradients(passes, record, losses, 1)
         except NotCoveredError as reason:
             if self.weights == "norms":
-                raise NotCoveredError(f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'") from None
+                message = f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'"
+                raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()
             warnings.warn(f"DeltaSAM estimates slopes by a forward pass: {reason}", RuntimeWarning, stacklevel=4)
             with record:  # checkpointed layers run again as they ran

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from deltasam.experiment.launchers.launcher import Cell, Watch, Work
-from deltasam.experiment.launchers.worker import Done, Failed, Losses, do_apart
+from deltasam.experiment.launchers.worker import Done, Failed, Losses, Warned, do_apart
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
@@ -41,7 +41,7 @@ class Processes:
 
     def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
         """Do the runs; no process is left when this ends, however it ends."""
-        waiting, losses, warned = deque(cells), Losses(), dict[Any, Any]()
+        waiting, losses, warned = deque(cells), Losses(), set[Warned]()
         idle: list[_Worker] = []
         at_work: dict[Connection, _Worker] = {}
         try:

@@ -13,7 +13,7 @@ import torch
 
 from deltasam.errors import UserError
 from deltasam.experiment.launchers.launcher import Cell, Standing, Watch, Work
-from deltasam.experiment.launchers.worker import Done, Failed, Losses, do_apart, run_name
+from deltasam.experiment.launchers.worker import Done, Failed, Losses, Warned, do_apart, run_name
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
@@ -47,7 +47,7 @@ class RayCluster:
 
     def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
         """Do the runs; no task is left when this ends, however it ends."""
-        waiting, losses, warned = deque(cells), Losses(), dict[Any, Any]()
+        waiting, losses, warned = deque(cells), Losses(), set[Warned]()
         at_work: dict[Any, Cell] = {}
         with _connection():
             board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()

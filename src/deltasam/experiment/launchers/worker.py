@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 3
 
+Warned = tuple[str, type[Warning], str, int]
+"""Text, category, file and line of a warning."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -28,20 +31,22 @@ class Done:
 
     Attributes:
         result: Of the run.
-        warnings: Text, category, file and line of each warning on the way.
+        warnings: Given on the way.
     """
 
     result: RunResult
-    warnings: list[tuple[str, type[Warning], str, int]]
+    warnings: list[Warned]
 
-    def unpack(self, seen: dict[Any, Any]) -> RunResult:
+    def unpack(self, seen: set[Warned]) -> RunResult:
         """The result; what the worker warned of is warned of here.
 
         Args:
             seen: Remembers the warnings of other runs, so that each is shown once.
         """
-        for text, category, file, line in self.warnings:
-            warnings.warn_explicit(text, category, file, line, registry=seen)
+        for warning in self.warnings:
+            if warning not in seen:
+                seen.add(warning)
+                warnings.warn_explicit(*warning)
         return self.result
 
 
@@ -57,7 +62,7 @@ class Failed:
     error: Exception
     trace: str
 
-    def unpack(self, seen: dict[Any, Any]) -> RunResult:
+    def unpack(self, seen: set[Warned]) -> RunResult:
         """Raise the error here."""
         raise self.error from RuntimeError(f"in the worker:\n{self.trace}")
 

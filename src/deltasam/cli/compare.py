@@ -56,10 +56,9 @@ def compare(
 
     Ends in a table, one sentence on what it shows, and a report with charts. Without options: the demo.
 
-    Interrupted, it goes on where it stopped when the same command is given again.
+    Interrupted, it goes on where it stopped when the same command is given again, also with other --workers.
 
-    Runs at a time (--workers, --launcher) may differ then: a run's numbers do not depend on what else is at work. Only
-    the number of threads shows, in the last bits of sums; with OMP_NUM_THREADS=1 all are bitwise the same.
+    One after the other or side by side, the numbers are the same; with OMP_NUM_THREADS=1 to the last bit.
 
     [bold]Examples[/bold]
 

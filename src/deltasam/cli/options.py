@@ -55,8 +55,9 @@ Workers = Annotated[
 Launcher = Annotated[
     str,
     _running(
-        help="local, or ray: spread the runs over a Ray cluster (RAY_ADDRESS; else the one on this machine, else a new "
-        "one), a CPU, or a GPU, for each. What was at work when it is interrupted begins anew: no disk is shared."
+        help="local: this machine. ray: a Ray cluster, the one that RAY_ADDRESS names or that runs here, else a new "
+        "one here; each run takes a CPU, or a GPU with --device cuda. It keeps no checkpoints, since machines "
+        "need not share a disk: interrupted, finished runs are kept and the others begin anew."
     ),
 ]
 Config = Annotated[

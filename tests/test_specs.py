@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import deltasam
 from classifier import losses
 from deltasam import Method
 from deltasam.outputs import loss_of
+from deltasam.spec import hyperparameters, short_spec
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,42 @@ def test_words_in_specs(spec: str, full: str, model: nn.Module) -> None:
     assert deltasam.make_method(spec, model).spec == full
     assert deltasam.make_method(full, model).spec == full
     assert deltasam.split_specs(f"erm,{full},sam") == ["erm", full, "sam"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "short"),
+    [
+        ("erm", "erm"),
+        ("sam", "sam"),
+        ("sam:rho=0.02", "sam"),
+        ("sam:rho=0.05", "sam:rho=0.05"),
+        ("per_instance_sam:m=2", "per_instance_sam:m=2"),
+        ("per_instance_sam:unsupported=loop,rho=0.1", "per_instance_sam:rho=0.1,unsupported=loop"),
+    ],
+)
+def test_short_specs(spec: str, short: str, model: nn.Module) -> None:
+    full = deltasam.make_method(spec, model).spec
+    assert short_spec(full) == short
+    assert deltasam.make_method(short, model).spec == full
+
+
+@pytest.mark.parametrize("spec", ["unknown:rho=0.02", "unknown", "[b]x[/b]:a=1,b=2"])
+def test_unknown_specs_are_not_shortened(spec: str) -> None:
+    assert short_spec(spec) == spec
+
+
+def test_short_specs_are_told_apart(model: nn.Module) -> None:
+    """What a short spec leaves out can be filled in again, so no two methods have the same."""
+    values = {"rho": (0, 0.005, 0.02, 0.5), "eta": (0.01, 1), "sigma": (0.001, 1), "weights": ("auto", "norms"),
+              "m": (1, 2), "unsupported": ("error", "loop")}  # fmt: skip
+    specs = set()
+    for name in ("erm", "sam", "asam", "delta_sam", "per_instance_sam"):
+        names = hyperparameters(Method.registry[name])
+        for choice in itertools.product(*(values[n] for n in names)):
+            spec = f"{name}:" + ",".join(f"{n}={v}" for n, v in zip(names, choice, strict=True))
+            specs.add(deltasam.make_method(spec, model).spec)
+    assert len({short_spec(spec) for spec in specs}) == len(specs) == 1 + 4 + 8 + 16 + 16
+    assert all(deltasam.make_method(short_spec(spec), model).spec == spec for spec in specs)
 
 
 def test_lists_of_specs() -> None:

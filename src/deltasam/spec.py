@@ -31,6 +31,21 @@ def format_spec(method: Method) -> str:
     return f"{method.name}:{values}" if values else method.name
 
 
+def short_spec(spec: str) -> str:
+    """A full spec without the hyper-parameters that have their default: ``make_method`` makes the same of it.
+
+    Different methods stay different, so it can stand for the full spec wherever there is little room.
+
+    Args:
+        spec: As ``Method.spec`` gives it. Of a method that is not registered here, nothing is left out.
+    """
+    name, _, arguments = spec.partition(":")
+    cls = Method.registry.get(name)
+    defaults = {f"{k}={v}" for k, v in hyperparameters(cls).items()} if cls else set()
+    kept = ",".join(a for a in arguments.split(",") if a not in defaults)
+    return f"{name}:{kept}" if kept else name
+
+
 def make_method(spec: str, model: nn.Module) -> Method:
     """The method that a spec describes, for a model.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from command_line import Cli
@@ -18,7 +20,8 @@ def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], t
     assert [(r.method.partition(":")[0], r.seed) for r in read_results(out)] == [
         ("erm", 0), ("delta_sam", 0), ("erm", 1), ("delta_sam", 1)
     ]  # fmt: skip
-    assert "delta_sam:rho=" in done.stdout
+    assert "delta_sam " in done.stdout
+    assert "delta_sam:rho=0.02" not in done.stdout  # its default
     assert str(out / "report.html") in done.stdout
     assert "</html>" in (out / "report.html").read_text(encoding="utf-8")
     used = yaml.safe_load((out / "config.yaml").read_text())
@@ -32,6 +35,43 @@ def test_same_command_again_runs_nothing(cli: Cli, compare_two: list[str], tmp_p
     before = (tmp_path / "results.jsonl").read_bytes()
     assert cli(*command).exit_code == 0
     assert (tmp_path / "results.jsonl").read_bytes() == before  # times included
+
+
+def test_side_by_side_is_the_same_experiment(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    command = [*compare_two, "--methods", "erm", "--output", tmp_path]
+    done = cli(*command, "--workers", "2")
+    assert done.exit_code == 0, done.stderr
+    assert "4/4" not in done.stderr
+    assert "2/2" in done.stderr
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".html"}
+    assert set(before) == {"config.yaml", "results.jsonl"}
+    assert not {"workers", "launcher"} & set(yaml.safe_load(before["config.yaml"]))
+    assert cli(*command).exit_code == 0  # one after the other: nothing is left to do, and nothing differs
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".html"} == before
+
+
+def test_ray_is_missing(cli: Cli, compare_two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "deltasam.experiment.launchers.ray_cluster", raising=False)
+    done = cli(*compare_two, "--launcher", "ray", "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.stderr == "error: --launcher ray needs the library 'ray'; pip install 'deltasam[ray]'\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_have_short_names_and_files_full_ones(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    methods = "erm,sam,sam:rho=0.05,per_instance_sam,per_instance_sam:m=2"
+    done = cli(*compare_two, "--methods", methods, "--seeds", "0", "--epochs", "1", "--output", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    for name in methods.split(","):
+        assert name in rows
+    assert "unsupported=error" not in done.stdout + done.stderr
+    assert read_results(tmp_path)[-1].method == "per_instance_sam:rho=0.005,m=2,unsupported=error"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<bdi>per_instance_sam:m=2</bdi>" in page
+    assert "<bdi>per_instance_sam:rho=" not in page
+    assert "per_instance_sam:rho=0.005,m=2,unsupported=error" in page  # among the options
 
 
 def test_saved_configuration_is_a_config(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_new_method_is_measured_by_itself(cli: Cli, measure: list[str], monkey
         name = "mine"
 
     monkeypatch.setitem(deltasam.Method.registry, "mine", Mine)
-    assert "mine:rho=0.02" in cli(*measure, "--batches", "1").stdout
+    assert "mine " in cli(*measure, "--batches", "1").stdout
 
 
 def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,10 +76,72 @@ def test_kill_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], 
     every = ["--checkpoint-every", "1"]
     broken = signalled(signal.SIGKILL, 6, *compare_two, *every, "--output", tmp_path / "broken")
     assert broken.returncode == -signal.SIGKILL
-    assert (tmp_path / "broken/checkpoint.pt").exists()
+    assert [p.name[:17] for p in (tmp_path / "broken").glob("*.pt")] == ["checkpoint-delta_"]
     assert cli(*compare_two, "--output", tmp_path / "broken").exit_code == 0
     assert numbers(tmp_path / "broken/results.jsonl") == unbroken
-    assert not (tmp_path / "broken/checkpoint.pt").exists()
+    assert not list((tmp_path / "broken").glob("*.pt"))
+
+
+@pytest.mark.xdist_group("launchers")
+@pytest.mark.parametrize("where", [["--workers", "2"], ["--launcher", "ray", "--workers", "2"]], ids=["local", "ray"])
+def test_ctrl_c_with_workers_leaves_no_process(
+    cli: Cli, compare_two: list[str], tmp_path: Path, where: list[str]
+) -> None:
+    if "ray" in where:
+        pytest.importorskip("ray", reason="needs the extra 'ray'")
+    mark = f"DELTASAM_TEST={uuid.uuid4()}"
+    long = [*compare_two, "--methods", "erm", "--epochs", "60", "--checkpoint-every", "5"]
+    command = [sys.executable, "-m", "deltasam", *long, "--output", str(tmp_path / "broken")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")])}
+    running = subprocess.Popen(
+        [*command, *where], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (("ray" in where and any("ray::_do" in p for p in marked(mark))) or list(tmp_path.rglob("*.pt"))):
+        assert running.poll() is None
+        time.sleep(0.02)
+    assert len(marked(mark)) >= 3
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: every process of the command gets it
+    _, told = running.communicate()
+    assert running.returncode == 130, told
+    assert "stopped; go on with the same command" in told
+    assert "Traceback" not in told
+    await_end(mark)
+    assert cli(*long, "--output", tmp_path / "broken").exit_code == 0
+    assert cli(*long, "--output", tmp_path / "whole").exit_code == 0
+    assert numbers(tmp_path / "broken/results.jsonl") == numbers(tmp_path / "whole/results.jsonl")
+
+
+@pytest.mark.xdist_group("launchers")
+def test_workers_end_when_the_command_is_killed(compare_two: list[str], tmp_path: Path) -> None:
+    mark = f"DELTASAM_TEST={uuid.uuid4()}"
+    command = [sys.executable, "-m", "deltasam", *compare_two, "--epochs", "9999", "--workers", "2"]
+    running = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")], env={**os.environ, **dict([mark.split("=")])}
+    )
+    while not list((tmp_path / "out").glob("*.pt")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    await_end(mark)
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that have this in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+def await_end(mark: str) -> None:
+    """Wait until no such process is left."""
+    patience = time.monotonic() + 20
+    while left := marked(mark):
+        assert time.monotonic() < patience, left
+        time.sleep(0.1)
 
 
 def test_kill_in_train(cli: Cli, common: list[str], tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from deltasam.data import TextData
 from deltasam.errors import UserError
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.grid import Grid, read_results
+from deltasam.experiment.launchers import Cell, Standing
 from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
-from deltasam.experiment.training import Run
 
 METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01"]
 
@@ -38,16 +38,18 @@ def numbers(results: list[RunResult]) -> list[str]:
 
 
 def run(grid: Grid, folder: Path, stop_after: int | None = None) -> tuple[list[RunResult], list[tuple[str, int]]]:
-    begun, steps = [], 0
+    begun: dict[Cell, int] = {}
+    steps = 0
 
-    def on_step(run: Run) -> None:
+    def watch(standing: Standing) -> None:
         nonlocal steps
-        steps += 1
+        if begun.setdefault(standing.cell, standing.steps) < standing.steps:
+            steps += 1
         if steps == stop_after:
             raise KeyboardInterrupt
 
-    results = grid.run(folder, on_run=lambda r: begun.append((r.method.spec, len(r.steps))), on_step=on_step)
-    return results, begun
+    results = grid.run(folder, watch=watch)
+    return results, [(method, done) for (_, method), done in begun.items()]
 
 
 def test_interrupted_anywhere_equals_unbroken(grid: Grid, tmp_path: Path) -> None:

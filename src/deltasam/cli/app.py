@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 import deltasam
 from deltasam.cli.compare import compare
-from deltasam.cli.errors import install_hint
+from deltasam.cli.errors import install_hint, refusal
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
 from deltasam.cli.train import train
@@ -26,6 +26,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             message, code = f"error: {error}", 2
+        except deltasam.NotCoveredError as error:
+            message, code = f"error: {refusal(error)}", 2
         except ModuleNotFoundError as error:
             message, code = f"error: {install_hint(error)}", 2
         except KeyboardInterrupt as error:

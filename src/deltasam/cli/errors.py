@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltasam import NotCoveredError
 
 
 def install_hint(error: ModuleNotFoundError) -> str:
@@ -16,6 +20,11 @@ def install_hint(error: ModuleNotFoundError) -> str:
     if name in ("", "deltasam"):
         raise error
     return f"the library {name!r} is not installed; pip install 'deltasam[cli]'"
+
+
+def refusal(error: NotCoveredError) -> str:
+    """Why a method cannot train the model, and what to write instead."""
+    return f"{error}\nAs a spec: {' or '.join(error.specs)}" if error.specs else str(error)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltasam.experiment import rounding
+from deltasam.spec import short_spec
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity
@@ -40,7 +41,7 @@ def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
         table.add_column(Text(title), justify="right", no_wrap=True)
     for result in results:
         cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
-        table.add_row(Text(result.method), *cells, Text(rounding.ratio(result.cost)))  # Text: a spec may hold brackets
+        table.add_row(Text(short_spec(result.method)), *cells, Text(rounding.ratio(result.cost)))  # Text: no markup
     return table
 
 

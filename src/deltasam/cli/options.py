@@ -44,6 +44,22 @@ Warmup = Annotated[float, _training(help="Fraction of the steps over which the l
 Precision = Annotated[str, _running(help="fp32, or bf16 for autocast.")]
 Device = Annotated[str, _running(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
 CheckpointEvery = Annotated[int, _running(min=0, help="Steps between checkpoints; 0: one at the end of each epoch.")]
+Workers = Annotated[
+    int | None,
+    _running(
+        min=1,
+        help="Runs at a time, each in a process of its own with its share of the cores (or OMP_NUM_THREADS).",
+        show_default="1; with ray as many as fit",
+    ),
+]
+Launcher = Annotated[
+    str,
+    _running(
+        help="local: this machine. ray: a Ray cluster, the one that RAY_ADDRESS names or that runs here, else a new "
+        "one here; each run takes a CPU, or a GPU with --device cuda. It keeps no checkpoints, since machines "
+        "need not share a disk: interrupted, finished runs are kept and the others begin anew."
+    ),
+]
 Config = Annotated[
     Path | None,
     _running(help="YAML file with any of these options; the command line wins.", callback=apply_config, is_eager=True),
@@ -110,7 +126,8 @@ def load(params: dict[str, Any]) -> TextData:
 
 def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict[str, Any]:
     """A command's options as they were used, without those that do not change the numbers."""
-    used = {k: v for k, v in params.items() if k not in ("config", "output", "resume", "checkpoint_every")}
+    elsewhere = ("config", "output", "resume", "checkpoint_every", "workers", "launcher")
+    used = {k: v for k, v in params.items() if k not in elsewhere}
     found = {k: v for k, v in dataclasses.asdict(config).items() if k in used}
     return {**used, **found, **values}
 

@@ -5,36 +5,71 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from deltasam.spec import short_spec
 
 if TYPE_CHECKING:
+    from deltasam.experiment.launchers import Cell, Standing
     from deltasam.experiment.training import Run
 
 
-class RunProgress(Progress):
-    """Steps of the run at work and, where there are several, runs in all; on stderr.
+class _Bars(Progress):
+    """Bars on stderr, each with a note."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        super().__init__(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+
+
+class RunProgress(_Bars):
+    """The steps of one run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = self.add_task("", total=None, note="")
+
+    def begin(self, run: Run) -> None:
+        """Show a run that is about to take its first, or next, step."""
+        self.reset(self._steps, total=run.total_steps, completed=len(run.steps), note="")
+        self.update(self._steps, description=_title((run.seed, run.method.spec)))
+
+    def advance_step(self, run: Run) -> None:
+        """Show the step just taken."""
+        self.update(self._steps, completed=len(run.steps), note=_note(run.steps[-1].loss))
+
+
+class GridProgress(_Bars):
+    """Runs in all, and below them the steps of each run at work.
 
     Args:
         runs: How many runs there are in all.
         done: How many of them are finished.
     """
 
-    def __init__(self, runs: int = 1, done: int = 0) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        super().__init__(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-        self._runs = self.add_task("runs", total=runs, completed=done, note="", visible=runs > 1)
-        self._steps = self.add_task("", total=None, note="")
+    def __init__(self, runs: int, done: int) -> None:
+        super().__init__()
+        self._runs = self.add_task("runs", total=runs, completed=done, note="")
         self._done = done
+        self._shares: dict[Cell, float] = {}
+        self._lines: dict[Cell, TaskID] = {}
 
-    def begin(self, run: Run) -> None:
-        """Show a run that is about to take its first, or next, step."""
-        self.reset(self._steps, total=run.total_steps, completed=len(run.steps), note="")
-        self.update(self._steps, description=f"{run.method.spec} seed {run.seed}")
+    def show(self, standing: Standing) -> None:
+        """Show how far a run is."""
+        cell = standing.cell
+        self._shares[cell] = 1.0 if standing.finished else standing.steps / standing.total
+        self.update(self._runs, completed=self._done + sum(self._shares.values()))
+        if cell not in self._lines:
+            self._lines[cell] = self.add_task(_title(cell), note="")
+        self.update(self._lines[cell], total=standing.total, completed=standing.steps, note=_note(standing.loss))
+        if standing.finished:
+            self.remove_task(self._lines.pop(cell))
 
-    def advance_step(self, run: Run) -> None:
-        """Show the step just taken."""
-        self.update(self._steps, completed=len(run.steps), note=f"loss {run.steps[-1].loss:.4f}")
-        fraction = len(run.steps) / run.total_steps
-        if run.finished:
-            self._done, fraction = self._done + 1, 0.0
-        self.update(self._runs, completed=self._done + fraction)
+
+def _title(cell: Cell) -> str:
+    seed, method = cell
+    return f"{short_spec(method)} seed {seed}"
+
+
+def _note(loss: float | None) -> str:
+    return "" if loss is None else f"loss {loss:.4f}"

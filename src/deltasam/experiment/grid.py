@@ -1,9 +1,13 @@
-"""Every method with every seed, one run after the other; what is finished is kept at once."""
+"""Every method with every seed; what is finished is kept at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deltasam.data import take
@@ -11,10 +15,11 @@ from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch
 from deltasam.experiment.results import RunResult, write_atomically
 from deltasam.experiment.training import Run, train_run
 
-RESULTS, CHECKPOINT = "results.jsonl", "checkpoint.pt"
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Grid:
         methods: Full specs.
         seeds: One run of each method per seed.
         train_size: Training examples per run.
-        checkpoint_every: Steps between checkpoints of the run at work; 0: every epoch.
+        checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
     """
 
     data: TextData
@@ -37,7 +42,7 @@ class Grid:
     train_size: int
     checkpoint_every: int = 0
 
-    def cells(self) -> Iterator[tuple[int, str]]:
+    def cells(self) -> Iterator[Cell]:
         """Seed and method of each run: all methods of a seed first, so that every prefix is paired."""
         return ((seed, method) for seed in self.seeds for method in self.methods)
 
@@ -45,39 +50,51 @@ class Grid:
         """Make the first run and drop it: raises what would stop it, before anything is written or shown."""
         self._make_run(*next(self.cells()))
 
-    def run(self, folder: Path, *, on_run: Callable[[Run], None], on_step: Callable[[Run], None]) -> list[RunResult]:
-        """Do the runs that ``folder`` does not hold yet, beginning with the one that was interrupted.
+    def run(self, folder: Path, *, watch: Watch, launcher: Launcher | None = None) -> list[RunResult]:
+        """Do the runs that ``folder`` does not hold yet; those that were interrupted go on.
 
         Args:
-            folder: Gets ``results.jsonl``, a line per finished run, and meanwhile ``checkpoint.pt``.
-            on_run: Called before the first step of each run.
-            on_step: Called after each step.
+            folder: Gets ``results.jsonl``, a line per finished run, and meanwhile checkpoints.
+            watch: Told how far each run is, when it begins and after each step.
+            launcher: Where the runs are done; one after the other in this process unless given.
         """
-        results = read_results(folder)
-        done = {(r.seed, r.method) for r in results}
-        for seed, method in self.cells():
-            if (seed, method) not in done:
-                run = self._make_run(seed, method)
-                results.append(self._finish(run, folder / CHECKPOINT, on_run, on_step))
-                (folder / CHECKPOINT).unlink(missing_ok=True)  # first: the next run must never find it
-                write_atomically(folder / RESULTS, "".join(r.to_json() + "\n" for r in results))
-        return results
+        launcher, order = launcher or InSequence(), list(self.cells())
+        results = {(r.seed, r.method): r for r in read_results(folder)}
+        for cell in results:  # one that was stopped just after it was written
+            checkpoint_path(folder, cell).unlink(missing_ok=True)
+        work = partial(self._finish, folder if launcher.shares_disk else None)
+        with closing(launcher.launch(work, [c for c in order if c not in results], watch)) as finished:
+            for result in finished:
+                results[result.seed, result.method] = result
+                lines = [results[cell].to_json() + "\n" for cell in order if cell in results]
+                write_atomically(folder / RESULTS, "".join(lines))
+                checkpoint_path(folder, (result.seed, result.method)).unlink(missing_ok=True)
+        return [results[cell] for cell in order]
 
     def _make_run(self, seed: int, method: str) -> Run:
         return Run(take(self.data, self.train_size, seed), self.config, method, seed)
 
-    def _finish(
-        self, run: Run, checkpoint: Path, on_run: Callable[[Run], None], on_step: Callable[[Run], None]
-    ) -> RunResult:
-        if checkpoint.exists():
+    def _finish(self, folder: Path | None, cell: Cell, watch: Watch) -> RunResult:
+        run = self._make_run(*cell)
+        checkpoint = folder and checkpoint_path(folder, cell)
+        if checkpoint and checkpoint.exists():
             resume_run(checkpoint, run)
-        on_run(run)
+        watch(Standing.of(run))
 
         def after_step(run: Run) -> None:
-            on_step(run)
-            save_when_due(checkpoint, run, self.checkpoint_every)
+            watch(Standing.of(run))
+            if checkpoint:
+                save_when_due(checkpoint, run, self.checkpoint_every)
 
         return train_run(run, on_step=after_step, on_evaluation=lambda run: None)
+
+
+def checkpoint_path(folder: Path, cell: Cell) -> Path:
+    """Where a run is kept while it is at work: no other run has the same, and any system takes it for a file name."""
+    seed, method = cell
+    name = re.sub(r"\W", "_", method.partition(":")[0])[:40]
+    digest = hashlib.sha256(method.encode()).hexdigest()[:8]
+    return folder / f"checkpoint-{name}-{digest}-seed-{seed}.pt"
 
 
 def read_results(folder: Path) -> list[RunResult]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.errors import UserError
+from deltasam.spec import short_spec
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class RunResult:
     """The most and the least weighted training examples; empty for methods without weights."""
     weights: list[float] = field(default_factory=list)
     """Mean weight of every training example, unordered; empty for methods without weights."""
+
+    def labelled(self) -> RunResult:
+        """The same with the short spec, for tables and charts."""
+        return dataclasses.replace(self, method=short_spec(self.method))
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -89,7 +89,8 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
             gradients = self._engine.gradients(passes, record, losses, 1)
         except NotCoveredError as reason:
             if self.weights == "norms":
-                raise NotCoveredError(f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'") from None
+                message = f"DeltaSAM(weights='norms'): {reason}\nWays out: weights='slopes'"
+                raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()
             warn(f"DeltaSAM estimates slopes by a forward pass: {reason}")
             with record:  # checkpointed layers run again as they ran

@@ -140,7 +140,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return NotCoveredError(
             f"PerInstanceSAM: {reason}\n"
             f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is "
-            f"exact for any model, one example at a time; or use SAM or DeltaSAM"
+            f"exact for any model, one example at a time; or use SAM or DeltaSAM",
+            specs=[f"{self.name}:unsupported={way}" for way in ("skip", "loop")],
         )
 
     def _say_once(self, reason: str) -> None:

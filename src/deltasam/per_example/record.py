@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,15 @@ from deltasam.per_example.uses import ParameterUses
 
 
 class NotCoveredError(RuntimeError):
-    """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do."""
+    """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do.
+
+    Attributes:
+        specs: Methods that can do it, as text: for who does not write Python.
+    """
+
+    def __init__(self, message: str, *, specs: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.specs = tuple(specs)
 
 
 @dataclass(frozen=True)

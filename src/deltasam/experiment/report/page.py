@@ -42,6 +42,7 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
     Raises:
         UserError: No runs, runs that cannot be compared, or the file cannot be written.
     """
+    results = [r.labelled() for r in results]
     comparison = compare(results)
     charts = Charts([m.method for m in comparison.methods], comparison.baseline)
     shown, rows = figures(comparison, results, charts)

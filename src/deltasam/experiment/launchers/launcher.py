@@ -1,0 +1,67 @@
+"""What a launcher is, and how far a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from deltasam.experiment.results import RunResult
+    from deltasam.experiment.training import Run
+
+Cell = tuple[int, str]
+"""Seed and method of a run: what tells the runs of a grid apart."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is. Small: it is sent between processes after every step.
+
+    Attributes:
+        cell: Which run it is.
+        steps: Steps done.
+        total: Steps there are at most.
+        loss: Of the last step; None before the first.
+        finished: Whether no step is left.
+    """
+
+    cell: Cell
+    steps: int
+    total: int
+    loss: float | None
+    finished: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Standing:
+        """The standing of a run."""
+        loss = run.steps[-1].loss if run.steps else None
+        return cls((run.seed, run.method.spec), len(run.steps), run.total_steps, loss, run.finished)
+
+
+Watch = Callable[[Standing], None]
+Work = Callable[[Cell, Watch], "RunResult"]
+"""Does one run. It can be pickled, so that it can be done elsewhere."""
+
+
+class Launcher(Protocol):
+    """Does the runs of a grid.
+
+    A run is a function of its cell, so where it is done, and beside which others, does not change its numbers.
+    """
+
+    shares_disk: ClassVar[bool]
+    """Whether all runs see the same files: only then are there checkpoints to go on from."""
+
+    def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
+        """Do the work for every cell; give each result as soon as it is there, in any order.
+
+        Args:
+            work: What to do for a cell.
+            cells: In the order in which they are begun.
+            watch: Told, in this process, how far each run is.
+
+        Raises:
+            UserError: A run cannot be done; what is at work with it is stopped.
+        """
+        ...

@@ -1,0 +1,181 @@
+"""Runs done elsewhere: the same numbers in the same order, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import pytest
+
+from deltasam.data import TextData
+from deltasam.errors import UserError
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.grid import Grid, checkpoint_path, read_results
+from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, find_launcher
+from deltasam.experiment.launchers.processes import Processes
+from deltasam.experiment.launchers.worker import Warned, do_apart
+from deltasam.experiment.results import RunResult
+from sabotage import Killed, NotHere, Sabotaged, short_work
+
+METHODS = ["erm", "sam:rho=0.02"]
+ELSEWHERE = ["local", "ray"]
+
+pytestmark = pytest.mark.xdist_group("launchers")  # one cluster for all
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers need the tests' own modules
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="CRITICAL")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    return find_launcher(request.param, 2, gpu=False)
+
+
+@pytest.fixture(scope="module")
+def grid(data: TextData, tiny_model: Path) -> Grid:
+    config = TrainConfig(model=str(tiny_model), epochs=2, batch_size=8)
+    return Grid(data, config, METHODS, [0, 1], train_size=16)
+
+
+def numbers(results: list[RunResult]) -> list[str]:
+    """Every number except times and memory."""
+    bare = [
+        dataclasses.replace(
+            r, steps=[dataclasses.replace(s, seconds=0.0) for s in r.steps], seconds_per_step=0.0, peak_memory_mib=None
+        )
+        for r in results
+    ]
+    return [r.to_json() for r in bare]
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
+def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, tmp_path: Path) -> None:
+    expected = grid.run(tmp_path / "in sequence", watch=lambda standing: None)
+    victim, marks, told = (0, "erm"), tmp_path / "marks", list[Standing]()
+    marks.mkdir()
+    with pytest.warns(RuntimeWarning, match=r"erm seed 0: the process at work on it died .* it is done again"):
+        found = grid.run(tmp_path / "out", watch=told.append, launcher=Sabotaged(launcher, Killed(victim, 3, 1, marks)))
+    assert numbers(found) == numbers(expected)
+    assert numbers(read_results(tmp_path / "out")) == numbers(expected)  # the victim is the first line all the same
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.jsonl"]
+    assert {s.cell for s in told if s.finished} == set(grid.cells())
+    if launcher.shares_disk:  # from the checkpoint at the end of the first epoch
+        assert [s.steps for s in told if s.cell == victim] == [0, 1, 2, 3, 2, 3, 4]
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
+def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) -> None:
+    deadly = Sabotaged(launcher, Killed((1, "sam:rho=0.02"), 1, 99, tmp_path))
+    cells = [(0, "erm"), (1, "sam:rho=0.02")]
+    with (
+        pytest.warns(RuntimeWarning, match="sam seed 1"),
+        pytest.raises(UserError, match=r"^sam seed 1: the process at work on it died 3 times \((SIGKILL|Worker)"),
+    ):
+        list(deadly.launch(short_work, cells, lambda standing: None))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "message"),
+    [
+        ("refuses", UserError, "the file is missing; give another"),
+        ("fails", ZeroDivisionError, "a defect"),
+        ("fails badly", RuntimeError, "UnpicklableError: no way back"),
+    ],
+)
+def test_errors_as_they_come_back(method: str, kind: type[Exception], message: str) -> None:
+    sent = ForkingPickler.dumps(do_apart(short_work, (0, method), lambda standing: None, threads=1))
+    with pytest.raises(kind, match=message) as caught:
+        ForkingPickler.loads(sent).unpack(set())
+    assert type(caught.value) is kind
+    assert "in short_work" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
+def test_an_error_stops_the_comparison(launcher: Launcher) -> None:
+    cells: list[Cell] = [(0, "erm"), (0, "refuses"), *[(seed, "erm") for seed in range(1, 9999)]]
+    done = []
+    with pytest.raises(UserError, match=r"^the file is missing; give another$"):
+        done.extend(launcher.launch(short_work, cells, lambda standing: None))
+    assert len(done) < 99
+
+
+def test_what_was_finished_before_an_error_is_kept(grid: Grid, tmp_path: Path) -> None:
+    def fail(standing: Standing) -> None:
+        if standing.cell == (1, "erm"):
+            raise ZeroDivisionError("a defect")
+
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        grid.run(tmp_path, watch=lambda standing: None, launcher=Sabotaged(InSequence(), fail))
+    assert [(r.seed, r.method) for r in read_results(tmp_path)] == list(grid.cells())[:2]
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_warnings_come_back_and_are_given_once() -> None:
+    seen: set[Warned] = set()
+    with warnings.catch_warnings(record=True) as given:
+        for seed in range(3):
+            do_apart(short_work, (seed, "warns"), lambda standing: None, threads=1).unpack(seen)
+    assert [(str(w.message), Path(w.filename).name) for w in given] == [("mind the step", "sabotage.py")]
+
+
+def test_workers_are_used_again() -> None:
+    cells = [(seed, "erm") for seed in range(6)]
+    workers = {r.metrics["accuracy"] for r in Processes(2).launch(short_work, cells, lambda standing: None)}
+    assert 1 <= len(workers) <= 2
+    assert os.getpid() not in workers
+
+
+def test_a_machine_that_cannot_do_the_work(cluster: None) -> None:
+    launcher = find_launcher("ray", None, gpu=False)
+    with pytest.raises(UserError, match=r"erm seed 0 could not begin .*No module named 'deltasam'.*install the same"):
+        list(launcher.launch(NotHere(), [(0, "erm")], lambda standing: None))
+
+
+def test_names_of_checkpoints(tmp_path: Path) -> None:
+    cells: list[Cell] = [
+        (seed, method)
+        for seed in (0, 1, 10)
+        for method in ("sam:rho=0.1", "sam:rho=0.10", "SAM:rho=0.1", "a/b:x=../../c", "a:b:x=1", "a\\b", "x" * 300)
+    ]
+    paths = [checkpoint_path(tmp_path, cell) for cell in cells]
+    assert len({str(p).lower() for p in paths}) == len(cells)  # also where case does not count
+    assert {p.parent for p in paths} == {tmp_path}
+    for path in paths:
+        path.touch()
+        assert len(path.name) < 100
+        assert set(path.name.replace("checkpoint", "")) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+        )
+
+
+def test_a_finished_run_leaves_no_checkpoint(grid: Grid, tmp_path: Path) -> None:
+    small = dataclasses.replace(grid, methods=["erm"], seeds=[0])
+    small.run(tmp_path, watch=lambda standing: None)
+    checkpoint_path(tmp_path, (0, "erm")).touch()  # stopped between the result and the end of the checkpoint
+    small.run(tmp_path, watch=lambda standing: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_unknown_launcher() -> None:
+    with pytest.raises(UserError, match="--launcher slurm: must be local or ray"):
+        find_launcher("slurm", 2, gpu=False)
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(None, InSequence), (1, InSequence), (2, Processes)])
+def test_no_process_for_one_worker(workers: int | None, kind: type) -> None:
+    assert isinstance(find_launcher("local", workers, gpu=False), kind)

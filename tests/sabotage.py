@@ -1,0 +1,96 @@
+"""Work that goes wrong on purpose, in a module of its own so that other processes can import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from deltasam.errors import UserError
+from deltasam.experiment.launchers import Cell, Launcher, Standing, Watch
+from deltasam.experiment.results import RunResult
+
+Sabotage = Callable[[Standing], None]
+
+
+@dataclass(frozen=True)
+class Sabotaged:
+    """A launcher whose workers do something unforeseen after each step, and which itself runs as always."""
+
+    launcher: Launcher
+    sabotage: Sabotage
+    shares_disk: ClassVar[bool]
+
+    def __getattr__(self, name: str) -> bool:
+        return getattr(self.launcher, name)
+
+    def launch(
+        self, work: Callable[[Cell, Watch], RunResult], cells: Sequence[Cell], watch: Watch
+    ) -> Generator[RunResult]:
+        return self.launcher.launch(partial(_work, work, self.sabotage), cells, watch)
+
+
+def _work(work: Callable[[Cell, Watch], RunResult], sabotage: Sabotage, cell: Cell, watch: Watch) -> RunResult:
+    def told(standing: Standing) -> None:
+        watch(standing)
+        sabotage(standing)
+
+    return work(cell, told)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """``kill -9`` of the worker of one run, at one step, so many times."""
+
+    cell: Cell
+    step: int
+    times: int
+    marks: Path
+
+    def __call__(self, standing: Standing) -> None:
+        done = len(list(self.marks.iterdir()))
+        if (standing.cell, standing.steps) == (self.cell, self.step) and done < self.times:
+            (self.marks / str(done)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class UnpicklableError(Exception):
+    """Cannot be made again from its message alone."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+
+
+def short_work(cell: Cell, watch: Watch) -> RunResult:
+    """No training: only what a launcher has to do with it. The method's name says what happens."""
+    seed, method = cell
+    for step in range(3):
+        watch(Standing(cell, step, 2, None, step == 2))
+    if method == "warns":
+        warnings.warn("mind the step", RuntimeWarning, stacklevel=1)
+    if method == "refuses":
+        raise UserError("the file is missing; give another")
+    if method == "fails":
+        raise ZeroDivisionError("a defect")
+    if method == "fails badly":
+        raise UnpicklableError("no way back", 3)
+    return RunResult(method, seed, "accuracy", {"accuracy": float(os.getpid())}, 0.1, None)
+
+
+class NotHere:
+    """Work that another machine cannot unpack, as when its library is missing there."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _missing, ()
+
+    def __call__(self, cell: Cell, watch: Watch) -> RunResult:
+        raise NotImplementedError
+
+
+def _missing() -> None:
+    raise ModuleNotFoundError("No module named 'deltasam'")

@@ -11,6 +11,7 @@ import deltasam
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
@@ -86,13 +87,15 @@ def _compare(output: Path, choices: dict[str, Any], settings: TrainConfig, check
     from deltasam.experiment.folder import check_folder, claim_folder
     from deltasam.experiment.grid import Grid
 
-    check_folder(output, choices)
+    processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
     grid = Grid(data, settings, choices["methods"], choices["seeds"], choices["train_size"], checkpoint_every)
     grid.check()
     recorded = {**choices, PROVENANCE: options.provenance(data)}
-    claim_folder(output, recorded)
-    _show(output, _run(grid, output), recorded)
+    processes.on_main(lambda: claim_folder(output, recorded))
+    results = _run(grid, output)
+    if processes.is_main():
+        _show(output, results, recorded)
 
 
 def _run(grid: Grid, output: Path) -> list[RunResult]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from deltasam.data import take
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.results import RunResult, write_atomically
@@ -53,14 +54,15 @@ class Grid:
             on_run: Called before the first step of each run.
             on_step: Called after each step.
         """
-        results = read_results(folder)
+        results = processes.on_main(lambda: read_results(folder))
         done = {(r.seed, r.method) for r in results}
         for seed, method in self.cells():
             if (seed, method) not in done:
                 run = self._make_run(seed, method)
                 results.append(self._finish(run, folder / CHECKPOINT, on_run, on_step))
-                (folder / CHECKPOINT).unlink(missing_ok=True)  # first: the next run must never find it
-                write_atomically(folder / RESULTS, "".join(r.to_json() + "\n" for r in results))
+                if processes.is_main():
+                    (folder / CHECKPOINT).unlink(missing_ok=True)  # first: the next run must never find it
+                    write_atomically(folder / RESULTS, "".join(r.to_json() + "\n" for r in results))
         return results
 
     def _make_run(self, seed: int, method: str) -> Run:
@@ -69,7 +71,7 @@ class Grid:
     def _finish(
         self, run: Run, checkpoint: Path, on_run: Callable[[Run], None], on_step: Callable[[Run], None]
     ) -> RunResult:
-        if checkpoint.exists():
+        if processes.on_main(checkpoint.exists):
             resume_run(checkpoint, run)
         on_run(run)
 

@@ -55,6 +55,8 @@ def resume_run(path: Path, run: Run) -> None:
         # PyTorch does not compare the checksums it writes; a flipped bit would train on unnoticed.
         with zipfile.ZipFile(source) as archive:
             broken = archive.testzip()
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
         if broken is not None:
             raise UserError(f"the checkpoint {path} is damaged (checksum of {broken}); {remedy}")
         saved: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)

@@ -32,7 +32,7 @@ class RefusedError(UserError):
 def joined() -> Iterator[None]:
     """Be one of the processes that were started together; alone, nothing happens.
 
-    On the CPU they talk by gloo, GPUs by NCCL.
+    On the CPU they talk by gloo, GPUs by NCCL. A group that there is already stays.
 
     Raises:
         RefusedError: One of them raised a UserError: all leave together.
@@ -41,7 +41,9 @@ def joined() -> Iterator[None]:
     if _started() == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    new = not _together()
+    if new:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
         gather(None)  # the last may still refuse something
@@ -50,7 +52,8 @@ def joined() -> Iterator[None]:
     except UserError as error:
         _exchange(None, refusal=str(error))
     finally:
-        dist.destroy_process_group()
+        if new:
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -110,7 +113,12 @@ def part(items: Sequence[T]) -> list[T]:
 
 
 def start_as_main(model: nn.Module) -> None:
-    """Give the model the weights and buffers that it has in the main process."""
+    """Give the model the weights and buffers that it has in the main process.
+
+    Raises:
+        RefusedError: Another process refused something.
+    """
+    gather(None)
     if _together():
         _as_in_main([*model.parameters(), *model.buffers()])
 

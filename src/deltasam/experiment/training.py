@@ -206,8 +206,9 @@ class Run:
     def _refuse_other_runs(self) -> None:
         if processes.count() > 1:
             remedy = "start every process with the same options and the same data"
-            main = processes.gather(self.identity())[0]
-            refuse_difference(main, self.identity(), "the run of process 0", remedy)
+            first, *others = processes.gather(self.identity())
+            for other in others:
+                refuse_difference(first, other, "the run of process 0", remedy)
 
     def _record(self, metrics: dict[str, Tensor], rows: list[int], mine: int, share: float) -> dict[str, float]:
         """The facts of a step, means over the processes; the weights of its rows are kept."""

@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
+from deltasam import make_method
 from deltasam.cli.app import app
 from deltasam.data import load_data
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
 from deltasam.experiment import processes, training
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.example_weights import ExampleWeights
+from deltasam.experiment.metrics import evaluate
 from deltasam.experiment.results import StepRecord
 from deltasam.experiment.training import Run
 from deltasam.per_example.record import NotCoveredError
@@ -52,31 +55,36 @@ def weights_and_facts(run: Run, steps: int) -> dict[str, Any]:
     return {"weights": weights, "facts": [dataclasses.asdict(f) for f in facts]}
 
 
-def gradient_and_example_weights(run: Run) -> dict[str, Any]:
+def gradient_and_example_weights(run: Run, method: str) -> dict[str, Any]:
+    """Of the first step, which leaves the weights alone: a run will do for several methods."""
     found: dict[str, Any] = {}
+    run.method, run.weights = make_method(method, run.model), ExampleWeights(len(run.train_batches))
+    run.steps.clear()
+    run.model.zero_grad()
     run._update = lambda: found.update(grad={n: p.grad.clone() for n, p in run.model.named_parameters()})
     run.step()
     return {**found, "rows": run.rows(0), "example_weights": run.weights.mean()}
 
 
-def kill(folder: Path, port: str, at: int, train: list[str]) -> None:
-    """Train in a copy of each process, which is killed after some steps. Forked, it has the imports already."""
+def kill(folder: Path, port: str, at: int, train: list[str]) -> int:
+    """The exit code of a training in a copy of this process; the main one's is killed after some steps.
+
+    Forked, it has the imports already.
+    """
     child = os.fork()
     if child == 0:
         os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
         step = Run.step
 
         def killed(run: Run) -> StepRecord:
-            if len(run.steps) == at:
+            if len(run.steps) == at and processes.is_main():
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(run)
 
         Run.step = killed  # type: ignore[method-assign]
-        CliRunner().invoke(app, [*train, "--output", str(folder / f"killed{os.environ['RANK']}")])
-        os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
-        raise RuntimeError(f"the copy ended by itself: {status}")
+        done = CliRunner().invoke(app, [*train, "--output", str(folder / f"killed{os.environ['RANK']}")])
+        os._exit(done.exit_code if "process 1 of 2 has lost another" in done.stderr else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -99,6 +107,10 @@ def finish_on_the_first_only() -> None:
         raise UserError("at the very end")
 
 
+def metrics(run: Run, size: int) -> dict[str, float]:
+    return evaluate(run.model, run._forward, run.evaluation_batches, size, "classification")
+
+
 def commands(tiny: str, reviews: str) -> tuple[list[str], list[str]]:
     """A training and a comparison."""
     common = ["--data", reviews, "--text", "review", "--label", "verdict", "--model", tiny]
@@ -107,21 +119,19 @@ def commands(tiny: str, reviews: str) -> tuple[list[str], list[str]]:
     return train, ["compare", *common, "--methods", "erm,per_instance_sam", "--seeds", "0", "--train-size", "16"]
 
 
-def main(folder: Path, tiny: str, still: str, reviews: str) -> None:
-    rank, found = processes.rank(), {}
+def main(found: dict[str, Any], folder: Path, tiny: str, still: str, reviews: str) -> None:
+    rank = processes.rank()
     data = load_data(Path(reviews), text="review", label="verdict")
     config = TrainConfig(model=still, epochs=2, batch_size=ROWS, learning_rate=3e-3)
 
     run = Run(data, dataclasses.replace(config, model=tiny), "erm", 3)
     found["head"], found["draw"] = run.model.classifier.weight.tolist(), torch.rand(1).item()
-    found["metrics"] = {}
-    for size in (1, 3, 31):
-        run = Run(data, dataclasses.replace(config, batch_size=size), "erm", 0)
-        found["metrics"][size] = run.evaluate().metrics
+    found["metrics"] = {size: metrics(run, size) for size in SIZES}
 
     plain = training.logits_of
-    exact = {m: weights_and_facts(exact_run(data, config, m), 4) for m in METHODS}
-    exact |= {m: gradient_and_example_weights(exact_run(data, config, m)) for m in PER_PROCESS}
+    exact = {m: weights_and_facts(exact_run(data, config, m), 2) for m in METHODS}
+    run = exact_run(data, config, "erm")
+    exact |= {m: gradient_and_example_weights(run, m) for m in PER_PROCESS}
     torch.save(exact, folder / f"exact{rank}.pt")
     training.logits_of = plain
 
@@ -152,12 +162,13 @@ def main(folder: Path, tiny: str, still: str, reviews: str) -> None:
     (folder / f"found{rank}.json").write_text(json.dumps(found))
 
 
+SIZES = [2, 3, 8]  # of 8 rows: 4, 3 batches and 1
 METHODS = ["erm", "per_instance_sam:rho=0.1", "per_instance_sam:rho=0.1,unsupported=loop"]
 PER_PROCESS = ["sam:rho=0.1", "asam:rho=0.1", "delta_sam:rho=0.1"]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, port, *files = sys.argv[1:]
-    kill(Path(folder), port, 6, commands(files[0], files[2])[0])
+    code = kill(Path(folder), port, 6, commands(files[0], files[2])[0])
     with processes.joined():
-        main(Path(folder), *files)
+        main({"code when killed": code}, Path(folder), *files)

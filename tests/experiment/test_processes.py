@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_equal_one_process_with_the_whole_batch(
 ) -> None:
     monkeypatch.setattr(training, "logits_of", training.logits_of)  # put back afterwards
     warnings.filterwarnings("ignore", "PerInstanceSAM goes one example at a time: as if")
-    expected = two_processes.weights_and_facts(two_processes.exact_run(data, config, method), 4)
+    expected = two_processes.weights_and_facts(two_processes.exact_run(data, config, method), 2)
     for rank in (0, 1):
         exact = torch.load(folder / f"exact{rank}.pt", weights_only=True)[method]
         for name, weight in expected["weights"].items():
@@ -128,15 +129,17 @@ def test_same_head_and_other_masks(
     assert found[1]["draw"] != alone
 
 
-@pytest.mark.parametrize("size", [1, 3, 31], ids=["4 batches", "2 batches", "1 batch"])
 def test_metrics_are_those_of_one_process(
-    found: list[dict[str, Any]], data: TextData, config: TrainConfig, size: int
+    found: list[dict[str, Any]], data: TextData, config: TrainConfig, tiny_model: Path
 ) -> None:
-    metrics = Run(data, dataclasses.replace(config, batch_size=size), "erm", 0).evaluate().metrics
-    assert found[0]["metrics"][str(size)] == found[1]["metrics"][str(size)] == metrics
+    run = Run(data, dataclasses.replace(config, model=str(tiny_model)), "erm", 3)
+    for size in two_processes.SIZES:
+        expected = two_processes.metrics(run, size)
+        assert found[0]["metrics"][str(size)] == found[1]["metrics"][str(size)] == expected
 
 
 def test_killed_and_resumed_equals_unbroken(folder: Path, found: list[dict[str, Any]]) -> None:
+    assert (found[0]["code when killed"], found[1]["code when killed"]) == (-signal.SIGKILL, 2)
     assert found[0]["steps when killed"] == 6
     assert found[0]["killed"][0] == found[1]["killed"][0] == 0, found[0]["killed"]
     assert numbers(folder / "killed0/history.json") == numbers(folder / "whole0/history.json")

@@ -43,7 +43,9 @@ WeightDecay = Annotated[float, _training(help="Decay of weight matrices; biases 
 Warmup = Annotated[float, _training(help="Fraction of the steps over which the learning rate rises.")]
 
 Precision = Annotated[str, _running(help="fp32, or bf16 for autocast.")]
-Device = Annotated[str, _running(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
+Device = Annotated[
+    str, _running(help="cpu, cuda (one per process), cuda:1, ...; auto takes an accelerator where there is one.")
+]
 CheckpointEvery = Annotated[int, _running(min=0, help="Steps between checkpoints; 0: one at the end of each epoch.")]
 Config = Annotated[
     Path | None,

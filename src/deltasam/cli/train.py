@@ -55,7 +55,8 @@ def train(
 
     AutoModelForSequenceClassification.from_pretrained loads the output folder.
 
-    The same command gives bitwise the same model on the same machine.
+    The same command gives bitwise the same model on the same machine. Started by torchrun or accelerate launch, several
+    processes share each step.
 
     [bold]Examples[/bold]
 
@@ -64,6 +65,8 @@ def train(
     deltasam train --data reviews.csv --method per_instance_sam:rho=0.01 --epochs 5 --patience 2 --output out
 
     deltasam train --config out/config.yaml --seed 1 --output out-seed-1
+
+    torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)

@@ -14,14 +14,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from deltasam.errors import UserError
 
 T = TypeVar("T")
 
 _STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_BUCKET = 1 << 23  # elements that are averaged in one go
 
 
 class RefusedError(UserError):
@@ -41,7 +39,7 @@ def joined() -> Iterator[None]:
     if _started() == 1:
         yield
         return
-    new = not _together()
+    new = not together()
     if new:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
@@ -66,14 +64,19 @@ def quiet_unless_main() -> Iterator[None]:
         yield
 
 
+def together() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def count() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if _together() else 1
+    return dist.get_world_size() if together() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if together() else 0
 
 
 def is_main() -> bool:
@@ -87,7 +90,7 @@ def gather(value: T) -> list[T]:
     Raises:
         RefusedError: One of them refused something instead, or is gone.
     """
-    return _exchange(value) if _together() else [value]
+    return _exchange(value) if together() else [value]
 
 
 def on_main(action: Callable[[], T]) -> T:
@@ -96,11 +99,11 @@ def on_main(action: Callable[[], T]) -> T:
     Raises:
         RefusedError: The main process, or another, refused something.
     """
-    if not _together():
+    if not together():
         return action()
     found = [action() if is_main() else None]
     gather(None)
-    with _connected():
+    with connected():
         dist.broadcast_object_list(found, src=0)
     return cast(T, found[0])
 
@@ -112,74 +115,13 @@ def part(items: Sequence[T]) -> list[T]:
     return list(items[start : start + size + (rank() < larger)])
 
 
-def start_as_main(model: nn.Module) -> None:
-    """Give the model the weights and buffers that it has in the main process.
-
-    Raises:
-        RefusedError: Another process refused something.
-    """
-    gather(None)
-    if _together():
-        _as_in_main([*model.parameters(), *model.buffers()])
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Replace every ``.grad`` by its mean over the processes; buffers become those of the main process.
-
-    Once, when the method has filled ``.grad``, and not during a backward as DistributedDataParallel would: how many
-    passes a method runs may differ between the processes. A parameter without a gradient counts as 0, unless none
-    has one. The order of the sums never changes, so a resumed training repeats them bit for bit.
-
-    Raises:
-        RefusedError: Another process could not do its share.
-    """
-    if not _together():
-        return
-    trained = [p for p in model.parameters() if p.requires_grad]
-    without = set.intersection(*gather({i for i, p in enumerate(trained) if p.grad is None}))
-    _average([_gradient(p) for i, p in enumerate(trained) if i not in without])
-    _as_in_main([b for b in model.buffers() if b.is_floating_point()])
-
-
-def _as_in_main(tensors: list[Tensor]) -> None:
-    with _connected():
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _average(tensors: list[Tensor]) -> None:
-    buckets: list[list[Tensor]] = []
-    for tensor in tensors:
-        last = buckets[-1] if buckets else []
-        if not last or last[0].dtype != tensor.dtype or sum(t.numel() for t in last) + tensor.numel() > _BUCKET:
-            buckets.append([])
-        buckets[-1].append(tensor)
-    for bucket in buckets:
-        total = torch.cat([t.flatten() for t in bucket])
-        with _connected():
-            dist.all_reduce(total)
-        means = (total / count()).split([t.numel() for t in bucket])
-        torch._foreach_copy_(bucket, [m.view_as(t) for m, t in zip(means, bucket, strict=True)])
-
-
-def _exchange(value: T, refusal: str | None = None) -> list[T]:
-    messages: list[Any] = [None] * count()
-    with _connected():
-        dist.all_gather_object(messages, (refusal, value))
-    for who, (other, _) in enumerate(messages):
-        if other is not None:
-            raise RefusedError(other if who == 0 else f"{other} (said by process {who} of {count()})")
-    return [v for _, v in messages]
-
-
 @contextmanager
-def _connected() -> Iterator[None]:
+def connected() -> Iterator[None]:
+    """Around what sends tensors.
+
+    Raises:
+        RefusedError: Another process is gone.
+    """
     try:
         yield
     except RuntimeError as error:  # what the library makes of a closed connection
@@ -189,8 +131,14 @@ def _connected() -> Iterator[None]:
         ) from error
 
 
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _exchange(value: T, refusal: str | None = None) -> list[T]:
+    messages: list[Any] = [None] * count()
+    with connected():
+        dist.all_gather_object(messages, (refusal, value))
+    for who, (other, _) in enumerate(messages):
+        if other is not None:
+            raise RefusedError(other if who == 0 else f"{other} (said by process {who} of {count()})")
+    return [v for _, v in messages]
 
 
 def _started() -> int:

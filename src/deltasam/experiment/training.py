@@ -37,6 +37,7 @@ from deltasam.experiment.random_state import (
     seed_everything,
 )
 from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
+from deltasam.experiment.shared_model import average_gradients, start_as_main
 
 
 class Run:
@@ -73,7 +74,7 @@ class Run:
         self.evaluations: list[EvaluationRecord] = []
         self.weights = ExampleWeights(len(self.train_batches))
         self._refuse_other_runs()
-        processes.start_as_main(self.model)
+        start_as_main(self.model)
         # Again: what a method draws while it is made must not shift the dropout masks.
         seed_everything(seed + _SEEDS_APART * processes.rank())
 
@@ -115,7 +116,7 @@ class Run:
             step = self.method.backward(self.closure(mine or rows[:1], share))
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
-        processes.average_gradients(self.model)
+        average_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self._update()
         facts = self._record(step.metrics, rows, len(mine), share)

@@ -7,11 +7,14 @@ import sys
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted."""
-    try:
-        from deltasam.cli.app import app
-    except ModuleNotFoundError as error:
-        from deltasam.cli.errors import install_hint
+    from deltasam.experiment.processes import quiet_unless_main
 
-        print(f"error: {install_hint(error)}", file=sys.stderr)
-        sys.exit(2)
-    app()
+    with quiet_unless_main():
+        try:
+            from deltasam.cli.app import app
+        except ModuleNotFoundError as error:
+            from deltasam.cli.errors import install_hint
+
+            print(f"error: {install_hint(error)}", file=sys.stderr)
+            sys.exit(2)
+        app()

@@ -15,6 +15,7 @@ from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
 from deltasam.cli.train import train
 from deltasam.errors import UserError
+from deltasam.experiment.processes import joined
 
 
 class Commands(TyperGroup):
@@ -23,17 +24,22 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
-            return super().invoke(ctx)
+            with joined():
+                return self._invoke(ctx)
         except UserError as error:
             message, code = f"error: {error}", 2
-        except deltasam.NotCoveredError as error:
-            message, code = f"error: {refusal(error)}", 2
-        except ModuleNotFoundError as error:
-            message, code = f"error: {install_hint(error)}", 2
         except KeyboardInterrupt as error:
             message, code = f"stopped{error}", 130
         print(f"\n{message}" if code == 130 else message, file=sys.stderr)
         raise typer.Exit(code)
+
+    def _invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except deltasam.NotCoveredError as error:
+            raise UserError(refusal(error)) from error
+        except ModuleNotFoundError as error:
+            raise UserError(install_hint(error)) from error
 
 
 app = typer.Typer(

@@ -11,6 +11,7 @@ import deltasam
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 from deltasam.experiment.launchers import find_launcher
 
@@ -73,6 +74,10 @@ def compare(
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
     choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds))
+    if processes.count() > 1 and (launcher != "local" or workers not in (None, 1)):
+        raise UserError(
+            "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
+        )
     where = find_launcher(launcher, workers, gpu=settings.device.startswith("cuda"))
     with interruptible("go on with the same command"):
         _compare(output, choices, settings, checkpoint_every, where)
@@ -97,13 +102,15 @@ def _compare(
     from deltasam.experiment.folder import check_folder, claim_folder
     from deltasam.experiment.grid import Grid
 
-    check_folder(output, choices)
+    processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
     grid = Grid(data, settings, choices["methods"], choices["seeds"], choices["train_size"], checkpoint_every)
     grid.check()
     recorded = {**choices, PROVENANCE: options.provenance(data)}
-    claim_folder(output, recorded)
-    _show(output, _run(grid, output, launcher), recorded)
+    processes.on_main(lambda: claim_folder(output, recorded))
+    results = _run(grid, output, launcher)
+    if processes.is_main():
+        _show(output, results, recorded)
 
 
 def _run(grid: Grid, output: Path, launcher: Launcher) -> list[RunResult]:

@@ -15,6 +15,7 @@ import deltasam
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def fidelity(
 
     deltasam fidelity reviews.csv --model out --warmup-steps 0 --batches 20 --output runs/fidelity
     """
+    if processes.count() > 1:
+        raise UserError("fidelity works in one process; start it without torchrun or accelerate launch")
     if not 0 < rho < math.inf:
         raise UserError(f"--rho {rho}: must be a finite number above 0")
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}

@@ -13,6 +13,7 @@ import typer
 import deltasam
 from deltasam.cli.config_file import apply_config
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -36,13 +37,15 @@ Model = Annotated[str, _model(help="minilm (bundled), a local folder, or a name 
 MaxLength = Annotated[int, _model(help="Tokens after which a text is cut.")]
 
 Epochs = Annotated[int, _training(help="How often to go through the training data.")]
-BatchSize = Annotated[int, _training(help="Examples per step.")]
+BatchSize = Annotated[int, _training(help="Examples per step, over all processes.")]
 LearningRate = Annotated[float, _training(help="Peak learning rate of AdamW.")]
 WeightDecay = Annotated[float, _training(help="Decay of weight matrices; biases and norms have none.")]
 Warmup = Annotated[float, _training(help="Fraction of the steps over which the learning rate rises.")]
 
 Precision = Annotated[str, _running(help="fp32, or bf16 for autocast.")]
-Device = Annotated[str, _running(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
+Device = Annotated[
+    str, _running(help="cpu, cuda (one per process), cuda:1, ...; auto takes an accelerator where there is one.")
+]
 CheckpointEvery = Annotated[int, _running(min=0, help="Steps between checkpoints; 0: one at the end of each epoch.")]
 Workers = Annotated[
     int | None,
@@ -132,9 +135,9 @@ def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict
     return {**used, **found, **values}
 
 
-def provenance(data: TextData) -> dict[str, str]:
-    """What else decides the numbers: the contents of the data and the versions of the libraries."""
+def provenance(data: TextData) -> dict[str, Any]:
+    """What else decides the numbers: the contents of the data, the versions of the libraries, how many processes."""
     from importlib.metadata import version
 
     libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
-    return {"data_sha256": data.fingerprint, **libraries}
+    return {"data_sha256": data.fingerprint, **libraries, "processes": processes.count()}

@@ -12,6 +12,7 @@ import typer
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def train(
 
     AutoModelForSequenceClassification.from_pretrained loads the output folder.
 
-    The same command gives bitwise the same model on the same machine.
+    The same command gives bitwise the same model on the same machine. Started by torchrun or accelerate launch, several
+    processes share each step.
 
     [bold]Examples[/bold]
 
@@ -63,11 +65,13 @@ def train(
     deltasam train --data reviews.csv --method per_instance_sam:rho=0.01 --epochs 5 --patience 2 --output out
 
     deltasam train --config out/config.yaml --seed 1 --output out-seed-1
+
+    torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)
     choices = options.resolved(ctx.params, settings, method=spec)
-    _check_output(output, choices, resume)
+    processes.on_main(lambda: _check_output(output, choices, resume))
     with interruptible(f"go on with the same command and --resume (output {output})"):
         _fit(output, choices, options.load(ctx.params), settings, checkpoint_every)
 
@@ -91,9 +95,10 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
     from deltasam.experiment.training import Run, train_run
 
     run = Run(data, settings, choices["method"], choices["seed"])
-    claim_folder(output, {**choices, PROVENANCE: options.provenance(data)})
+    recorded = {**choices, PROVENANCE: options.provenance(data)}
+    processes.on_main(lambda: claim_folder(output, recorded))
     checkpoint = output / "checkpoint.pt"
-    if checkpoint.exists():
+    if processes.on_main(checkpoint.exists):
         resume_run(checkpoint, run)
 
     def on_step(run: Run) -> None:
@@ -103,14 +108,15 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
     with RunProgress() as progress:
         progress.begin(run)
         result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
-    _finish(output, run, result)
-    checkpoint.unlink(missing_ok=True)
+    if processes.is_main():
+        _finish(output, run, result)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _keep_best(output: Path, run: Run) -> None:
     from deltasam.experiment.saved_model import save_model
 
-    if run.best is run.evaluations[-1]:
+    if processes.is_main() and run.best is run.evaluations[-1]:
         save_model(output, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -10,20 +11,27 @@ from typing import Any
 import torch
 
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.config import refuse_difference
 from deltasam.experiment.results import replacing
 from deltasam.experiment.training import Run
 
 
 def save_checkpoint(path: Path, run: Run) -> None:
-    """Write everything a run needs to go on.
+    """Write everything a run needs to go on: the main process does, with what it has from the others.
 
     Raises:
         UserError: The folder cannot be written, or the disk is full.
     """
+    content = {"identity": run.identity(), "state": run.state_dict()}
+    if processes.is_main():
+        _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         try:
-            torch.save({"identity": run.identity(), "state": run.state_dict()}, temporary)
+            torch.save(content, temporary)
         except RuntimeError as error:  # what PyTorch makes of a failed write
             raise OSError(str(error).splitlines()[0]) from error
 
@@ -36,19 +44,22 @@ def save_when_due(path: Path, run: Run, every: int) -> None:
 
 
 def resume_run(path: Path, run: Run) -> None:
-    """Put a fresh run where the checkpoint was written.
+    """Put a fresh run where the checkpoint was written. The main process reads it for all.
 
     Raises:
         UserError: The file is damaged, no checkpoint, or of a run with other options.
     """
     remedy = f"delete {path} to start this run from its beginning"
+    source = path if processes.count() == 1 else io.BytesIO(processes.on_main(path.read_bytes))
     try:
         # PyTorch does not compare the checksums it writes; a flipped bit would train on unnoticed.
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(source) as archive:
             broken = archive.testzip()
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
         if broken is not None:
             raise UserError(f"the checkpoint {path} is damaged (checksum of {broken}); {remedy}")
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
         identity, state = saved["identity"], saved["state"]
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -34,7 +34,7 @@ class TrainConfig:
     Attributes:
         model: ``minilm``, a local folder, or a name on the Hugging Face hub.
         epochs: How often the training data is gone through; the schedule is cut to it.
-        batch_size: Examples per optimizer step.
+        batch_size: Examples per optimizer step, over all processes.
         learning_rate: Peak of AdamW's learning rate.
         weight_decay: AdamW's decay of weight matrices; biases and norms have none.
         warmup: Fraction of all steps over which the learning rate rises from 0; then it falls linearly to 0.

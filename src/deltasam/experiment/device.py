@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 
 
 def find_device(name: str) -> str:
@@ -28,6 +30,23 @@ def find_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}); use --device auto") from error
     return name
+
+
+def own_device(name: str) -> str:
+    """The device of this process, which on a machine with several is the GPU of its number there.
+
+    Raises:
+        UserError: There is none for it.
+    """
+    if processes.count() == 1 or name == "cpu":
+        return name
+    if name != "cuda":
+        raise UserError(f"--device {name}: several processes train on cpu or cuda (each on a GPU of its own)")
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise UserError(f"--device cuda: more processes than GPUs, of which there are {there}; start one per GPU")
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 class PeakMemory:

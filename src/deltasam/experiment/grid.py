@@ -13,6 +13,7 @@ from pathlib import Path
 from deltasam.data import take
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch
@@ -59,16 +60,17 @@ class Grid:
             launcher: Where the runs are done; one after the other in this process unless given.
         """
         launcher, order = launcher or InSequence(), list(self.cells())
-        results = {(r.seed, r.method): r for r in read_results(folder)}
+        results = {(r.seed, r.method): r for r in processes.on_main(lambda: read_results(folder))}
         for cell in results:  # one that was stopped just after it was written
-            checkpoint_path(folder, cell).unlink(missing_ok=True)
+            _forget_checkpoint(folder, cell)
         work = partial(self._finish, folder if launcher.shares_disk else None)
         with closing(launcher.launch(work, [c for c in order if c not in results], watch)) as finished:
             for result in finished:
                 results[result.seed, result.method] = result
-                lines = [results[cell].to_json() + "\n" for cell in order if cell in results]
-                write_atomically(folder / RESULTS, "".join(lines))
-                checkpoint_path(folder, (result.seed, result.method)).unlink(missing_ok=True)
+                if processes.is_main():
+                    lines = [results[cell].to_json() + "\n" for cell in order if cell in results]
+                    write_atomically(folder / RESULTS, "".join(lines))
+                _forget_checkpoint(folder, (result.seed, result.method))
         return [results[cell] for cell in order]
 
     def _make_run(self, seed: int, method: str) -> Run:
@@ -77,7 +79,7 @@ class Grid:
     def _finish(self, folder: Path | None, cell: Cell, watch: Watch) -> RunResult:
         run = self._make_run(*cell)
         checkpoint = folder and checkpoint_path(folder, cell)
-        if checkpoint and checkpoint.exists():
+        if checkpoint and processes.on_main(checkpoint.exists):
             resume_run(checkpoint, run)
         watch(Standing.of(run))
 
@@ -87,6 +89,11 @@ class Grid:
                 save_when_due(checkpoint, run, self.checkpoint_every)
 
         return train_run(run, on_step=after_step, on_evaluation=lambda run: None)
+
+
+def _forget_checkpoint(folder: Path, cell: Cell) -> None:
+    if processes.is_main():
+        checkpoint_path(folder, cell).unlink(missing_ok=True)
 
 
 def checkpoint_path(folder: Path, cell: Cell) -> Path:

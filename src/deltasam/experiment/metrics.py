@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics.functional import classification, regression
 
+from deltasam.experiment import processes
 from deltasam.experiment.batches import Batches
 
 
@@ -18,6 +19,8 @@ def evaluate(
     model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], batches: Batches, batch_size: int, kind: str
 ) -> dict[str, float]:
     """The metrics of a model on a split, dropout off; all NaN when the model's outputs are not finite.
+
+    Several processes share the batches, which are those of one, so that the metrics are too.
 
     Args:
         model: Left in the mode, training or evaluation, in which it came.
@@ -27,14 +30,20 @@ def evaluate(
         kind: ``classification`` or ``regression``.
     """
     training, rows = model.training, batches.by_length()
+    chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     model.eval()
     try:
         with torch.no_grad():
-            chunks = [batches.batch(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-            logits = torch.cat([forward(inputs).cpu() for inputs, _ in chunks])
+            mine = [forward(batches.batch(chunk)[0]).cpu() for chunk in chunks[processes.rank() :: processes.count()]]
     finally:
         model.train(training)
+    theirs = processes.gather(mine)
+    logits = torch.cat([theirs[i % len(theirs)][i // len(theirs)] for i in range(len(chunks))])
     labels = batches.labels[rows]
+    return processes.on_main(lambda: _metrics(logits, labels, kind))  # one account of them, on whatever machines
+
+
+def _metrics(logits: Tensor, labels: Tensor, kind: str) -> dict[str, float]:
     found = regression_metrics(logits[:, 0], labels) if kind == "regression" else class_metrics(logits, labels)
     return found if torch.isfinite(logits).all() else dict.fromkeys(found, math.nan)
 

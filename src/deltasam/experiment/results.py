@@ -64,7 +64,8 @@ class RunResult:
     seconds_per_step: float
     """Median over the steps after the first."""
     peak_memory_mib: float | None
-    """Largest memory in use during the run: allocated on CUDA, resident set on CPU; None where unknown."""
+    """Largest memory in use during the run: allocated on CUDA, resident set on CPU; None where unknown. Of several
+    processes the largest."""
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     examples: list[ExampleRecord] = field(default_factory=list)

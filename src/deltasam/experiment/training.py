@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from deltasam import make_method
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
+from deltasam.experiment import processes
 from deltasam.experiment.batches import Batches, check_length, shuffled
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.device import PeakMemory
+from deltasam.experiment.config import TrainConfig, refuse_difference
+from deltasam.experiment.device import PeakMemory, own_device
 from deltasam.experiment.example_weights import ExampleWeights
 from deltasam.experiment.metrics import evaluate
 from deltasam.experiment.model import load_model, locate_model
@@ -35,12 +37,14 @@ from deltasam.experiment.random_state import (
     seed_everything,
 )
 from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
+from deltasam.experiment.shared_model import average_gradients, start_as_main
 
 
 class Run:
     """A run that goes forward one step at a time.
 
-    For one seed every method sees the same data order, initial head and dropout masks.
+    For one seed every method sees the same data order, initial head and dropout masks. Several processes share
+    the rows of each step; dropout masks then differ from one process to the next.
 
     Args:
         data: Training and evaluation data.
@@ -54,13 +58,14 @@ class Run:
 
     def __init__(self, data: TextData, config: TrainConfig, method: str, seed: int) -> None:
         self.data, self.config, self.seed = data, config, seed
-        self._memory, self._peak = PeakMemory(config.device), 0.0
+        self.device = own_device(config.device)
+        self._memory, self._peak = PeakMemory(self.device), 0.0
         seed_everything(seed)
         self.model, self.tokenizer = load_model(locate_model(config.model), data)
         check_length(self.model, config.max_length)
-        self.model.to(config.device).train()
+        self.model.to(self.device).train()
         self.method = make_method(method, self.model)
-        split = (self.tokenizer, config.max_length, config.device)
+        split = (self.tokenizer, config.max_length, self.device)
         self.train_batches, self.evaluation_batches = Batches(data.train, *split), Batches(data.evaluation, *split)
         self.steps_per_epoch = math.ceil(len(self.train_batches) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -69,7 +74,10 @@ class Run:
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
         self.weights = ExampleWeights(len(self.train_batches))
-        seed_everything(seed)  # again: what a method draws while it is made must not shift the dropout masks
+        self._refuse_other_runs()
+        start_as_main(self.model)
+        # Again: what a method draws while it is made must not shift the dropout masks.
+        seed_everything(seed + _SEEDS_APART * processes.rank())
 
     @property
     def at_epoch_end(self) -> bool:
@@ -102,15 +110,17 @@ class Run:
         started = time.perf_counter()
         number = len(self.steps)
         rows = self.rows(number)
+        mine = processes.part(rows)
+        share = len(mine) * processes.count() / len(rows)
         try:
-            step = self.method.backward(self.closure(rows))
+            # Without a row of its own a process goes through one of the others', which counts nothing.
+            step = self.method.backward(self.closure(mine or rows[:1], share))
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
+        average_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self._update()
-        if "weights" in step.metrics:
-            self.weights.add(rows, step.metrics["weights"])
-        facts = {name: _number(step.metrics, name) for name in _FACTS}
+        facts = self._record(step.metrics, rows, len(mine), share)
         seconds = time.perf_counter() - started  # after the numbers were read: they wait for the device
         epoch = (number + 1) / self.steps_per_epoch
         self.steps.append(
@@ -125,10 +135,21 @@ class Run:
         order = shuffled(len(self.train_batches), self.seed, epoch)
         return order[start : start + self.config.batch_size]
 
-    def closure(self, rows: list[int]) -> Callable[[], Tensor]:
-        """One forward on some training rows: one loss per example [rows]."""
+    def closure(self, rows: list[int], share: float = 1.0) -> Callable[[], Tensor]:
+        """One forward on some training rows: one loss per example [rows].
+
+        Args:
+            rows: Counted from 0.
+            share: What each counts: where processes have unequally many rows, the mean of their means is
+                with these the mean over all rows.
+        """
         inputs, labels = self.train_batches.batch(rows)
-        return lambda: example_losses(self._forward(inputs), labels, self.data.kind)
+
+        def losses() -> Tensor:
+            found = example_losses(self._forward(inputs), labels, self.data.kind)
+            return found if share == 1 else share * found
+
+        return losses
 
     def evaluate(self) -> EvaluationRecord:
         """Measure the model as it is on the evaluation data; all NaN once the run has diverged."""
@@ -158,16 +179,16 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of this run: a checkpoint fits only a run with the same."""
         own = {"method": self.method.spec, "seed": self.seed, "data": self.data.fingerprint}
-        return {**own, **dataclasses.asdict(self.config)}
+        return {**own, **dataclasses.asdict(self.config), "processes": processes.count()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything ``load_state_dict`` needs to go on as if the run had never stopped."""
+        """Everything ``load_state_dict`` needs, on every process, to go on as if the run had never stopped."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
-            "random": random_state(),
+            "random": processes.gather(random_state()),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
             "weights": self.weights.state_dict(),
@@ -184,7 +205,24 @@ class Run:
         self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
         self.weights.load_state_dict(state["weights"])
         self._peak = state["peak_memory_mib"] or 0.0
-        restore_random_state(state["random"])
+        restore_random_state(state["random"][processes.rank()])
+
+    def _refuse_other_runs(self) -> None:
+        if processes.count() > 1:
+            remedy = "start every process with the same options and the same data"
+            first, *others = processes.gather(self.identity())
+            for other in others:
+                refuse_difference(first, other, "the run of process 0", remedy)
+
+    def _record(self, metrics: dict[str, Tensor], rows: list[int], mine: int, share: float) -> dict[str, float]:
+        """The facts of a step, means over the processes; the weights of its rows are kept."""
+        own = {name: _number(metrics, name) for name in _FACTS}
+        own["radius_ratio"] *= share  # the others are in units of the loss and have it already
+        weights = metrics["weights"][:mine].tolist() if "weights" in metrics else []
+        facts, parts = zip(*processes.gather((own, weights)), strict=True)
+        if "weights" in metrics:
+            self.weights.add(rows, torch.tensor([w for part in parts for w in part], dtype=torch.float64))
+        return {name: sum(f[name] for f in facts) / len(facts) for name in _FACTS}
 
     def _update(self) -> None:
         clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -200,8 +238,8 @@ class Run:
         return 0 < self.config.patience <= since_best
 
     def _peak_mib(self) -> float | None:
-        now = self._memory.mib()
-        return None if now is None else max(now, self._peak)
+        known = [mib for mib in processes.gather(self._memory.mib()) if mib is not None]
+        return max([*known, self._peak]) if known else None
 
 
 def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callable[[Run], None]) -> RunResult:
@@ -222,6 +260,7 @@ def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callab
     return run.result()
 
 
+_SEEDS_APART = 1_000_003  # of one process from the next: as far as no one counts seeds
 _FACTS = ("loss", "perturbed_loss", "ascent_norm", "radius_ratio")
 
 

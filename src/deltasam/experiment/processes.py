@@ -1,0 +1,154 @@
+"""The processes that train together: those that torchrun or accelerate started, else this one alone.
+
+They meet in few places, and in each of them first hear of one another: ``gather`` delivers, instead of a value, what a
+process has refused. So an error on one of them, whatever it was doing, ends them all with one message, and none waits
+for another that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from deltasam.errors import UserError
+
+T = TypeVar("T")
+
+_STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RefusedError(UserError):
+    """What one of the processes refused, as all of them hear it."""
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that were started together; alone, nothing happens.
+
+    On the CPU they talk by gloo, GPUs by NCCL. A group that there is already stays.
+
+    Raises:
+        RefusedError: One of them raised a UserError: all leave together.
+    """
+    _refuse_accelerate_on_cpu()
+    if _started() == 1:
+        yield
+        return
+    new = not together()
+    if new:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+        gather(None)  # the last may still refuse something
+    except RefusedError:
+        raise
+    except UserError as error:
+        _exchange(None, refusal=str(error))
+    finally:
+        if new:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def quiet_unless_main() -> Iterator[None]:
+    """Let the main process alone write to the terminal; a traceback is shown by whoever has one."""
+    if _started() == 1 or os.environ["RANK"] == "0":
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def together() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if together() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if together() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def gather(value: T) -> list[T]:
+    """A value of each process, in the order of their ranks. All of them must come to the same call.
+
+    Raises:
+        RefusedError: One of them refused something instead, or is gone.
+    """
+    return _exchange(value) if together() else [value]
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """What an action gives in the main process, which alone takes it.
+
+    Raises:
+        RefusedError: The main process, or another, refused something.
+    """
+    if not together():
+        return action()
+    found = [action() if is_main() else None]
+    gather(None)
+    with connected():
+        dist.broadcast_object_list(found, src=0)
+    return cast(T, found[0])
+
+
+def part(items: Sequence[T]) -> list[T]:
+    """The share of this process in some items: consecutive, and as even as can be; it may be empty."""
+    size, larger = divmod(len(items), count())
+    start = rank() * size + min(rank(), larger)
+    return list(items[start : start + size + (rank() < larger)])
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Around what sends tensors.
+
+    Raises:
+        RefusedError: Another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # what the library makes of a closed connection
+        raise RefusedError(
+            f"process {rank()} of {count()} has lost another, which may have said why, or was killed, for want of "
+            f"memory perhaps ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _exchange(value: T, refusal: str | None = None) -> list[T]:
+    messages: list[Any] = [None] * count()
+    with connected():
+        dist.all_gather_object(messages, (refusal, value))
+    for who, (other, _) in enumerate(messages):
+        if other is not None:
+            raise RefusedError(other if who == 0 else f"{other} (said by process {who} of {count()})")
+    return [v for _, v in messages]
+
+
+def _started() -> int:
+    """How many processes were started together, this one among them."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _STARTED) else 1
+
+
+def _refuse_accelerate_on_cpu() -> None:
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise UserError(
+            "accelerate launch --cpu was asked for several processes and started one; start them with "
+            "torchrun --nproc-per-node N, or with accelerate launch --multi_gpu and our --device cpu"
+        )

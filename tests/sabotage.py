@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from deltasam.errors import UserError
 from deltasam.experiment.launchers import Cell, Launcher, Standing, Watch
 from deltasam.experiment.results import RunResult
@@ -79,7 +81,12 @@ def short_work(cell: Cell, watch: Watch) -> RunResult:
         raise ZeroDivisionError("a defect")
     if method == "fails badly":
         raise UnpicklableError("no way back", 3)
-    return RunResult(method, seed, "accuracy", {"accuracy": float(os.getpid())}, 0.1, None)
+    facts = {
+        "pid": os.getpid(),
+        "threads": torch.get_num_threads(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or -1,
+    }
+    return RunResult(method, seed, "pid", {name: float(value) for name, value in facts.items()}, 0.1, None)
 
 
 class NotHere:

@@ -11,6 +11,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
+import torch
 
 from deltasam.data import TextData
 from deltasam.errors import UserError
@@ -33,7 +34,7 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers need the tests' own modules
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="CRITICAL")
+        ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False, logging_level="CRITICAL")
     yield
     ray.shutdown()
 
@@ -133,11 +134,43 @@ def test_warnings_come_back_and_are_given_once() -> None:
     assert [(str(w.message), Path(w.filename).name) for w in given] == [("mind the step", "sabotage.py")]
 
 
-def test_workers_are_used_again() -> None:
+def test_workers_are_used_again_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     cells = [(seed, "erm") for seed in range(6)]
-    workers = {r.metrics["accuracy"] for r in Processes(2).launch(short_work, cells, lambda standing: None)}
+    done = list(Processes(2).launch(short_work, cells, lambda standing: None))
+    assert sorted(r.seed for r in done) == list(range(6))
+    assert {r.metrics["threads"] for r in done} == {2}
+    workers = {r.metrics["pid"] for r in done}
     assert 1 <= len(workers) <= 2
     assert os.getpid() not in workers
+
+
+def test_threads_that_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # what PyTorch makes of it when it is loaded
+    [done] = Processes(2).launch(short_work, [(0, "erm")], lambda standing: None)
+    assert done.metrics["threads"] == 3
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_of_the_cluster_for_each_run(cluster: None, gpu: bool) -> None:
+    launcher = find_launcher("ray", None, gpu=gpu)
+    [done] = launcher.launch(short_work, [(0, "erm")], lambda standing: None)
+    assert done.metrics["gpu"] == (0 if gpu else -1)
+
+
+def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+
+    def init(**options: object) -> None:
+        raise ConnectionError("no running instance")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    launcher = find_launcher("ray", None, gpu=False)
+    with pytest.raises(UserError, match=r"cannot reach the Ray cluster: no running instance; check RAY_ADDRESS"):
+        list(launcher.launch(short_work, [(0, "erm")], lambda standing: None))
 
 
 def test_a_machine_that_cannot_do_the_work(cluster: None) -> None:

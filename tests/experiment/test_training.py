@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from deltasam.data import TextData, load_data
 from deltasam.errors import UserError
-from deltasam.experiment.batches import shuffled
+from deltasam.experiment.batches import check_length, shuffled
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.metrics import class_metrics, regression_metrics
 from deltasam.experiment.results import RunResult
@@ -220,6 +221,7 @@ def test_impossible_options(option: str, value: object, message: str) -> None:
 def test_text_longer_than_the_model_reads(data: TextData, config: TrainConfig) -> None:
     with pytest.raises(UserError, match="--max-length 500: the model reads at most 128 tokens"):
         Run(data, dataclasses.replace(config, max_length=500), "erm", 0)
+    check_length(SimpleNamespace(config=SimpleNamespace(max_position_embeddings=-1)), 500)  # type: ignore[arg-type]
 
 
 def test_a_batch_the_method_cannot_take(data: TextData, config: TrainConfig) -> None:

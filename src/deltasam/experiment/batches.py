@@ -54,5 +54,5 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
         UserError: ``max_length`` is more than the model can read.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
+    if positions is not None and 0 <= positions < max_length:  # -1, as XLNet has it, is no limit
         raise UserError(f"--max-length {max_length}: the model reads at most {positions} tokens; give that or less")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from deltasam import make_method
@@ -24,7 +25,7 @@ from deltasam.cli.app import app
 from deltasam.data import load_data
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
-from deltasam.experiment import processes, training
+from deltasam.experiment import processes, shared_model, training
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.example_weights import ExampleWeights
 from deltasam.experiment.metrics import evaluate
@@ -56,12 +57,13 @@ def weights_and_facts(run: Run, steps: int) -> dict[str, Any]:
 
 
 def gradient_and_example_weights(run: Run, method: str) -> dict[str, Any]:
-    """Of the first step, which leaves the weights alone: a run will do for several methods."""
+    """Gradient of the first step, weights of the examples of two; the model stays, so that one run will do."""
     found: dict[str, Any] = {}
     run.method, run.weights = make_method(method, run.model), ExampleWeights(len(run.train_batches))
     run.steps.clear()
     run.model.zero_grad()
-    run._update = lambda: found.update(grad={n: p.grad.clone() for n, p in run.model.named_parameters()})
+    run._update = lambda: found.setdefault("grad", {n: p.grad.clone() for n, p in run.model.named_parameters()})
+    run.step()
     run.step()
     return {**found, "rows": run.rows(0), "example_weights": run.weights.mean()}
 
@@ -85,6 +87,19 @@ def kill(folder: Path, port: str, at: int, train: list[str]) -> int:
         done = CliRunner().invoke(app, [*train, "--output", str(folder / f"killed{os.environ['RANK']}")])
         os._exit(done.exit_code if "process 1 of 2 has lost another" in done.stderr else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def averaged() -> list[Any]:
+    """A gradient that both have, one that the first has, one that none has, and a running mean."""
+    layers = [nn.Linear(2, 1, bias=False) for _ in range(3)]
+    norm = nn.BatchNorm1d(2, affine=False)
+    norm.running_mean.fill_(processes.rank())
+    layers[0].weight.grad = torch.full((1, 2), processes.rank() + 1.0)
+    if processes.is_main():
+        layers[1].weight.grad = torch.ones(1, 2)
+    shared_model.average_gradients(nn.Sequential(*layers, norm))
+    gradients = [layer.weight.grad for layer in layers]
+    return [None if g is None else g.tolist() for g in gradients] + [norm.running_mean.tolist()]
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -128,6 +143,7 @@ def main(found: dict[str, Any], folder: Path, tiny: str, still: str, reviews: st
     found["head"], found["draw"] = run.model.classifier.weight.tolist(), torch.rand(1).item()
     found["metrics"] = {size: metrics(run, size) for size in SIZES}
 
+    found["averaged"] = averaged()
     plain = training.logits_of
     exact = {m: weights_and_facts(exact_run(data, config, m), 2) for m in METHODS}
     run = exact_run(data, config, "erm")
@@ -168,6 +184,7 @@ PER_PROCESS = ["sam:rho=0.1", "asam:rho=0.1", "delta_sam:rho=0.1"]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    shared_model._BUCKET = 1000  # the model is small: gradients are to fill several
     folder, port, *files = sys.argv[1:]
     code = kill(Path(folder), port, 6, commands(files[0], files[2])[0])
     with processes.joined():

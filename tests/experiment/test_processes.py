@@ -24,6 +24,7 @@ from deltasam.errors import UserError
 from deltasam.experiment import processes, training
 from deltasam.experiment.checkpoint import resume_run
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.device import own_device
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.training import Run
 
@@ -110,13 +111,15 @@ def test_each_process_perturbs_along_its_own_rows(
         for name, p in run.model.named_parameters():
             gradient[name] = gradient.get(name, 0) + p.grad * len(mine) / len(rows)  # type: ignore[operator]
         weights |= dict(zip(mine, step.metrics.get("weights", torch.empty(0)).tolist(), strict=False))
+    if method.startswith("delta_sam"):
+        weights |= dict.fromkeys(run.rows(1), 1.0)  # the one row of the second step
     for rank in (0, 1):
         exact = torch.load(folder / f"exact{rank}.pt", weights_only=True)[method]
         assert exact["rows"] == rows
         for name, value in gradient.items():
             torch.testing.assert_close(exact["grad"][name], value, rtol=1e-9, atol=1e-12, msg=name)
         assert exact["example_weights"] == pytest.approx([weights[r] for r in sorted(weights)], rel=1e-9)
-    assert len(weights) == (31 if method.startswith("delta_sam") else 0)
+    assert len(weights) == (32 if method.startswith("delta_sam") else 0)
 
 
 def test_same_head_and_other_masks(
@@ -136,6 +139,10 @@ def test_metrics_are_those_of_one_process(
     for size in two_processes.SIZES:
         expected = two_processes.metrics(run, size)
         assert found[0]["metrics"][str(size)] == found[1]["metrics"][str(size)] == expected
+
+
+def test_what_is_averaged(found: list[dict[str, Any]]) -> None:
+    assert found[0]["averaged"] == found[1]["averaged"] == [[[1.5, 1.5]], [[0.5, 0.5]], None, [0.0, 0.0]]
 
 
 def test_killed_and_resumed_equals_unbroken(folder: Path, found: list[dict[str, Any]]) -> None:
@@ -222,6 +229,22 @@ def test_accelerate_that_started_one_of_several(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match=r"started one; start them with torchrun"), processes.joined():
         pass
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    assert own_device("cuda") == "cuda:1"
+    assert chosen == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="more processes than GPUs, of which there are 2; start one per GPU"):
+        own_device("cuda")
+    with pytest.raises(UserError, match="--device cuda:1: several processes train on cpu or cuda"):
+        own_device("cuda:1")
 
 
 @pytest.mark.parametrize(("items", "sizes"), [(7, [3, 2, 2]), (6, [2, 2, 2]), (2, [1, 1, 0]), (0, [0, 0, 0])])

@@ -109,7 +109,7 @@ def test_code_in_a_checkpoint_is_not_run(data: TextData, config: TrainConfig, sa
 @pytest.mark.parametrize(
     ("change", "method", "seed", "message"),
     [
-        ({}, "sam:rho=0.1", 0, "method=erm, now given sam:rho=0.1"),
+        ({}, "sam:rho=0.1", 0, "method=erm, now given sam:rho=0.1,share=micro-batch"),
         ({}, "erm", 1, "seed=0, now given 1"),
         ({"learning_rate": 0.5}, "erm", 0, "learning_rate=0.003, now given 0.5"),
         ({"max_length": 32}, "erm", 0, "max_length=128, now given 32"),

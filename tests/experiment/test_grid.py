@@ -14,7 +14,7 @@ from deltasam.experiment.grid import Grid, read_results
 from deltasam.experiment.launchers import Cell, Standing
 from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
 
-METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01"]
+METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01,share=micro-batch"]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from deltasam.experiment.launchers.worker import Warned, do_apart
 from deltasam.experiment.results import RunResult
 from sabotage import Killed, NotHere, Sabotaged, short_work
 
-METHODS = ["erm", "sam:rho=0.02"]
+METHODS = ["erm", "sam:rho=0.02,share=micro-batch"]
 ELSEWHERE = ["local", "ray"]
 
 pytestmark = pytest.mark.xdist_group("launchers")  # one cluster for all
@@ -80,8 +80,8 @@ def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) -> None:
-    deadly = Sabotaged(launcher, Killed((1, "sam:rho=0.02"), 1, 99, tmp_path))
-    cells = [(0, "erm"), (1, "sam:rho=0.02")]
+    deadly = Sabotaged(launcher, Killed((1, "sam:rho=0.02,share=micro-batch"), 1, 99, tmp_path))
+    cells = [(0, "erm"), (1, "sam:rho=0.02,share=micro-batch")]
     with (
         pytest.warns(RuntimeWarning, match="sam seed 1"),
         pytest.raises(UserError, match=r"^sam seed 1: the process at work on it died 3 times \((SIGKILL|Worker)"),

@@ -1,8 +1,8 @@
 """Gradient accumulation: 1 x 16, 2 x 8 and 4 x 4 examples.
 
 What one sees: ``per_instance_sam`` trains the same weights however the batch is cut, since every example has a
-perturbation of its own. ``sam`` does not: every micro-batch has its own perturbation, and a smaller batch another one.
-With ``share=rank``, and all micro-batches of a step given in one call, it is that of the whole batch again.
+perturbation of its own. ``sam`` does not: every micro-batch has its own perturbation, and a smaller batch another
+one. With ``share=rank``, and all micro-batches of a step given in one call, it is that of the whole batch again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ if __name__ == "__main__":
             "sam": (train("sam:rho=0.3", pieces) - sam).norm(),
             "sam:share=rank": (train("sam:rho=0.3,share=rank", pieces, in_one_call=True) - sam).norm(),
         }
-        print(f"{pieces} x {16 // pieces}:", ", ".join(f"{k} {float(v):.0e} from the whole batch" for k, v in errors.items()))
+        print(f"{pieces} x {16 // pieces}, distance from the whole batch:", {k: f"{v:.0e}" for k, v in errors.items()})
         assert errors["per_instance_sam"] < 1e-10
         assert errors["sam:share=rank"] < 1e-10
         assert (errors["sam"] < 1e-10) == (pieces == 1)

@@ -1,9 +1,9 @@
 """Clipping, a scheduler, and every optimizer of ``torch.optim``, each in its plain, foreach and fused form.
 
-What one sees: a method fills ``.grad`` and nothing else, so the weights are those of a loop in which the gradient comes
-straight from the equation. The optimizers are found by looking. Left out are
-LBFGS, whose ``step`` needs a closure of its own, and SparseAdam, which takes sparse gradients only. Muon takes matrices
-only, so the model has no biases.
+What one sees: a method fills ``.grad`` and nothing else, so the weights are those of a loop in which the gradient
+comes straight from the equation. The optimizers are found by looking. Left out are LBFGS, whose ``step`` needs a
+closure of its own, and SparseAdam, which takes sparse gradients only. Muon takes matrices only, so the model has no
+biases.
 """
 
 from __future__ import annotations

@@ -3,14 +3,16 @@
     torchrun --nproc-per-node 2 examples/ddp.py      # or without torchrun: it starts two processes itself
 
 What one sees: with half of the batch in each process, ``per_instance_sam`` fills the gradient of one process with the
-whole batch; so does ``sam:share=global``. ``sam`` as it is fills the mean of each process's own SAM gradient. Also where a
-parameter is not used (``find_unused_parameters=True``). After ``backward`` all processes hold the same ``.grad``.
+whole batch; so does ``sam:share=global``. ``sam`` as it is fills the mean of each process's own SAM gradient. Also
+where a parameter is not used (``find_unused_parameters=True``). After ``backward`` all processes hold the same
+``.grad``.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -44,7 +46,7 @@ def together(spec: str) -> Tensor:
     return flat(torch.zeros_like(p) if p.grad is None else p.grad for p in MODEL.parameters())
 
 
-def flat(tensors) -> Tensor:  # noqa: ANN001
+def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 

@@ -2,12 +2,13 @@
 
     torchrun --nproc-per-node 2 examples/ddp_communication.py      # or without torchrun
 
-What one sees: a step of ``sam`` or ``per_instance_sam`` sends what a step of plain training sends, one all-reduce of the
-gradient: the first pass stays local, and DDP reduces in the second. ``share=global`` sends the ascent too. With gradient
-accumulation under ``no_sync`` only the last micro-batch sends. Buffers are another matter: DDP broadcasts those of
-process 0 in every forward, so two passes broadcast twice.
+What one sees: a step of ``sam`` or ``per_instance_sam`` sends what a step of plain training sends, one all-reduce of
+the gradient: the first pass stays local, and DDP reduces in the second. ``share=global`` sends the ascent too. With
+gradient accumulation under ``no_sync`` only the last micro-batch sends. Buffers are another matter: DDP broadcasts
+those of process 0 in every forward, so two passes broadcast twice.
 
-Everything that is sent goes through operators of the namespace ``c10d``, also from inside DDP; they are counted there.
+Everything that is sent goes through operators of the namespace ``c10d``, also from inside DDP; they are counted
+there.
 """
 
 from __future__ import annotations

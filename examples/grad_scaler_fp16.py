@@ -1,13 +1,15 @@
 """float16 loss scaling: ``torch.amp.GradScaler``.
 
-What one sees: scaled inside the closure, or by the runtime and the closure returns the plain loss, it is one unscale, one
-clipping, one ``scaler.step``, and the weights are those of training without a scale. The metrics of the runtime's way
-are in the units of the plain loss. In float16 a scale may be so large that gradients are infinite, in the first pass or in
-the second. Then it goes as in plain training: the step is skipped, no weight has changed by a bit, the scale is halved,
-until steps work.
+What one sees: scaled inside the closure, or by the runtime and the closure returns the plain loss, it is one unscale,
+one clipping, one ``scaler.step``, and the weights are those of training without a scale. The metrics of the runtime's
+way are in the units of the plain loss. In float16 a scale may be so large that gradients are infinite, in the first
+pass or in the second. Then it goes as in plain training: the step is skipped, no weight has changed by a bit, the
+scale is halved, until steps work.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,9 @@ torch.manual_seed(0)
 X, Y = torch.randn(8, 4), torch.randint(3, (8,))
 
 
-def train(spec: str, scaler: torch.amp.GradScaler, *, by_runtime: bool, half: bool = False, steps: int = 4) -> list[Tensor]:
+def train(
+    spec: str, scaler: torch.amp.GradScaler, *, by_runtime: bool, half: bool = False, steps: int = 4
+) -> list[Tensor]:
     """The weights before training and after each step."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -56,7 +60,7 @@ if __name__ == "__main__":
 
             scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
             history = train(spec, scaler, by_runtime=by_runtime, half=True, steps=16)
-            moved = [not torch.equal(before, after) for before, after in zip(history, history[1:], strict=False)]
+            moved = [not torch.equal(before, after) for before, after in itertools.pairwise(history)]
             skipped = moved.index(True)
             print(f"{spec:30} scaled {way}: as without; in float16 {skipped} steps skipped, then all work")
             assert 0 < skipped < 16

@@ -1,7 +1,7 @@
 """LoRA adapters from PEFT on a small BERT.
 
-What one sees: only adapters get a ``.grad``, the base weights stay as they are bit by bit, and ``per_instance_sam``'s two
-passes fill what one plain ``autograd.grad`` for each example fills, dropout included.
+What one sees: only adapters get a ``.grad``, the base weights stay as they are bit by bit, and ``per_instance_sam``'s
+two passes fill what one plain ``autograd.grad`` for each example fills, dropout included.
 """
 
 from __future__ import annotations
@@ -48,4 +48,4 @@ if __name__ == "__main__":
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
-    print(f"{len(with_gradient)} adapter matrices trained as one example at a time would, {len(base)} weights untouched")
+    print(f"{len(with_gradient)} adapter matrices as from one example at a time, {len(base)} weights untouched")

@@ -1,8 +1,8 @@
 """bfloat16 by autocast: around ``backward`` or inside the closure.
 
-What one sees: both train the same weights, bit by bit, and they are those of a SAM loop written by hand under autocast.
-The loop by hand must also drop autocast's low-precision copies of the weights, ``torch.clear_autocast_cache``: its second
-pass would not see that the weights have moved.
+What one sees: both train the same weights, bit by bit, and they are those of a SAM loop written by hand under
+autocast. The loop by hand must also drop autocast's low-precision copies of the weights,
+``torch.clear_autocast_cache``: its second pass would not see that the weights have moved.
 """
 
 from __future__ import annotations

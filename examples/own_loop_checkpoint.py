@@ -1,7 +1,8 @@
 """Save a plain loop and go on: bit by bit as if it had never stopped.
 
-What one sees: saved are the model, the optimizer, the scheduler, the method (a schedule counts steps; most methods have
-nothing to save) and the random state. ``load_state_dict`` of the method comes after ``follow``, which counts from 0.
+What one sees: saved are the model, the optimizer, the scheduler, the method (a schedule counts steps; most methods
+have nothing to save) and the random state. ``load_state_dict`` of the method comes after ``follow``, which counts
+from 0.
 """
 
 from __future__ import annotations

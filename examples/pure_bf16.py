@@ -1,14 +1,15 @@
 """Weights in bfloat16, and what is left of a perturbation.
 
 What one sees: a bfloat16 has 8 bits, so ``sam`` cannot move a weight by less than a quarter of a per cent of itself:
-``radius_ratio`` says how far the weights really went over rho, far from 1 for a small rho. ``per_instance_sam`` moves no
-weight. It adds to the outputs of layers what the perturbed weights would have added, so its gradient is nearer to that of
-the same weights in float32.
+``radius_ratio`` says how far the weights really went over rho, far from 1 for a small rho. ``per_instance_sam`` moves
+no weight. It adds to the outputs of layers what the perturbed weights would have added, so its gradient is nearer to
+that of the same weights in float32.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def filled(method: deltasam.Method) -> tuple[deltasam.Step, Tensor]:
     return method.backward(closure), flat(p.grad for p in MODEL.parameters())
 
 
-def flat(tensors) -> Tensor:  # noqa: ANN001
+def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.detach().float().flatten() for t in tensors])
 
 
@@ -51,8 +52,8 @@ if __name__ == "__main__":
     for rho in (0.001, 0.005, 0.05):
         (sam, sam_cosine), (own, own_cosine) = sharpness_part("sam", rho), sharpness_part("per_instance_sam", rho, m=1)
         moved, added = (float(step.metrics["radius_ratio"]) for step in (sam, own))
-        print(f"rho {rho}: sam moved the weights by {moved:.2f} rho, its sharpness part has a cosine of {sam_cosine:.2f}")
-        print(f"{'':10} per_instance_sam {added:.2f}, {own_cosine:.2f}")
+        print(f"rho {rho}: sam moved {moved:.2f} rho, its sharpness part has a cosine of {sam_cosine:.2f}")
+        print(f"           per_instance_sam {added:.2f}, {own_cosine:.2f}")
         assert abs(added - 1) < 1e-6
         assert rho > 0.001 or (abs(moved - 1) > 0.1 and own_cosine > sam_cosine + 0.1)
     assert all(torch.equal(p, b) for p, b in zip(MODEL.parameters(), before, strict=True))

@@ -1,7 +1,7 @@
-"""Schedule-free AdamW, which keeps two sets of weights and swaps them in ``optimizer.train()`` and ``optimizer.eval()``.
+"""Schedule-free AdamW, which swaps two sets of weights in ``optimizer.train()`` and ``optimizer.eval()``.
 
-What one sees: the weights of both modes are those of a loop by hand. The perturbation is around the weights that the model
-has in ``backward``, those of ``train()``.
+What one sees: the weights of both modes are those of a loop by hand. The perturbation is around the weights that the
+model has in ``backward``, those of ``train()``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Schedules of the radius: which steps are perturbed, and what they cost.
 
-What one sees: ``@last=0.3`` perturbs the last 3 of 10 steps, ``@every=2`` every other one, ``@warmup=4`` lets the radius
-grow; a step that is not perturbed costs one forward instead of two. The weights are those of a loop by hand that takes
-each step's radius from a list. Schedules count the steps of the optimizer, so they must be told which: ``follow``.
+What one sees: ``@last=0.3`` perturbs the last 3 of 10 steps, ``@every=2`` every other one, ``@warmup=4`` lets the
+radius grow; a step that is not perturbed costs one forward instead of two. The weights are those of a loop by hand
+that takes each step's radius from a list. Schedules count the steps of the optimizer, so they must be told which:
+``follow``.
 """
 
 from __future__ import annotations

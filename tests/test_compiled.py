@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -122,3 +123,32 @@ def test_the_stance_is_put_back() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     twin = copy.deepcopy(method)
     assert twin.spec == method.spec
+
+
+class Drops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(5, 64), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear(x))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="generated code needs a C++ compiler, g++")
+def test_generated_code_has_the_same_masks_in_every_pass() -> None:
+    """It draws them from a stream of its own, which the random state of PyTorch starts."""
+    model = Drops()
+    compiled, masks = torch.compile(model), []
+
+    def closure() -> Tensor:
+        output = compiled(X)
+        masks.append((output != 0).detach())
+        return output.square().mean(1)
+
+    method = deltasam.DeltaSAM(model, rho=0.3, weights="curvature")
+    method.backward(closure)
+    method.backward(closure)
+    assert len(masks) == 8
+    assert all(torch.equal(mask, masks[0]) for mask in masks[:4])
+    assert all(torch.equal(mask, masks[4]) for mask in masks[4:])
+    assert not torch.equal(masks[0], masks[4])

@@ -467,9 +467,9 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_refusals.py",
     ),
     "parameters in reentrant checkpoints are taken for unused": (
-        "reentrant.py",
-        'if node.name() == "CheckpointFunctionBackward":',
-        "if False:",
+        "graph.py",
+        '    "CheckpointFunctionBackward": _reentrant_checkpoint,',
+        "",
         "reentrant",
         "per_example/test_refusals.py",
     ),

@@ -18,9 +18,9 @@ from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
+from deltasam.graph import refuse_what_goes_wrong
 from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved
 from deltasam.outputs import loss_of
-from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
 from deltasam.weight_space import Vector
 
@@ -102,10 +102,10 @@ class Passes:
         """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched.
 
         Raises:
-            RuntimeError: Parameters are hidden in reentrant checkpoints.
+            RuntimeError: It would be wrong: reentrant checkpoints, the first graph of a static one.
         """
         if not self._looked_through:
-            refuse_reentrant_checkpoints(loss)
+            refuse_what_goes_wrong(loss)
             self._looked_through = True
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltasam import weight_space
 from deltasam.compiled import as_written, is_compiled
+from deltasam.graph import refuse_what_goes_wrong
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.check import (
@@ -23,7 +24,6 @@ from deltasam.per_example.check import (
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.warn import warn
 
 _SHOWN = 5
@@ -125,7 +125,7 @@ class Engine:
         layout = record.layout(n)
         check, total = self._must_check() or (self._check and layout not in self._layouts), loss.sum()
         if check:
-            refuse_reentrant_checkpoints(total)
+            refuse_what_goes_wrong(total)
         self._refuse(record, coupling_layers(self._model))
         self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:

@@ -42,7 +42,7 @@ def _reentrant_checkpoint(_: Any) -> None:
 def _data_parallel_sink(node: Any) -> None:
     if node.ddp_weakref().static_graph:  # it is in the graph until the first backward, after which all is well
         raise RuntimeError(
-            "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees, which would be "
+            "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
             "an ascent; leave static_graph out, or take the first step with ERM"
         )
 

@@ -37,11 +37,14 @@ class ExampleGradients:
 
     def norms(self) -> Tensor:
         """Norm of each group's gradient over all parameters [g], in float32 or wider."""
-        products = Products(wide=True)
-        squares = [gradient.square_norm(products) for gradient in self.of.values()]
-        if not squares:
+        if not self.of:
             return torch.zeros(self.groups)
-        return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+        norms = _norms(self.of.values())
+        if norms.isfinite().all():
+            return norms
+        # With a large loss scale squares may be infinite where gradients are not.
+        largest = torch.stack([gradient.largest() for gradient in self.of.values()]).max()
+        return _norms([gradient.divided(largest) for gradient in self.of.values()]) * largest
 
     def scale(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN."""
@@ -80,6 +83,11 @@ class ExampleGradients:
         if id(parameter) in self._weights.values():
             return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
         return gradient
+
+
+def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
+    products = Products(wide=True)
+    return torch.stack([gradient.square_norm(products) for gradient in gradients]).sum(0).clamp(min=0).sqrt()
 
 
 def _outer(product: Product, b: Tensor, groups: int) -> Outer:

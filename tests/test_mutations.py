@@ -356,8 +356,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "norms are in half precision": (
         "per_example/example_gradients.py",
-        "Products(wide=True)",
-        "Products(wide=False)",
+        "gradient.square_norm(products) for",
+        "gradient.square_norm(products).bfloat16() for",
         "float16",
         "per_example/test_precision.py",
     ),

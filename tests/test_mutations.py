@@ -161,8 +161,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM takes slopes without need": (
         "methods/delta_sam.py",
-        'if self.weights in ("auto", "norms") and',
-        'if self.weights == "norms" and',
+        'return self.weights in ("auto", "norms") and',
+        'return self.weights == "norms" and',
         "auto_takes_norms",
     ),
     "delta-SAM is silent about slopes": (
@@ -356,8 +356,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "norms are in half precision": (
         "per_example/example_gradients.py",
-        "Products(wide=True)",
-        "Products(wide=False)",
+        "gradient.square_norm(products) for",
+        "gradient.square_norm(products).bfloat16() for",
         "float16",
         "per_example/test_precision.py",
     ),
@@ -467,9 +467,9 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_refusals.py",
     ),
     "parameters in reentrant checkpoints are taken for unused": (
-        "reentrant.py",
-        'if node.name() == "CheckpointFunctionBackward":',
-        "if False:",
+        "graph.py",
+        '    "CheckpointFunctionBackward": _reentrant_checkpoint,',
+        "",
         "reentrant",
         "per_example/test_refusals.py",
     ),
@@ -486,6 +486,48 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "if self._open:",
         "refused_by_name and custom_function",
         "per_example/test_refusals.py",
+    ),
+    "compiled parts run compiled under the engine": (
+        "compiled.py",
+        'return torch.compiler.set_stance("force_eager")',
+        "return nullcontext()",
+        "per_example_methods_are_exact and whole and skip",
+        "test_compiled.py",
+    ),
+    "dropout masks are kept inside of compiled functions": (
+        "dropout_masks.py",
+        " and not torch.compiler.is_compiling()",
+        "",
+        "in_one_piece and a_function",
+        "test_compiled.py",
+    ),
+    "dropout masks are kept of compiled models": (
+        "dropout_masks.py",
+        " and not is_compiled(model)",
+        "",
+        "in_one_piece and in_place",
+        "test_compiled.py",
+    ),
+    "infinite squares are taken for infinite gradients": (
+        "weight_space.py",
+        "if not result.isfinite() and",
+        "if False and",
+        "squares_that_leave",
+        "test_precision.py",
+    ),
+    "infinite squares of examples are taken for infinite gradients": (
+        "per_example/example_gradients.py",
+        "if not largest.isfinite():",
+        "if True:",
+        "squares_that_leave",
+        "test_precision.py",
+    ),
+    "a static graph is not refused": (
+        "graph.py",
+        '    "_DDPSinkBackward": _data_parallel_sink,',
+        "",
+        "static_graph",
+        "test_static_graph.py",
     ),
 }
 ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE}

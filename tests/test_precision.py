@@ -67,3 +67,18 @@ def test_pure_bfloat16_shows_in_the_metrics(name: str, model: nn.Module, batch: 
         assert float(step.metrics["radius_ratio"]) == pytest.approx(1, abs=1e-6)
     elif "radius_ratio" in step.metrics:  # the weights are not where they should be, and one can see it
         assert abs(float(step.metrics["radius_ratio"]) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [2.0**20, 2.0**70, 2.0**110])
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_squares_that_leave_the_range_of_float32(name: str, scale: float, model: nn.Module, batch: Any) -> None:
+    """A finite gradient is followed, whatever the loss scale; its squares may be infinite."""
+
+    def gradients(scale: float) -> list[Tensor]:
+        torch.manual_seed(1)
+        model.zero_grad()
+        deltasam.make_method(name, model).backward(lambda: scale * losses(model, batch))
+        return [p.grad / scale for p in model.parameters()]
+
+    for scaled, plain in zip(gradients(scale), gradients(1.0), strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)

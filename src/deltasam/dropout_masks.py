@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deltasam.compiled import is_compiled
+
 # To look into every operation costs a hundredth of a forward pass; masks are drawn in these functions. What others draw
 # comes out of the generator.
 _DRAWING = frozenset(["dropout", "scaled_dot_product_attention", "multi_head_attention_forward"])
@@ -35,13 +37,13 @@ class DropoutMasks:
     """Records the masks of one pass and hands them out in every pass that replays it.
 
     Args:
-        model: Nothing is recorded unless it is on the CPU and has dropout that is on.
+        model: Nothing is recorded unless it is on the CPU and has dropout that is on, or if it is compiled.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._active = all(p.device.type == "cpu" for p in model.parameters()) and any(
-            m.training and m.p > 0 for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)
-        )
+        drops = any(m.training and m.p > 0 for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        self._active = drops and on_cpu and not is_compiled(model)
         self._masks: list[_Mask] = []
 
     def record(self) -> AbstractContextManager[object]:
@@ -59,7 +61,8 @@ class _WhereDrawn(TorchFunctionMode):
         self._mode = mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _DRAWING:
+        # A compiled function draws its masks itself, in one graph.
+        if getattr(func, "__name__", "") in _DRAWING and not torch.compiler.is_compiling():
             with self._mode:
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -18,9 +18,9 @@ from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
+from deltasam.graph import refuse_what_goes_wrong
 from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved
 from deltasam.outputs import loss_of
-from deltasam.reentrant import refuse_reentrant_checkpoints
 from deltasam.runtime import Runtime
 from deltasam.sharded import grad_by_backward, local, reshard, sharded_modules
 from deltasam.weight_space import Vector
@@ -111,10 +111,10 @@ class Passes:
         Where the weights are sharded, the gradient for ``params`` is the mean over all processes.
 
         Raises:
-            RuntimeError: Parameters are hidden in reentrant checkpoints.
+            RuntimeError: It would be wrong: reentrant checkpoints, the first graph of a static one.
         """
         if not self._looked_through:
-            refuse_reentrant_checkpoints(loss)
+            refuse_what_goes_wrong(loss)
             self._looked_through = True
         if wrt is None and self._sharded:
             return grad_by_backward(lambda: self._runtime.scaled(loss).backward(retain_graph=retain_graph), self.params)

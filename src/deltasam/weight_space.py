@@ -21,9 +21,15 @@ def norm(vector: Vector) -> Tensor:
     tensors = [t.detach() for t in vector if t is not None and t.numel()]
     if not tensors:
         return torch.zeros(())
-    device, dtype = tensors[0].device, _accumulation_dtype(tensors)
+    result = _norm(tensors, _accumulation_dtype(tensors))
+    if not result.isfinite() and result.device.type != "mps":  # which has no float64
+        return _norm(tensors, torch.float64)  # with a large loss scale squares may be infinite where gradients are not
+    return result
+
+
+def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     norms = torch._foreach_norm([local(t) for t in tensors], 2, dtype)
-    return _norm_of_all([n.to(device) for n in norms], tensors)
+    return _norm_of_all([n.to(tensors[0].device) for n in norms], tensors)
 
 
 def plus(a: Vector, b: Vector) -> list[Tensor | None]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deltasam.checks import one_of, positive
+from deltasam.method import Step
 from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.engine import Engine
@@ -73,8 +76,15 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
         self._engine = Engine(model)
         self._uncovered: frozenset[str] | None = None
 
+    def _tries_norms(self) -> bool:
+        return self.weights in ("auto", "norms") and self._uncovered != self._engine.trained()
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.as_written("DeltaSAM") if self._tries_norms() else nullcontext():
+            return super()._fill_from(micro_batches)
+
     def _ascent(self, passes: Passes) -> Ascent:
-        if self.weights in ("auto", "norms") and self._uncovered != self._engine.trained():
+        if self._tries_norms():
             output, record = self._engine.first(passes)
             losses = losses_of(output)
             weights, ascent = self._by_norms(passes, output, record)

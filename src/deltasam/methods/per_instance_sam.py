@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -86,6 +87,10 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on without looking again."""
         self._engine.load_state_dict(state)
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.as_written("PerInstanceSAM"):
+            return super()._fill_from(micro_batches)
 
     def _fill(self, passes: Passes) -> Step:
         output, record = self._engine.first(passes)

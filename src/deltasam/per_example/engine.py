@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.compiled import as_written, is_compiled
+from deltasam.graph import refuse_what_goes_wrong
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.check import (
@@ -21,7 +24,7 @@ from deltasam.per_example.check import (
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.reentrant import refuse_reentrant_checkpoints
+from deltasam.warn import warn
 
 _SHOWN = 5
 
@@ -45,6 +48,21 @@ class Engine:
         self._skipped: dict[str, str] = {}
         self._checked: frozenset[str] = frozenset()
         self._layouts: set[frozenset[object]] = set()
+        self._said = False
+
+    def as_written(self, method: str) -> AbstractContextManager[object]:
+        """Around all passes of a step: compiled parts run as they were written; the first time, a warning says so.
+
+        Args:
+            method: The name of the method that asks, for the warning.
+        """
+        if not self._said and is_compiled(self._model):
+            self._said = True
+            warn(
+                f"{method} runs the compiled model as it was written: compiled code does not show what becomes of each "
+                f"example; to train at the speed of compiled code use SAM, ASAM or DeltaSAM(weights='slopes')"
+            )
+        return as_written()
 
     def state_dict(self) -> dict[str, Any]:
         """What the checks found, as JSON values: nothing if nothing was checked."""
@@ -97,8 +115,9 @@ class Engine:
             ValueError: m does not divide the number of examples.
         """
         try:
-            output, record = self.first(passes)
-            return self.gradients(passes, record, losses_of(output), m)
+            with as_written():
+                output, record = self.first(passes)
+                return self.gradients(passes, record, losses_of(output), m)
         finally:
             passes.abandon()
 
@@ -106,7 +125,7 @@ class Engine:
         layout = record.layout(n)
         check, total = self._must_check() or (self._check and layout not in self._layouts), loss.sum()
         if check:
-            refuse_reentrant_checkpoints(total)
+            refuse_what_goes_wrong(total)
         self._refuse(record, coupling_layers(self._model))
         self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
         if check and n > 1:

@@ -26,6 +26,7 @@ class ExampleGradients:
 
     def __init__(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], groups: int) -> None:
         self.groups = groups
+        self._unit: Tensor | None = None
         self._used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
         self._weights = _weights_by_bias([use for use, _ in self._used])
         parameters = {id(p): p for use, _ in self._used for p in use.parameters}
@@ -37,15 +38,23 @@ class ExampleGradients:
 
     def norms(self) -> Tensor:
         """Norm of each group's gradient over all parameters [g], in float32 or wider."""
-        products = Products(wide=True)
-        squares = [gradient.square_norm(products) for gradient in self.of.values()]
-        if not squares:
+        if not self.of:
             return torch.zeros(self.groups)
-        return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+        norms = _norms(self.of.values())
+        if norms.isfinite().all():
+            return norms
+        # With a large loss scale squares may be infinite where gradients are not: go on in a larger unit.
+        largest = torch.stack([gradient.largest() for gradient in self.of.values()]).max()
+        if not largest.isfinite():
+            return norms
+        self.of, self._unit = {key: gradient.divided(largest) for key, gradient in self.of.items()}, largest
+        return _norms(self.of.values()) * largest
 
     def scale(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN."""
         dropped = factors == 0
+        if self._unit is not None:
+            factors, self._unit = factors * self._unit, None
         if dropped.any():
             self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
@@ -80,6 +89,11 @@ class ExampleGradients:
         if id(parameter) in self._weights.values():
             return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
         return gradient
+
+
+def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
+    products = Products(wide=True)
+    return torch.stack([gradient.square_norm(products) for gradient in gradients]).sum(0).clamp(min=0).sqrt()
 
 
 def _outer(product: Product, b: Tensor, groups: int) -> Outer:

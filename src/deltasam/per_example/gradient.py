@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltasam.per_example import outer
 from deltasam.per_example.outer import Outer, Products
+from deltasam.weight_space import wide
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
 _TRAFFIC = 40
@@ -40,6 +41,17 @@ class ParameterGradient:
         if self.dense is None:
             return outer.square_norm(list(self.outers), products)
         return self.dense.reshape(len(self.dense), -1).square().sum(1)  # a parameter may be a single number
+
+    def largest(self) -> Tensor:
+        """The largest absolute value in it, or in the output gradients it is made of []."""
+        parts = [term.b for term in self.outers] if self.dense is None else [self.dense]
+        return torch.stack([wide(part).abs().max() for part in parts]).max()
+
+    def divided(self, number: Tensor) -> ParameterGradient:
+        """The same divided by a number []."""
+        if self.dense is None:
+            return replace(self, outers=tuple(replace(term, b=wide(term.b) / number) for term in self.outers))
+        return replace(self, dense=self.dense / number)
 
     def times(self, factors: Tensor) -> ParameterGradient:
         """Each group's gradient times its factor [g]; a plain tensor is changed in place."""

@@ -1,0 +1,28 @@
+"""What ``torch.compile`` makes of a model, and how to do without where every call of a torch function must be seen.
+
+Compiled code calls no torch functions. And a ``TorchFunctionMode`` that is on would itself be compiled into the graph,
+with what it noted for one batch taken for constants of all: a wrong gradient, without a word.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+
+def as_written() -> AbstractContextManager[object]:
+    """Inside, ``torch.compile`` has no effect: forwards, and backwards that run a forward again."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a module is compiled; compiled functions cannot be told from here."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    compiled = torch._dynamo.OptimizedModule
+    return any(isinstance(m, compiled) or m._compiled_call_impl is not None for m in model.modules())

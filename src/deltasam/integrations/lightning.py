@@ -38,8 +38,11 @@ class MethodCallback(Callback):
     """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.
 
     The metrics of each step are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ..., in the units of the
-    ``training_step``'s loss. What a ``training_step`` logs, and its torchmetrics, see the first pass only; what else it counts
-    can ask ``deltasam.in_later_pass()``.
+    ``training_step``'s loss. What a ``training_step`` logs, and its torchmetrics, see the first pass only; what else it
+    counts can ask ``deltasam.in_later_pass()``.
+
+    Where micro-batches share something (``share=global`` with ``accumulate_grad_batches``), all are run when the last one
+    comes. Until then there is nothing to return: the others' ``on_train_batch_end`` is given no outputs.
 
     Args:
         spec: A method, and schedules of its radius: ``sam:rho=0.05@warmup=0.1``.
@@ -64,8 +67,17 @@ class MethodCallback(Callback):
             self.method = make_method(self.spec, _TrainingStep(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the closures; only now are optimizer and checkpoint loaded."""
+        """Take over the closures; only now are optimizer and checkpoint loaded.
+
+        Raises:
+            NotImplementedError: DDP has a static graph.
+        """
         assert self.method is not None
+        if getattr(trainer.strategy.model, "static_graph", False):
+            raise NotImplementedError(
+                "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and would "
+                "not average the gradients; leave static_graph out"
+            )
         self.method.follow(trainer.optimizers[0], total_steps=_total_steps(trainer))
         if self._saved is not None:  # after follow, which counts from 0
             self.method.load_state_dict(self._saved)

@@ -1,0 +1,385 @@
+"""Lightning: the weights are those of a loop written by hand, bit for bit, and the rest of Lightning does not notice."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+import deltasam
+
+L = pytest.importorskip("lightning.pytorch", reason="needs lightning: pip install 'deltasam[lightning]'")
+
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy  # noqa: E402
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC  # noqa: E402
+
+from deltasam.integrations.lightning import MethodCallback  # noqa: E402
+from stacks.lightning_training import (  # noqa: E402
+    BATCH,
+    BATCHES,
+    CLASSES,
+    Classifier,
+    PerExample,
+    data,
+    flat,
+    lightning_weights,
+    network,
+    plain_weights,
+    trainer_for,
+)
+
+SPECS = [
+    "erm", "sam:rho=0.05", "asam:rho=0.05", "delta_sam:rho=0.05,weights=norms", "per_instance_sam:rho=0.05",
+    "sam:rho=0.05@every=2", "sam:rho=0.05@decay=0.1", "sam:rho=0.05,share=global",
+]  # fmt: skip
+FEW = ["sam:rho=0.05", "per_instance_sam:rho=0.05", "asam:rho=0.05,share=rank@every=2"]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+def float32() -> dict[str, Any]:
+    return {"model": network(dtype=torch.float32), "dataset": data(torch.float32)}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_weights_are_those_of_a_plain_loop(spec: str) -> None:
+    """With dropout, a scheduler, clipping."""
+    found = lightning_weights(spec, gradient_clip_val=0.2)
+    assert torch.equal(found, plain_weights(spec, clip=0.2))
+    assert torch.equal(found, plain_weights("erm", clip=0.2)) == (spec == "erm")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("count", [2, 4])  # 4 does not divide the 6 batches of an epoch
+def test_accumulation(spec: str, count: int) -> None:
+    found = lightning_weights(spec, accumulate_grad_batches=count, gradient_clip_val=0.2)
+    assert torch.equal(found, plain_weights(spec, accumulate=count, clip=0.2))
+
+
+@pytest.mark.parametrize("spec", ["erm", *FEW])
+def test_bfloat16_autocast(spec: str) -> None:
+    found = lightning_weights(spec, **float32(), precision="bf16-mixed", gradient_clip_val=0.2)
+    assert torch.equal(found, plain_weights(spec, **float32(), autocast=torch.bfloat16, clip=0.2))
+
+
+@pytest.mark.parametrize("spec", ["erm", *FEW])
+def test_float16_with_a_loss_scaler(spec: str) -> None:
+    """The first scale is too large, so steps are skipped before any counts; clipping sees unscaled gradients."""
+
+    def scaler() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=4)
+
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler())
+    found = lightning_weights(spec, **float32(), plugins=[plugin], gradient_clip_val=0.2)
+    plain = scaler()
+    assert torch.equal(found, plain_weights(spec, **float32(), autocast=torch.float16, scaler=plain, clip=0.2))
+    assert plugin.scaler.state_dict() == plain.state_dict()
+
+
+def test_losses_of_examples() -> None:
+    """A method that asks for them is given the training_step's, as a tensor or a function; divided, as Lightning does."""
+
+    class Function(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            losses = F.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
+            return {"loss": losses.mean(), "example_losses": lambda: losses}
+
+    class Vector(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return F.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
+
+    spec = "delta_sam:rho=0.05,weights=slopes,sigma=0.001"
+    found = [lightning_weights(spec, module=m, accumulate_grad_batches=2) for m in (PerExample, Function, Vector)]
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-12)  # loss_of takes the mean after the division
+    with pytest.raises(ValueError, match="needs one loss per example"):
+        lightning_weights(spec)
+
+
+def test_example_losses_do_not_reach_the_callbacks() -> None:
+    seen: list[Any] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            seen.append(outputs)
+
+    lightning_weights("sam", module=PerExample, max_steps=2, callbacks=[Look()])
+    assert [sorted(outputs) for outputs in seen] == [["loss"]] * 2
+    assert all(not o["loss"].requires_grad and o["loss"].ndim == 0 for o in seen)
+
+
+# Distributed
+
+
+def in_two_processes(cells: list[str], folder: Path) -> dict[str, Tensor]:
+    script = Path(__file__).parents[1] / "stacks" / "lightning_ddp.py"
+    source = str(Path(deltasam.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(folder / "weights.pt"), *cells]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
+    whole = ["per_instance_sam:rho=0.05 1", "sam:rho=0.05,share=global@every=2 2"]
+    own = "sam:rho=0.05 1"
+    found = in_two_processes([*whole, own], tmp_path)
+    for cell in whole:
+        spec, accumulate = cell.split()
+        expected = plain_weights(spec, model=network(dropout=0), max_epochs=1, accumulate=int(accumulate))
+        torch.testing.assert_close(found[cell], expected, rtol=1e-12, atol=1e-12)
+    # Plain SAM perturbs in each process on its own: two micro-batches with the rows of one process each.
+    rows = [i for start in range(0, BATCH * BATCHES, BATCH) for r in (0, 1) for i in range(start + r, start + BATCH, 2)]
+    apart = {"dataset": Subset(data(), rows), "batch_size": BATCH // 2, "accumulate": 2}
+    expected = plain_weights("sam:rho=0.05", model=network(dropout=0), max_epochs=1, **apart)
+    torch.testing.assert_close(found[own], expected, rtol=1e-12, atol=1e-12)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("spec", ["sam:rho=0.05@every=2", "per_instance_sam:rho=0.05@decay=0", "erm"])
+def test_resuming_is_as_if_it_had_never_stopped(spec: str, tmp_path: Path) -> None:
+    """Stopped after an odd number of steps; Lightning does not save the random state, so it is seeded at each epoch."""
+
+    class Seeded(Classifier):
+        def on_train_epoch_start(self) -> None:
+            torch.manual_seed(self.current_epoch)
+
+    limits = {"limit_train_batches": 5}
+    unbroken = lightning_weights(spec, module=Seeded, max_epochs=3, **limits)
+
+    def train(max_epochs: int, checkpoint: str | None) -> tuple[Any, Tensor]:
+        # The whole training's length decides about @decay, so the first part is stopped from outside.
+        class Stop(L.Callback):
+            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+                trainer.should_stop = trainer.current_epoch + 1 == max_epochs
+
+        module = Seeded(network())
+        trainer = trainer_for(spec, max_epochs=3, callbacks=[Stop()], **limits)
+        trainer.fit(module, DataLoader(data(), batch_size=BATCH), ckpt_path=checkpoint, weights_only=True)
+        return trainer, flat(module.model)
+
+    first, _ = train(1, None)
+    first.save_checkpoint(tmp_path / "middle.ckpt")
+    assert first.global_step == 5
+    _, resumed = train(3, str(tmp_path / "middle.ckpt"))
+    assert torch.equal(resumed, unbroken)
+
+
+# What Lightning sees
+
+
+class Counting(Classifier):
+    """Logs in every way, and counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.accuracy, self.auroc = MulticlassAccuracy(CLASSES), MulticlassAUROC(CLASSES)
+        self.calls: list[bool] = []
+        self.backwards: list[str] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.calls.append(deltasam.in_later_pass())
+        logits = self.model(batch[0])
+        self.accuracy(logits, batch[1]), self.auroc.update(logits, batch[1])
+        self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
+        self.log("auroc", self.auroc, on_step=False, on_epoch=True)
+        loss = F.cross_entropy(logits, batch[1])
+        self.log_dict({"loss": loss, "count": 1.0}, on_step=False, on_epoch=True, reduce_fx="sum")
+        return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.backwards.append("before")
+
+    def on_after_backward(self) -> None:
+        self.backwards.append("after")
+
+
+def test_logs_metrics_and_hooks_see_one_training_step() -> None:
+    """What is logged in an epoch at the first weights (learning rate 0) does not depend on the method."""
+
+    def logged(spec: str) -> tuple[dict[str, Tensor], Counting]:
+        module = Counting(network(dropout=0))
+        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+        trainer = trainer_for(spec, max_epochs=1)
+        trainer.fit(module, DataLoader(data(), batch_size=BATCH))
+        return dict(trainer.callback_metrics), module
+
+    plain, _ = logged("erm")
+    found, module = logged("sam:rho=0.5")
+    assert module.calls == [False, True] * BATCHES
+    assert module.backwards == ["before", "after"] * BATCHES
+    assert found["count"] == BATCHES
+    for name in ("accuracy", "accuracy_step", "accuracy_epoch", "auroc", "loss"):
+        assert torch.equal(found[name], plain[name]), name
+    assert module.accuracy.update_count == module.auroc.update_count == 0  # Lightning has reset them
+    assert "log" not in vars(module)
+
+
+def test_the_steps_metrics_are_logged(tmp_path: Path) -> None:
+    """In the units of the training_step's loss, with accumulation and loss scaling."""
+
+    def rows(**options: Any) -> list[dict[str, float]]:
+        logger = CSVLogger(tmp_path, name=None)
+        lightning_weights("sam:rho=0.05", logger=logger, log_every_n_steps=1, max_epochs=1, **options)
+        return [r for r in logger.experiment.metrics or read(Path(logger.log_dir)) if r.get("method/loss")]
+
+    def read(folder: Path) -> list[dict[str, Any]]:
+        import csv
+
+        with open(folder / "metrics.csv") as f:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+
+    model, (x, y) = network(), data()[:BATCH]
+    torch.manual_seed(5)
+    step = deltasam.SAM(model, rho=0.05).backward(lambda: F.cross_entropy(model(x), y))
+    plain = rows()
+    assert len(plain) == BATCHES
+    names = {"method/loss", "method/perturbed_loss", "method/ascent_norm", "method/radius_ratio"}
+    assert names <= set(plain[0])
+    assert all(plain[0][f"method/{name}"] == pytest.approx(float(v)) for name, v in step.metrics.items())
+    assert plain[0]["method/loss"] == pytest.approx(plain[0]["train_loss_step"])
+    accumulated = rows(accumulate_grad_batches=2)
+    assert len(accumulated) == BATCHES // 2
+    assert all(row["method/loss"] == pytest.approx(row["train_loss_step"]) for row in accumulated)
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    scaled = rows(**float32(), plugins=[plugin])
+    assert scaled[0]["method/ascent_norm"] == pytest.approx(plain[0]["method/ascent_norm"], rel=0.02)
+
+
+@pytest.mark.parametrize("spec", ["sam:rho=0.05", "sam:rho=0.05,share=rank"])
+def test_a_skipped_step_changes_nothing(spec: str) -> None:
+    class Skips(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx != 1 else super().training_step(batch, batch_idx)
+
+    before = flat(network())
+    assert not torch.equal(lightning_weights(spec, module=Skips, max_epochs=1), before)
+    assert torch.equal(lightning_weights(spec, module=Skips, max_epochs=1, limit_train_batches=1), before)
+
+
+def test_lightning_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if deltasam.in_later_pass() and batch_idx == 3:
+                raise OSError("the data is gone")
+            return super().training_step(batch, batch_idx)
+
+    for module, error in ((Classifier(network()), None), (Fails(network()), OSError)):
+        trainer = trainer_for("sam:rho=0.05", max_epochs=1)
+        loop = trainer.fit_loop.epoch_loop.automatic_optimization
+        before, strategy = dict(vars(loop)).keys(), set(vars(trainer.strategy))
+        if error:
+            with pytest.raises(error, match="the data is gone"):
+                trainer.fit(module, DataLoader(data(), batch_size=BATCH))
+        else:
+            trainer.fit(module, DataLoader(data(), batch_size=BATCH))
+        assert vars(loop).keys() == before
+        assert set(vars(trainer.strategy)) == strategy
+        assert "log" not in vars(module)
+        assert module.training_step.__func__ is type(module).training_step
+
+
+def test_a_trainer_fits_twice() -> None:
+    """A second fit has another optimizer, and with it the schedule starts again."""
+    spec = "sam:rho=0.05@every=4"
+    trainer, loader = trainer_for(spec, max_epochs=1), DataLoader(data(), batch_size=BATCH)
+    models = [network(), network()]
+    for model in models:
+        torch.manual_seed(5)
+        trainer.fit_loop.epoch_progress.reset()
+        trainer.fit_loop.epoch_loop.batch_progress.reset()
+        trainer.fit(Classifier(model), loader)
+    assert torch.equal(flat(models[0]), plain_weights(spec, max_epochs=1))
+    assert torch.equal(flat(models[0]), flat(models[1]))
+
+
+def test_pytorch_lightning_is_the_same() -> None:
+    pl = pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning, the other name of Lightning")
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network()
+
+        training_step, configure_optimizers = Classifier.training_step, Classifier.configure_optimizers
+
+    module, spec = Module(), "per_instance_sam:rho=0.05@every=2"
+    trainer = pl.Trainer(
+        callbacks=[MethodCallback(spec)], max_epochs=2, logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    trainer.fit(module, DataLoader(data(), batch_size=BATCH))
+    assert torch.equal(flat(module.model), plain_weights(spec))
+
+
+# Refusals
+
+
+class Manual(Classifier):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.automatic_optimization = False
+
+
+class TakesTheIterator(Classifier):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        raise AssertionError("must not be called")
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (Manual, {}, r"Manual has automatic_optimization=False; call .*make_method\(...\).backward\(closure\)"),
+        (TakesTheIterator, {}, r"training_step takes a dataloader_iter, .* let it take \(batch, batch_idx\)"),
+        (Classifier, {"strategy": DDPStrategy(static_graph=True)}, "static_graph=True .* leave static_graph out"),
+    ],
+    ids=["manual", "iterator", "static"],
+)
+def test_what_cannot_be_exact_is_refused(module: Any, options: Any, message: str) -> None:
+    with pytest.raises(NotImplementedError, match=message):
+        lightning_weights("sam", module=module, **options)
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy"])
+def test_strategies_with_an_engine_of_their_own_are_refused(name: str) -> None:
+    """Most of them cannot be made without their hardware, so only the class is theirs."""
+    strategy = getattr(L.strategies, name)
+    trainer = trainer_for("sam")
+    trainer.strategy.__class__ = type(name, (strategy,), {})
+    with pytest.raises(NotImplementedError, match=f"{name} shards the weights or .*use strategy='ddp'"):
+        MethodCallback("sam").setup(trainer, Classifier(network()), "fit")
+
+
+def test_a_bad_spec() -> None:
+    with pytest.raises(ValueError, match="unknown method 'sma'; did you mean 'sam'"):
+        lightning_weights("sma")
+
+
+def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def no_lightning(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "lightning":
+            raise ModuleNotFoundError("No module named 'lightning'", name="lightning")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_lightning)
+    monkeypatch.delitem(sys.modules, "deltasam.integrations.lightning")
+    with pytest.raises(ImportError, match=r"integrations.lightning needs the library 'lightning'.*deltasam\[lightning\]"):
+        importlib.import_module("deltasam.integrations.lightning")

@@ -3,8 +3,8 @@
     trainer = L.Trainer(callbacks=[MethodCallback("per_instance_sam:rho=0.05")])
 
 For each batch Lightning makes a closure of three parts: ``training_step``, ``zero_grad`` and ``backward``. The callback
-lets a method run these parts, the first as often as it needs. Precision, DDP and the hooks are inside the parts, clipping,
-optimizer and schedulers come after them: all of it stays Lightning's.
+lets a method run these parts, the first as often as it needs. Precision, DDP and the hooks are inside the parts;
+clipping, optimizer and schedulers come after them: all of it stays Lightning's.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ except ModuleNotFoundError as error:
     raise missing("lightning", error) from error
 
 
-class MethodCallback(Callback):
+class MethodCallback(Callback):  # type: ignore[misc]  # of an unknown type: the library is optional
     """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.
 
-    The metrics of each step are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ..., in the units of the
-    ``training_step``'s loss. What a ``training_step`` logs, and its torchmetrics, see the first pass only; what else it
-    counts can ask ``deltasam.in_later_pass()``.
+    Every ``log_every_n_steps`` the step's metrics are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ...,
+    in the units of the ``training_step``'s loss. What the ``training_step`` itself logs, and its torchmetrics, see the
+    first pass only; what else it counts can ask ``deltasam.in_later_pass()``.
 
-    Where micro-batches share something (``share=global`` with ``accumulate_grad_batches``), all are run when the last one
-    comes. Until then there is nothing to return: the others' ``on_train_batch_end`` is given no outputs.
+    Where micro-batches share something (``share=global`` with ``accumulate_grad_batches``), all are run when the last
+    one comes. Until then there is nothing to return: the others' ``on_train_batch_end`` is given no outputs.
 
     Args:
         spec: A method, and schedules of its radius: ``sam:rho=0.05@warmup=0.1``.
@@ -64,6 +64,7 @@ class MethodCallback(Callback):
         """
         if stage == "fit":
             _refuse(trainer, pl_module)
+            self._saved = None
             self.method = make_method(self.spec, _TrainingStep(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,8 +76,8 @@ class MethodCallback(Callback):
         assert self.method is not None
         if getattr(trainer.strategy.model, "static_graph", False):
             raise NotImplementedError(
-                "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and would "
-                "not average the gradients; leave static_graph out"
+                "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and "
+                "would not average the gradients; leave static_graph out"
             )
         self.method.follow(trainer.optimizers[0], total_steps=_total_steps(trainer))
         if self._saved is not None:  # after follow, which counts from 0
@@ -88,8 +89,8 @@ class MethodCallback(Callback):
         self._loop._make_closure = lambda kwargs, *args: self._take_over(trainer, kwargs, make(kwargs, *args))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log the step's metrics: earlier Lightning does not allow it."""
-        if self._metrics and not trainer.barebones:
+        """Log the step's metrics: earlier Lightning does not allow it, and each time it takes a while."""
+        if self._metrics and trainer._logger_connector.should_update_logs and not trainer.barebones:
             pl_module.log_dict(self._metrics, on_step=True, on_epoch=False)
         self._metrics = {}
 
@@ -218,8 +219,8 @@ class _LightningRuntime(Runtime):
 class _ReducingLast(_LightningRuntime):
     """The same for several micro-batches at once under DDP: the processes meet in the last backward.
 
-    DDP decides in the forward whether the next backward reduces, but whether a forward is the last is not known then. So no
-    forward prepares for it, and the last backward does, as Lightning's ``manual_backward``.
+    DDP decides in the forward whether the next backward reduces, but whether a forward is the last is not known then.
+    So no forward prepares for it, and the last backward does, as Lightning's ``manual_backward``.
     """
 
     def __init__(self, trainer: Trainer, backward: Callable[[Tensor], None], count: int) -> None:
@@ -283,8 +284,8 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
     whole = kinds & {"SingleDeviceStrategy", "DDPStrategy"}
     if not whole or kinds & {"DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}:
         raise NotImplementedError(
-            f"MethodCallback: {type(trainer.strategy).__name__} shards the weights or runs backward in an engine of its "
-            f"own; use strategy='ddp' or a single device"
+            f"MethodCallback: {type(trainer.strategy).__name__} shards the weights or runs backward in an engine of "
+            f"its own; use strategy='ddp' or a single device"
         )
     if not pl_module.automatic_optimization:
         raise NotImplementedError(

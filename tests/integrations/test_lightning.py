@@ -23,7 +23,13 @@ L = pytest.importorskip("lightning.pytorch", reason="needs lightning: pip instal
 
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC  # noqa: E402
+from torchmetrics import Metric, MetricCollection  # noqa: E402
+from torchmetrics.classification import (  # noqa: E402
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from deltasam.integrations.lightning import MethodCallback  # noqa: E402
 from stacks.lightning_training import (  # noqa: E402
@@ -87,24 +93,43 @@ def test_float16_with_a_loss_scaler(spec: str) -> None:
     assert plugin.scaler.state_dict() == plain.state_dict()
 
 
-def test_losses_of_examples() -> None:
+def by_gradient_descent(module: nn.Module) -> torch.optim.Optimizer:
+    """Unlike Adam, it sees the scale of a gradient."""
+    return torch.optim.SGD(module.parameters(), lr=0.1)
+
+
+class Tensors(PerExample):
+    configure_optimizers = by_gradient_descent
+
+
+class Functions(Tensors):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = super().training_step(batch, batch_idx)
+        return {**output, "example_losses": lambda: output["example_losses"]}
+
+
+class Vectors(Tensors):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["example_losses"]
+
+
+@pytest.mark.filterwarnings("ignore:PerInstanceSAM goes one example at a time")
+@pytest.mark.parametrize("spec", ["delta_sam:rho=0.05,weights=slopes", "per_instance_sam:rho=0.05,unsupported=loop"])
+def test_losses_of_examples(spec: str) -> None:
     """A method that asks is given the training_step's, as a tensor or a function; divided, as Lightning does."""
 
-    class Function(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            losses = F.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
-            return {"loss": losses.mean(), "example_losses": lambda: losses}
+    def weights(module: Any) -> Tensor:
+        torch.manual_seed(0)
+        meeting = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+        return lightning_weights(spec, model=meeting, module=module, accumulate_grad_batches=2)
 
-    class Vector(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return F.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
-
-    spec = "delta_sam:rho=0.05,weights=slopes,sigma=0.001"
-    found = [lightning_weights(spec, module=m, accumulate_grad_batches=2) for m in (PerExample, Function, Vector)]
-    assert torch.equal(found[0], found[1])
-    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-12)  # loss_of takes the mean after the division
-    with pytest.raises(ValueError, match="needs one loss per example"):
-        lightning_weights(spec)
+    found = weights(Tensors)
+    assert torch.equal(found, weights(Functions))
+    torch.testing.assert_close(
+        found, weights(Vectors), rtol=1e-9, atol=1e-12
+    )  # the mean comes after the division
+    with pytest.raises(ValueError, match="one loss per example"):
+        weights(Classifier)
 
 
 def test_example_losses_do_not_reach_the_callbacks() -> None:
@@ -172,19 +197,38 @@ def test_resuming_is_as_if_it_had_never_stopped(spec: str, tmp_path: Path) -> No
 # What Lightning sees
 
 
+class Rows(Metric):
+    """Changes its state in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", torch.tensor(0))
+
+    def update(self, labels: Tensor) -> None:
+        self.rows += len(labels)
+
+    def compute(self) -> Tensor:
+        return self.rows
+
+
 class Counting(Classifier):
     """Logs in every way, and counts."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.accuracy, self.auroc = MulticlassAccuracy(CLASSES), MulticlassAUROC(CLASSES)
+        self.group = MetricCollection([MulticlassPrecision(CLASSES), MulticlassRecall(CLASSES)])  # they share states
+        self.rows = Rows()
         self.calls: list[bool] = []
         self.backwards: list[str] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.calls.append(deltasam.in_later_pass())
         logits = self.model(batch[0])
-        self.accuracy(logits, batch[1]), self.auroc.update(logits, batch[1])
+        self.accuracy(logits, batch[1]), self.auroc.update(logits, batch[1]), self.group.update(logits, batch[1])
+        self.rows(batch[1])
+        self.log("rows", self.rows, on_step=False, on_epoch=True)
+        self.log_dict(self.group, on_step=False, on_epoch=True)
         self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
         self.log("auroc", self.auroc, on_step=False, on_epoch=True)
         loss = F.cross_entropy(logits, batch[1])
@@ -203,7 +247,7 @@ def test_logs_metrics_and_hooks_see_one_training_step() -> None:
 
     def logged(spec: str) -> tuple[dict[str, Tensor], Counting]:
         module = Counting(network(dropout=0))
-        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0)
         trainer = trainer_for(spec, max_epochs=1)
         trainer.fit(module, DataLoader(data(), batch_size=BATCH))
         return dict(trainer.callback_metrics), module
@@ -213,7 +257,9 @@ def test_logs_metrics_and_hooks_see_one_training_step() -> None:
     assert module.calls == [False, True] * BATCHES
     assert module.backwards == ["before", "after"] * BATCHES
     assert found["count"] == BATCHES
-    for name in ("accuracy", "accuracy_step", "accuracy_epoch", "auroc", "loss"):
+    assert found["rows"] == BATCHES * BATCH
+    names = ("accuracy", "accuracy_step", "accuracy_epoch", "auroc", "loss", "MulticlassPrecision", "MulticlassRecall")
+    for name in names:
         assert torch.equal(found[name], plain[name]), name
     assert module.accuracy.update_count == module.auroc.update_count == 0  # Lightning has reset them
     assert "log" not in vars(module)
@@ -241,9 +287,17 @@ def test_the_steps_metrics_are_logged(tmp_path: Path) -> None:
     accumulated = rows(accumulate_grad_batches=2)
     assert len(accumulated) == BATCHES // 2
     assert all(row["method/loss"] == pytest.approx(row["train_loss_step"]) for row in accumulated)
-    plugin = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
-    scaled = rows(model=network(dropout=0, dtype=torch.float32), dataset=data(torch.float32), plugins=[plugin])
-    assert scaled[0]["method/ascent_norm"] == pytest.approx(plain[0]["method/ascent_norm"], rel=0.02)
+
+    class Small(Classifier):
+        """Its gradients are nothing in float16, unless they are scaled."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) / 2**20
+
+    half: dict[str, Any] = {"model": network(dropout=0, dtype=torch.float32), "dataset": data(torch.float32)}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    small = rows(**half, module=Small, plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)])
+    assert small[0]["method/ascent_norm"] * 2**20 == pytest.approx(plain[0]["method/ascent_norm"], rel=0.01)
 
 
 @pytest.mark.parametrize("spec", ["sam:rho=0.05", "sam:rho=0.05,share=rank"])
@@ -257,7 +311,28 @@ def test_a_skipped_step_changes_nothing(spec: str) -> None:
     assert torch.equal(lightning_weights(spec, module=Skips, max_epochs=1, limit_train_batches=1), before)
 
 
-def test_lightning_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_wait_are_forgotten_when_an_epoch_is_cut_short() -> None:
+    """As Lightning forgets the gradients of a step that it does not end."""
+
+    class CutShort(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 3 else None
+
+        configure_optimizers = by_gradient_descent
+
+    class TwoBatches(CutShort):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    for spec in ("sam:rho=0.05", "sam:rho=0.05,share=rank"):
+        found = [
+            lightning_weights(spec, model=network(dropout=0), module=module, accumulate_grad_batches=2)
+            for module in (CutShort, TwoBatches)
+        ]
+        assert torch.equal(*found)
+
+
+def test_lightning_is_restored() -> None:
     class Fails(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if deltasam.in_later_pass() and batch_idx == 3:

@@ -125,9 +125,7 @@ def test_losses_of_examples(spec: str) -> None:
 
     found = weights(Tensors)
     assert torch.equal(found, weights(Functions))
-    torch.testing.assert_close(
-        found, weights(Vectors), rtol=1e-9, atol=1e-12
-    )  # the mean comes after the division
+    torch.testing.assert_close(found, weights(Vectors), rtol=1e-9, atol=1e-12)  # the mean comes after the division
     with pytest.raises(ValueError, match="one loss per example"):
         weights(Classifier)
 

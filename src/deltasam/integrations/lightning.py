@@ -1,0 +1,299 @@
+"""Lightning: any method under automatic optimization, by one callback.
+
+    trainer = L.Trainer(callbacks=[MethodCallback("per_instance_sam:rho=0.05")])
+
+For each batch Lightning makes a closure of three parts: ``training_step``, ``zero_grad`` and ``backward``. The callback
+lets a method run these parts, the first as often as it needs. Precision, DDP and the hooks are inside the parts;
+clipping, optimizer and schedulers come after them: all of it stays Lightning's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deltasam.integrations.missing import missing
+from deltasam.method import Method, Step
+from deltasam.passes import in_later_pass
+from deltasam.runtime import Runtime
+from deltasam.spec import make_method
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.overrides.distributed import prepare_for_backward
+    from torchmetrics import Metric
+except ModuleNotFoundError as error:
+    raise missing("lightning", error) from error
+
+
+class MethodCallback(Callback):  # type: ignore[misc]  # of an unknown type: the library is optional
+    """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.
+
+    Every ``log_every_n_steps`` the step's metrics are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ...,
+    in the units of the ``training_step``'s loss. What the ``training_step`` itself logs, and its torchmetrics, see the
+    first pass only; what else it counts can ask ``deltasam.in_later_pass()``.
+
+    Where micro-batches share something (``share=global`` with ``accumulate_grad_batches``), all are run when the last
+    one comes. Until then there is nothing to return: the others' ``on_train_batch_end`` is given no outputs.
+
+    Args:
+        spec: A method, and schedules of its radius: ``sam:rho=0.05@warmup=0.1``.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.method: Method | None = None
+        self._saved: dict[str, Any] | None = None
+        self._loop: Any = None
+        self._waiting: list[_MicroBatch] = []
+        self._metrics: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the method.
+
+        Raises:
+            NotImplementedError: The strategy or the module runs backward in a way of its own.
+        """
+        if stage == "fit":
+            _refuse(trainer, pl_module)
+            self._saved = None
+            self.method = make_method(self.spec, _TrainingStep(pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the closures; only now are optimizer and checkpoint loaded.
+
+        Raises:
+            NotImplementedError: DDP has a static graph.
+        """
+        assert self.method is not None
+        if getattr(trainer.strategy.model, "static_graph", False):
+            raise NotImplementedError(
+                "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and "
+                "would not average the gradients; leave static_graph out"
+            )
+        self.method.follow(trainer.optimizers[0], total_steps=_total_steps(trainer))
+        if self._saved is not None:  # after follow, which counts from 0
+            self.method.load_state_dict(self._saved)
+            self._saved = None
+        self._waiting, self._metrics = [], {}
+        self._loop = trainer.fit_loop.epoch_loop.automatic_optimization
+        make = self._loop._make_closure
+        self._loop._make_closure = lambda kwargs, *args: self._take_over(trainer, kwargs, make(kwargs, *args))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log the step's metrics: earlier Lightning does not allow it, and each time it takes a while."""
+        if self._metrics and trainer._logger_connector.should_update_logs and not trainer.barebones:
+            pl_module.log_dict(self._metrics, on_step=True, on_epoch=False)
+        self._metrics = {}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the closures back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the closures back."""
+        self._give_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's, for Lightning's checkpoints."""
+        if self._saved is not None:
+            return self._saved
+        return {} if self.method is None else self.method.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self._saved = state_dict
+
+    def _give_back(self) -> None:
+        if self._loop is not None:
+            del self._loop._make_closure  # the class's is seen again
+            self._loop = None
+
+    def _take_over(self, trainer: Trainer, kwargs: dict[str, Any], closure: Any) -> Any:
+        """The closure of one micro-batch, with the method in it."""
+        assert self.method is not None
+        if closure._backward_fn is None:  # weight averaging runs forwards only, for the buffers
+            return closure
+        if closure._zero_grad_fn is not None:  # the first of a step
+            self._waiting = []
+        run = partial(self.method.model, closure._step_fn, **kwargs)
+        self._waiting.append(_MicroBatch(trainer, run, closure._zero_grad_fn))
+        if self.method.needs_all_micro_batches and trainer.fit_loop._should_accumulate():
+            nothing = self._loop.output_result_cls(None)
+            closure.closure = lambda: nothing
+        else:
+            together, self._waiting = self._waiting, []
+            closure.closure = lambda: self._run(trainer, together, closure._backward_fn)
+        return closure
+
+    @torch.enable_grad()
+    def _run(self, trainer: Trainer, together: list[_MicroBatch], backward: Callable[[Tensor], None]) -> Any:
+        assert self.method is not None
+        try:
+            with _runtime(trainer, backward, len(together)) as runtime:
+                step = self.method.backward(together, runtime=runtime)
+        except _SkippedError:
+            return self._loop.output_result_cls(None)
+        self._metrics = _logged(step, trainer.accumulate_grad_batches / len(together))
+        return together[-1].result()
+
+
+class _TrainingStep(nn.Module):
+    """A module that is called with the batches: per-example methods see there what belongs to which example.
+
+    The LightningModule itself may never be called, only its ``training_step``.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, run: Callable[[], Any], **batch: Any) -> Any:
+        """What Lightning makes of the ``training_step``."""
+        return run()
+
+
+class _SkippedError(Exception):
+    """``training_step`` returned None."""
+
+
+class _MicroBatch:
+    """The closure for the method: ``training_step``, and what Lightning does between that and ``backward``."""
+
+    def __init__(self, trainer: Trainer, step: Callable[[], Any], zero_grad: Callable[[], None] | None) -> None:
+        self._trainer, self._step, self._zero_grad = trainer, step, zero_grad
+        self._first: Any = None
+
+    def __call__(self) -> Any:
+        if in_later_pass():
+            with _unseen(self._trainer.lightning_module):
+                result = self._step()
+        else:
+            result = self._first = self._step()
+            if self._zero_grad is not None:
+                self._zero_grad()
+        if result.closure_loss is None:
+            raise _SkippedError
+        given = result.extra.get("example_losses")
+        if given is None:
+            return result.closure_loss
+        count = self._trainer.accumulate_grad_batches  # Lightning has divided the loss, but not what it does not know
+        return {
+            "loss": result.closure_loss,
+            "example_losses": lambda: (given() if callable(given) else given) / count,
+        }
+
+    def result(self) -> Any:
+        """What Lightning would have made of the first pass, without its graph."""
+        self._first.closure_loss = self._first.closure_loss.detach()
+        self._first.loss = self._first.loss.mean()  # one loss per example is as good
+        self._first.extra.pop("example_losses", None)
+        return self._first
+
+
+class _LightningRuntime(Runtime):
+    """``strategy.backward``: loss scaling, hooks and reduction over processes are Lightning's.
+
+    Args:
+        trainer: Whose precision plugin may have a scaler.
+        backward: Lightning's, for the current optimizer.
+    """
+
+    def __init__(self, trainer: Trainer, backward: Callable[[Tensor], None]) -> None:
+        super().__init__(scaler=getattr(trainer.precision_plugin, "scaler", None))
+        self._backward = backward
+
+    def backward(self, loss: Tensor) -> None:
+        """``strategy.backward(loss, optimizer)``."""
+        self._backward(loss)
+
+
+class _ReducingLast(_LightningRuntime):
+    """The same for several micro-batches at once under DDP: the processes meet in the last backward.
+
+    DDP decides in the forward whether the next backward reduces, but whether a forward is the last is not known then.
+    So no forward prepares for it, and the last backward does, as Lightning's ``manual_backward``.
+    """
+
+    def __init__(self, trainer: Trainer, backward: Callable[[Tensor], None], count: int) -> None:
+        super().__init__(trainer, backward)
+        self._model, self._left = trainer.strategy.model, count
+
+    def backward(self, loss: Tensor) -> None:
+        """``strategy.backward(loss, optimizer)``."""
+        self._left -= 1
+        if self._left == 0:
+            self._model.require_backward_grad_sync = True
+            prepare_for_backward(self._model, loss)
+        super().backward(loss)
+
+
+@contextmanager
+def _runtime(trainer: Trainer, backward: Callable[[Tensor], None], count: int) -> Iterator[Runtime]:
+    """The runtime for so many micro-batches in one call."""
+    model = trainer.strategy.model
+    if count == 1 or not isinstance(model, DistributedDataParallel):
+        yield _LightningRuntime(trainer, backward)
+    else:
+        with model.no_sync():
+            yield _ReducingLast(trainer, backward, count)
+
+
+@contextmanager
+def _unseen(module: LightningModule) -> Iterator[None]:
+    """Inside, the module logs nothing; afterwards its torchmetrics are as they were."""
+    metrics = [m for m in module.modules() if isinstance(m, Metric)]
+    attributes = [dict(vars(m)) for m in metrics]
+    states = [{k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in m.metric_state.items()} for m in metrics]
+    module.log = lambda *args, **kwargs: None  # log_dict calls it too
+    try:
+        yield
+    finally:
+        del module.log
+        for metric, before, state in zip(metrics, attributes, states, strict=True):
+            vars(metric).update(before)
+            for name, value in state.items():  # in place: metrics of a collection share states
+                if isinstance(value, Tensor):
+                    before[name].copy_(value)
+                else:
+                    before[name][:] = value
+
+
+def _logged(step: Step, factor: float) -> dict[str, Tensor]:
+    """The scalars among the metrics, in the units of the undivided loss."""
+    scalars = {k: v for k, v in step.metrics.items() if v.ndim == 0}
+    return {f"method/{k}": v * factor if k.endswith(("loss", "_norm")) else v for k, v in scalars.items()}
+
+
+def _total_steps(trainer: Trainer) -> int | None:
+    total = trainer.estimated_stepping_batches  # infinite or -1 where training has no known end
+    return int(total) if 0 < total < math.inf else None
+
+
+def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
+    # By name: lightning.pytorch and pytorch_lightning hold two copies of each class.
+    kinds = {cls.__name__ for cls in type(trainer.strategy).__mro__}
+    whole = kinds & {"SingleDeviceStrategy", "DDPStrategy"}
+    if not whole or kinds & {"DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}:
+        raise NotImplementedError(
+            f"MethodCallback: {type(trainer.strategy).__name__} shards the weights or runs backward in an engine of "
+            f"its own; use strategy='ddp' or a single device"
+        )
+    if not pl_module.automatic_optimization:
+        raise NotImplementedError(
+            f"MethodCallback: {type(pl_module).__name__} has automatic_optimization=False; call "
+            f"deltasam.make_method(...).backward(closure) in its training_step instead, or set it to True"
+        )
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise NotImplementedError(
+            f"MethodCallback: {type(pl_module).__name__}.training_step takes a dataloader_iter, so a second pass would "
+            f"take the next batch; let it take (batch, batch_idx)"
+        )

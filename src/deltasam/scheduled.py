@@ -59,6 +59,11 @@ class Scheduled(Method):
         """As the method."""
         return self.method.needs_all_micro_batches
 
+    @property
+    def per_example(self) -> bool:
+        """As the method."""
+        return self.method.per_example
+
     def state_dict(self) -> dict[str, Any]:
         """The steps so far, and the method's state."""
         return {"steps": self._steps, "method": self.method.state_dict()}

@@ -57,6 +57,11 @@ def model(kind: type[nn.Module] = Classifier, **options: Any) -> Any:
     return kind(bert_config(**options)).double()
 
 
+def new_model() -> Any:
+    """For a trainer that wants to make its model itself."""
+    return model()
+
+
 def rows(count: int = 12, seed: int = 1) -> list[dict[str, Tensor]]:
     """Random texts and labels; the last tokens of some are padding."""
     g = torch.Generator().manual_seed(seed)

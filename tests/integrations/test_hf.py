@@ -136,7 +136,7 @@ def test_a_ready_scheduled_method_counts_each_training_from_its_start(tmp_path: 
 
 @pytest.mark.parametrize("with_init", [False, True])
 def test_a_method_of_another_model_is_an_error_at_construction(with_init: bool, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"model_init": tiny.model} if with_init else {"model": tiny.model()}
+    given: dict[str, Any] = {"model_init": tiny.new_model} if with_init else {"model": tiny.model()}
     with pytest.raises(ValueError, match=r"made for another model.*give its spec instead: method='sam:rho=0.1"):
         Trainer(
             args=TrainingArguments(**tiny.settings(tmp_path, "erm")),
@@ -218,7 +218,9 @@ def test_hyperparameter_search(tmp_path: Path) -> None:
     """Each trial is trained from a new model with the method of its own."""
     pytest.importorskip("optuna")
     args = TrainingArguments(**tiny.settings(tmp_path, "erm", eval_strategy="no"))
-    trainer = Trainer(model_init=tiny.model, args=args, train_dataset=tiny.rows(), eval_dataset=tiny.rows(4, seed=2))
+    trainer = Trainer(
+        model_init=tiny.new_model, args=args, train_dataset=tiny.rows(), eval_dataset=tiny.rows(4, seed=2)
+    )
     trained: list[tuple[str, nn.Module]] = []
 
     def objective(metrics: dict[str, float]) -> float:
@@ -262,7 +264,7 @@ def test_adapters(tmp_path: Path, noise: list[list[Tensor]]) -> None:
 def test_gradient_checkpointing(spec: str, tmp_path: Path) -> None:
     model = tiny.model()
     trainer = train(tmp_path, spec, model, gradient_checkpointing=True)
-    assert model.bert.encoder.gradient_checkpointing or model.bert.encoder.layer[0].gradient_checkpointing
+    assert model.is_gradient_checkpointing
     tiny.assert_close(trainer.model, tiny.by_hand(tiny.model(), spec, micro_batches(1)), 1e-9)
 
 
@@ -273,8 +275,7 @@ def test_reentrant_checkpointing_is_an_error(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("spec", ["sam:rho=0.1", "per_instance_sam:rho=0.1", "delta_sam:rho=0.1,weights=slopes"])
-@pytest.mark.filterwarnings("ignore:DeltaSAM.*rounding")
+@pytest.mark.parametrize("spec", ["sam:rho=0.1", "per_instance_sam:rho=0.1"])
 def test_bfloat16(spec: str, tmp_path: Path) -> None:
     """The trainer's autocast around the closure is autocast around the closure."""
     trainer = train(tmp_path, spec, tiny.model().float(), bf16=True, max_grad_norm=0.0)
@@ -282,7 +283,6 @@ def test_bfloat16(spec: str, tmp_path: Path) -> None:
     method = deltasam.make_method(spec, model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = [tiny.collate(tiny.rows()[i : i + 4]) for i in (0, 4, 8, 0)]
-    torch.manual_seed(42)
     for number, batch in enumerate(batches):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - number / 4)
 
@@ -295,20 +295,18 @@ def test_bfloat16(spec: str, tmp_path: Path) -> None:
         method.backward(closure)
         optimizer.step()
         optimizer.zero_grad()
-    tiny.assert_close(trainer.model, model, 1e-3 if "slopes" in spec else 1e-5)
+    tiny.assert_close(trainer.model, model, 1e-5)
 
 
-def test_evaluation_in_between_changes_nothing(tmp_path: Path) -> None:
-    """The model is in evaluation mode when the next step begins; its dropout must be on again in every pass."""
-    options = {"hidden_dropout_prob": 0.3}
-
-    def trained(**more: Any) -> nn.Module:
-        args = TrainingArguments(**tiny.settings(tmp_path, "per_instance_sam:rho=0.1", **more))
-        trainer = Trainer(tiny.model(**options), args, train_dataset=tiny.rows(), eval_dataset=tiny.rows(4, seed=2))
-        trainer.train()
-        return trainer.model
-
-    tiny.assert_close(trained(eval_strategy="steps", eval_steps=1), trained(), 0)
+def test_dropout_is_on_in_every_pass_after_an_evaluation(tmp_path: Path) -> None:
+    """The model is in evaluation mode when the next step begins."""
+    model, masks = tiny.model(hidden_dropout_prob=0.5), []
+    model.dropout.register_forward_hook(lambda module, args, out: masks.append((module.training, (out == 0).sum())))
+    args = TrainingArguments(**tiny.settings(tmp_path, "sam:rho=0.1", eval_strategy="steps", eval_steps=1))
+    Trainer(model, args, train_dataset=tiny.rows(), eval_dataset=tiny.rows(4, seed=2)).train()
+    assert [training for training, _ in masks] == [True, True, False] * 4
+    for i in range(0, 12, 3):
+        assert masks[i][1] == masks[i + 1][1] > 0  # the same mask
 
 
 def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
@@ -333,7 +331,8 @@ def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
         weight = torch.tensor([1.0, 2.0, 3.0]).double()
         return F.cross_entropy(call(**batch).logits, batch["labels"], weight=weight)[None]
 
-    steps = [[lambda call, b=tiny.collate(tiny.rows()[i : i + 4]): weighted(call, b)] for i in (0, 4, 8, 0)]
+    batches = [tiny.collate(tiny.rows()[i : i + 4]) for i in (0, 4, 8, 0)]
+    steps = [[lambda call, b=batch: weighted(call, b)] for batch in batches]
     tiny.assert_close(trainer.model, tiny.by_hand(tiny.model(), "sam:rho=0.1", steps), 1e-9)
 
 

@@ -99,7 +99,8 @@ def weights_of(trained: nn.Module) -> Tensor:
 def assert_close(actual: nn.Module, expected: nn.Module, tolerance: float) -> None:
     """Relative to how long the weights are."""
     a, b = weights_of(actual), weights_of(expected)
-    assert float((a - b).norm() / b.norm()) <= tolerance
+    error = float((a - b).norm() / b.norm())
+    assert error <= tolerance, f"{error:.1e} is more than {tolerance:.0e}"
 
 
 def by_hand(

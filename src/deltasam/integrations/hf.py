@@ -21,17 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.experiment.results import write_atomically
-from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.missing import missing
-from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
-from deltasam.method import Method, Step
-from deltasam.spec import make_method
 
 try:
     import transformers
 except ModuleNotFoundError as error:
     raise missing("hf", error) from error
+
+from deltasam.experiment.results import write_atomically
+from deltasam.integrations.accelerate import AccelerateRuntime
+from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
+from deltasam.method import Method, Step
+from deltasam.spec import make_method
 
 STATE = "method.json"
 """The method's state in a checkpoint."""

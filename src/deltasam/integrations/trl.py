@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from deltasam.integrations.hf import MethodArguments, MethodTrainerMixin
 from deltasam.integrations.missing import missing
-from deltasam.integrations.plain_lm_head import add_plain_lm_head
-from deltasam.integrations.trainer_losses import matching
-from deltasam.passes import in_later_pass
 
 try:
     import trl
 except ModuleNotFoundError as error:
     raise missing("trl", error) from error
+
+from deltasam.integrations.hf import MethodArguments, MethodTrainerMixin
+from deltasam.integrations.plain_lm_head import add_plain_lm_head
+from deltasam.integrations.trainer_losses import matching
+from deltasam.passes import in_later_pass
 
 
 @dataclass

@@ -133,6 +133,11 @@ class Method(abc.ABC):
         """Whether the micro-batches of a step must be given in one call, because they share something."""
         return False
 
+    @property
+    def per_example(self) -> bool:
+        """Whether it takes gradients of single rows of a batch, and so must see every use of a parameter."""
+        return False
+
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
         """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from deltasam.method import Method, Step
 from deltasam.outputs import loss_of
@@ -33,7 +34,8 @@ class Scheduled(Method):
         self.method, self.schedules = method, tuple(schedules)
         self.name = method.name
         self._store = method._store
-        self._steps, self._total, self._following = 0, 0, False
+        self._steps, self._total = 0, 0
+        self._following: RemovableHandle | None = None
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Count the steps of an optimizer from now on, from 0.
@@ -46,9 +48,11 @@ class Scheduled(Method):
             raise ValueError(
                 f"{self.spec}: {needing[0]} is a part of all steps; give follow(optimizer, total_steps=...)"
             )
-        self._steps, self._total, self._following = 0, total_steps or 0, True
+        if self._following is not None:
+            self._following.remove()  # an optimizer that is followed twice is counted once
+        self._steps, self._total = 0, total_steps or 0
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
-        inner.register_step_post_hook(self._count)
+        self._following = inner.register_step_post_hook(self._count)
 
     def factor(self) -> float:
         """The factor on the radius at this step."""
@@ -58,6 +62,11 @@ class Scheduled(Method):
     def needs_all_micro_batches(self) -> bool:
         """As the method."""
         return self.method.needs_all_micro_batches
+
+    @property
+    def per_example(self) -> bool:
+        """As the method."""
+        return self.method.per_example
 
     def state_dict(self) -> dict[str, Any]:
         """The steps so far, and the method's state."""
@@ -77,7 +86,7 @@ class Scheduled(Method):
         self._steps += 1
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        if not self._following:
+        if self._following is None:
             raise RuntimeError(
                 f"{self.spec}: a schedule counts the steps of the optimizer; call "
                 f"method.follow(optimizer, total_steps=...) once before training"

@@ -2,10 +2,10 @@
 
 runtime = AccelerateRuntime(accelerator)
 for batch in loader:
-with accelerator.accumulate(model):
-method.backward(lambda: model(**batch), runtime=runtime)    # instead of accelerator.backward(loss)
-optimizer.step()
-optimizer.zero_grad()
+    with accelerator.accumulate(model):
+        method.backward(lambda: model(**batch), runtime=runtime)  # instead of accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class AccelerateRuntime(Runtime):
         accelerator: After ``prepare``, so that its loss scaler exists.
 
     Raises:
-        NotImplementedError: It hands the backward to an engine that steps the optimizer too, or shards weights in a way
-            that cannot be perturbed.
+        NotImplementedError: It hands the backward to something that steps the optimizer too, or shards weights in a
+            way that cannot be perturbed.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -41,6 +41,10 @@ class AccelerateRuntime(Runtime):
             raise NotImplementedError(
                 f"{kind.value} runs backward and optimizer in an engine of its own, which allows no second pass; "
                 f"use DDP or FSDP2 (fsdp_version: 2)"
+            )
+        if accelerator.has_lomo_optimizer:
+            raise NotImplementedError(
+                "LOMO steps each weight during the backward, which allows no second pass; use another optimizer"
             )
         if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
             raise NotImplementedError("FSDP version 1 flattens the weights; use FSDP2 (fsdp_version: 2)")

@@ -21,16 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.missing import missing
-from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
-from deltasam.method import Method, Step
-from deltasam.spec import make_method
 
 try:
     import transformers
 except ModuleNotFoundError as error:
     raise missing("hf", error) from error
+
+from deltasam.experiment.results import write_atomically
+from deltasam.integrations.accelerate import AccelerateRuntime
+from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
+from deltasam.method import Method, Step
+from deltasam.spec import make_method
 
 STATE = "method.json"
 """The method's state in a checkpoint."""
@@ -74,10 +76,17 @@ class MethodTrainerMixin:
     # Of the trainer.
     args: Any
     model: Any
+    model_init: Any
     optimizer: Any
     accelerator: Any
     current_gradient_accumulation_steps: int
     _prepare_inputs: Callable[[Any], Any]
+
+    # Of the optimizer step that is under way: micro-batches that wait for the last, and what was done for the others.
+    _waiting: list[Callable[[], TrainerOutput]]
+    _steps: list[Step]
+    # Since the last log, one value for each optimizer step.
+    _noted: dict[str, list[Tensor]]
 
     def __init__(self, *args: Any, method: str | Method | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,25 +97,21 @@ class MethodTrainerMixin:
                 f"{type(self).__name__} needs a method: Trainer(..., method='sam:rho=0.05'), or "
                 f"deltasam.integrations.hf.TrainingArguments(..., method='sam:rho=0.05')"
             )
-        make_method(spec, nn.Linear(1, 1))  # an unknown method is an error now, not when training starts
+        if self._ready is None:
+            make_method(spec, nn.Linear(1, 1))
+        self._check_ready()
+        AccelerateRuntime(self.accelerator)  # made to see what cannot work now, not when training starts
         self.args.method = spec
         self.method: Method | None = None
-        self._waiting: list[Callable[[], TrainerOutput]] = []
-        self._noted: dict[str, list[Tensor]] = defaultdict(list)
-        self._optimizer_steps = 0
-        AccelerateRuntime(self.accelerator)  # what cannot work is an error now
+        self._begin()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate's; and the method, for the model and the optimizer that are trained from here on."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-        if self._ready is not None and self._ready.model is not self.model:
-            raise ValueError(
-                "the method was made for another model than the one that is trained (model_init and adapters make new "
-                f"ones); give its spec instead: method={self._ready.spec!r}"
-            )
+        self._check_ready()
         self.method = self._ready or make_method(self.args.method, self.model)
         self.method.follow(optimizer or self.optimizer, total_steps=num_training_steps)
-        self._waiting, self._noted, self._optimizer_steps = [], defaultdict(list), 0
+        self._begin()
         return scheduler
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -120,7 +125,10 @@ class MethodTrainerMixin:
             return torch.zeros((), device=self.args.device)
         closures, self._waiting = self._waiting, []
         step = method.backward(closures, runtime=AccelerateRuntime(self.accelerator))
-        self._note(step, last)
+        self._steps.append(step)
+        if last:
+            self._note(Step.together(self._steps))
+            self._steps = []
         return step.loss
 
     def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
@@ -135,26 +143,37 @@ class MethodTrainerMixin:
             num_items_in_batch: The trainer's count of tokens or examples of the whole step.
         """
         smoother = getattr(self, "label_smoother", None)
-        scales = (1.0, float(self.accelerator.num_processes))
-        steps = (1.0, float(self.current_gradient_accumulation_steps))
         return example_losses(
             output,
             labels,
             loss,
             items=num_items_in_batch,
             smoothing=smoother.epsilon if smoother is not None else 0.0,
-            scales=[scale / count for scale in scales for count in steps],
+            scales=self.loss_scales(),
         )
 
+    def loss_scales(self) -> list[float]:
+        """What the trainer may have multiplied a loss with: processes, and one over accumulated micro-batches."""
+        steps = (1.0, float(self.current_gradient_accumulation_steps))
+        return [scale / count for scale in (1.0, float(self.accelerator.num_processes)) for count in steps]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add what the method's steps told since the last time."""
-        if "loss" in logs and self._noted:
+        """Add what the method's steps told since the last time, each as a mean over the steps that told it."""
+        if "loss" in logs:
             for name, values in self._noted.items():
-                total = torch.stack(values).sum()
-                mean = total / (self._optimizer_steps if name.endswith("loss") else len(values))
-                logs[name] = self.accelerator.reduce(mean, reduction="mean").item()
-            self._noted, self._optimizer_steps = defaultdict(list), 0
+                logs[name] = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean").item()
+            self._noted.clear()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _begin(self) -> None:
+        self._waiting, self._steps, self._noted = [], [], defaultdict(list)
+
+    def _check_ready(self) -> None:
+        if self._ready is not None and (self.model_init is not None or self._ready.model is not self.model):
+            raise ValueError(
+                "the method was made for another model than the one that is trained (model_init and adapters make new "
+                f"ones); give its spec instead: method={self._ready.spec!r}"
+            )
 
     def _closure(self, model: nn.Module, inputs: Any, items: Any) -> Callable[[], TrainerOutput]:
         inputs = self._prepare_inputs(inputs)
@@ -176,8 +195,7 @@ class MethodTrainerMixin:
 
         return closure
 
-    def _note(self, step: Step, last: bool) -> None:
-        self._optimizer_steps += last
+    def _note(self, step: Step) -> None:
         for name, value in step.metrics.items():
             if value.ndim == 0 and name != "loss":
                 self._noted[name].append(value.detach())
@@ -186,19 +204,34 @@ class MethodTrainerMixin:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         if self.args.should_save and self.method is not None:
             saved = {"method": self.method.spec, "state": self.method.state_dict()}
-            (Path(output_dir) / STATE).write_text(json.dumps(saved), encoding="utf-8")
+            write_atomically(Path(output_dir) / STATE, json.dumps(saved))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is None or self.method is None or not (Path(checkpoint) / STATE).exists():
-            return
-        saved = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
-        if saved["method"] != self.method.spec:
+        if checkpoint is not None and self.method is not None:
+            _restore(self.method, Path(checkpoint) / STATE)
+
+
+def _restore(method: Method, path: Path) -> None:
+    """Bring a method to the state in a checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another method, or of none and the method cannot do without.
+    """
+    if not path.exists():
+        if method.state_dict():
             raise ValueError(
-                f"{checkpoint} was trained with {saved['method']}, now {self.method.spec} is given; give the same, or "
-                f"delete {Path(checkpoint) / STATE} to go on with another method"
+                f"{path.parent} has no {path.name}, so where {method.spec} stood cannot be told; resume from a "
+                f"checkpoint of this trainer, or give a method without a schedule"
             )
-        self.method.load_state_dict(saved["state"])
+        return
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved["method"] != method.spec:
+        raise ValueError(
+            f"{path.parent} was trained with {saved['method']}, now {method.spec} is given; give the same, or "
+            f"delete {path} to go on with another method"
+        )
+    method.load_state_dict(saved["state"])
 
 
 def _only(outputs: list[Any]) -> Any:

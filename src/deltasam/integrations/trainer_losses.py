@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +46,64 @@ def example_losses(
         ValueError: It is another loss.
     """
     logits = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
+    ways: Iterable[tuple[Tensor, Tensor | int]] = ()
     if isinstance(logits, Tensor) and labels is not None:
-        for parts, count in _ways(logits.float(), labels, smoothing):
-            for divisor in (count,) if items is None else (count, items):
-                for scale in scales:
-                    contributions = parts * (scale / divisor)
-                    if torch.isclose(contributions.detach().sum(), loss.detach().float(), rtol=1e-3, atol=1e-6):
-                        return (contributions * len(parts)).to(loss.dtype)
+        ways = _ways(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, smoothing)
+    return matching(ways, loss, logits, items=items, scales=scales)
+
+
+def matching(
+    ways: Iterable[tuple[Tensor, Tensor | int]], loss: Tensor, head: Any, *, items: Any, scales: Sequence[float]
+) -> Tensor:
+    """One loss per example [n], computed in the one way that makes the trainer's loss.
+
+    Two losses may agree in a number by chance. Their gradients do not, so where the graph can be asked these are
+    compared too; and if more than one way is left, none is taken.
+
+    Args:
+        ways: What each example adds to a sum [n], and what that is divided by unless by ``items``.
+        loss: The trainer's [].
+        head: The tensor that both are computed from.
+        items: As in ``example_losses``.
+        scales: As in ``example_losses``.
+
+    Raises:
+        ValueError: No way makes it, or more than one.
+    """
+    found = [made for parts, count in ways if (made := _made_to(parts, count, loss, head, items, scales)) is not None]
+    if len(found) == 1 or (found and not loss.isfinite()):  # infinite losses are alike, and no step is taken on them
+        return found[0]
     raise ValueError(
         "the method needs one loss per example, and the trainer's loss is none of those that are known of logits and "
         "labels; override example_losses in your trainer, or use a method that needs a scalar loss only (sam, asam, "
         "per_instance_sam, delta_sam:weights=norms)"
     )
+
+
+def _made_to(
+    parts: Tensor, count: Tensor | int, loss: Tensor, head: Any, items: Any, scales: Sequence[float]
+) -> Tensor | None:
+    """The losses of a way [n], if divided and scaled they have the trainer's loss as their mean."""
+    for divisor in (count,) if items is None else (count, items):
+        for scale in scales:
+            losses = parts * (len(parts) * scale / divisor)
+            if _close(losses.detach().mean(), loss.detach(), loss.dtype) and _same_gradient(losses.mean(), loss, head):
+                return losses.to(loss.dtype)
+    return None
+
+
+def _close(a: Tensor, b: Tensor, *dtypes: torch.dtype) -> bool:
+    tolerance = min(0.03, 100 * max(torch.finfo(d).eps for d in dtypes))
+    distance, length = torch.linalg.vector_norm(a.double() - b.double()), torch.linalg.vector_norm(b.double())
+    return bool(distance <= tolerance * length) or not bool(length.isfinite() or a.isfinite().all())
+
+
+def _same_gradient(a: Tensor, b: Tensor, head: Any) -> bool:
+    """Whether two losses depend on a tensor in the same way; True where the graph does not tell."""
+    if not (isinstance(head, Tensor) and head.requires_grad and a.requires_grad and b.requires_grad):
+        return True
+    of_a, of_b = (torch.autograd.grad(x, head, retain_graph=True, allow_unused=True)[0] for x in (a, b))
+    return of_a is None or of_b is None or _close(of_a, of_b, b.dtype, head.dtype)
 
 
 def _ways(logits: Tensor, labels: Tensor, smoothing: float) -> Iterator[tuple[Tensor, Tensor | int]]:
@@ -81,4 +127,4 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Te
     losses = F.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), ignore_index=_IGNORED, label_smoothing=smoothing, reduction="none"
     )
-    return losses.view(len(labels), -1).sum(1), counted.sum().clamp(min=1)
+    return losses.view(len(labels), -1).sum(1), counted.sum()  # 0: the trainer's mean is NaN too

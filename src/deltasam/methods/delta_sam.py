@@ -113,6 +113,11 @@ class DeltaSAM(SharedAscent, name="delta_sam"):
             gradients.scale(weights)
         return weights.to(losses.dtype), list(gradients.totals(record.parameters.values()))
 
+    @property
+    def per_example(self) -> bool:
+        """Where the weights come from exact norms."""
+        return self.weights in ("auto", "norms")
+
     def state_dict(self) -> dict[str, Any]:
         """Whether, and for which trained parameters, the norms were found not to be had."""
         return {} if self._uncovered is None else {"uncovered": sorted(self._uncovered)}

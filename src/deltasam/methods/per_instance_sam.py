@@ -80,6 +80,11 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             )
         return self._engine.coverage
 
+    @property
+    def per_example(self) -> bool:
+        """Always."""
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """Which parameters are left unperturbed, and for which trained ones that was found."""
         return self._engine.state_dict()

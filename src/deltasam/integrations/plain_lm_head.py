@@ -1,0 +1,60 @@
+"""What TRL's fused head computes, from logits that are made in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
+
+_IGNORED = -100
+
+
+def add_plain_lm_head(model: Any) -> None:
+    """Answer ``model(..., fused_lm_head=True)`` by the model's own forward, in operations that can be looked into.
+
+    Args:
+        model: One that TRL gave a fused head, maybe with adapters. Nothing happens the second time.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base.forward, _PlainHead):
+        base.forward = _PlainHead(base.forward)
+
+
+class _PlainHead:
+    """A forward in place of the one that has a fused head.
+
+    Args:
+        forward: That one; without ``fused_lm_head`` it is the model's own.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self.__wrapped__ = forward  # its signature tells which columns of the data the model takes
+
+    def __call__(self, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        """As the model's forward; with ``fused_lm_head`` what the fused head would return."""
+        if not fused_lm_head:
+            return self._forward(*args, **kwargs)
+        labels, shifted, items = (kwargs.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch"))
+        output = self._forward(*args, **{**kwargs, "use_cache": False})
+        logits = output.logits if shifted is not None else output.logits[:, :-1]
+        return _read(logits, labels[:, 1:] if shifted is None else shifted, items, getattr(output, "aux_loss", None))
+
+
+def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -> Any:
+    counted = labels != _IGNORED
+    distribution = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_probs = distribution.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~counted, 0)
+    with torch.no_grad():
+        entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~counted, 0)
+    return FusedCausalLMOutput(
+        loss=-log_probs.sum() / (counted.sum().clamp(min=1) if items is None else items),
+        log_probs=log_probs,
+        entropy=entropy,
+        is_top1=distribution.argmax(-1) == labels,
+        label_mask=counted,
+        aux_loss=aux_loss,
+    )

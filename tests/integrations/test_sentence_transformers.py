@@ -1,0 +1,145 @@
+"""The Sentence Transformers trainer with a method, also where examples meet in the loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deltasam
+import tiny_trainers as tiny
+from deltasam import reference
+
+st = pytest.importorskip("sentence_transformers")
+datasets = pytest.importorskip("datasets")
+from sentence_transformers.base.losses import column_merging_disabled  # noqa: E402
+from sentence_transformers.base.modules import Transformer  # noqa: E402
+from sentence_transformers.sentence_transformer import losses as st_losses  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
+
+from deltasam.integrations.sentence_transformers import (  # noqa: E402
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+
+RHO = 0.1
+# As many as a batch has: the trainer shuffles them, and within one batch their order does not matter.
+FIRST = ["the film was good", "dull and a story", "bad", "the actor is fine"]
+SECOND = ["a good film", "dull", "the plot is bad and dull", "great actor"]
+THIRD = ["poor film", "fine", "a plot is lovely", "an awful actor"]
+SCORES = [0.9, 0.1, 0.4, 0.8]
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> Callable[[], Any]:
+    def make() -> Any:
+        body = Transformer(str(tiny_model))
+        model = st.SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model.double()
+
+    return make
+
+
+def data(loss: Any) -> dict[str, list[Any]]:
+    """The columns that a loss reads."""
+    more = {"score": SCORES} if loss is st_losses.CosineSimilarityLoss else {"third": THIRD}
+    return {"first": FIRST, "second": SECOND} | ({} if loss is Pairs else more)
+
+
+def train(folder: Path, model: Any, loss: Any, spec: str, **options: Any) -> SentenceTransformerTrainer:
+    args = SentenceTransformerTrainingArguments(**tiny.settings(folder, spec, max_steps=2, **options))
+    rows = datasets.Dataset.from_dict(data(loss))
+    trainer = SentenceTransformerTrainer(model, args, train_dataset=rows, loss=loss(model))
+    trainer.train()
+    return trainer
+
+
+class Pairs(st_losses.MultipleNegativesRankingLoss):
+    """In-batch negatives from two columns."""
+
+
+class Embedding(nn.Module):
+    """A sentence encoder that returns the embeddings and nothing else."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        return self.encoder(dict(features))["sentence_embedding"]
+
+
+def loss_through(call: Callable[..., Tensor], loss: nn.Module, features: Any, labels: Any) -> Tensor:
+    """The loss with something to call in place of its model."""
+    twin = copy.copy(loss)
+    twin.__dict__["_modules"] = {k: v for k, v in loss._modules.items() if k != "model"}
+    twin.__dict__["model"] = lambda features: {"sentence_embedding": call(features)}
+    with column_merging_disabled():
+        return twin(features, labels)
+
+
+def by_hand(model: Any, loss: Any, spec: str) -> Any:
+    """Two clipped steps, with the reference's gradient."""
+    model = copy.deepcopy(model).train()
+    columns = data(loss)
+    scores = columns.pop("score", None)
+    for number in range(2):
+        features = [model.preprocess(texts) for texts in columns.values()]
+        labels = None if scores is None else torch.tensor(scores)
+
+        def run(call: Callable[..., Any], features: Any = features, labels: Any = labels) -> Tensor:
+            return loss_through(call, loss(model), features, labels)
+
+        copies, w = reference.copies_function(Embedding(model), run)
+        if spec.startswith("per_instance"):
+            gradient, _ = reference.per_instance_sam_of_copies(copies, w, rho=RHO, groups=4)
+        else:
+            gradient = reference.sam(lambda v, copies=copies: copies([v])[None], w, rho=RHO)
+        scale = min(1.0, 0.5 / (float(reference.norm(gradient)) + 1e-6))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.sub_(0.1 * (1 - number / 2) * scale * gradient[f"encoder.{name}"])
+    return model
+
+
+@pytest.mark.parametrize("spec", [f"sam:rho={RHO}", f"per_instance_sam:rho={RHO}"])
+@pytest.mark.parametrize("loss", [Pairs, st_losses.MultipleNegativesRankingLoss, st_losses.CosineSimilarityLoss])
+def test_equals_the_loop_by_hand(loss: Any, spec: str, encoder: Any, tmp_path: Path) -> None:
+    """In-batch negatives: an example's gradient is the one through a copy of the weights of its own."""
+    trainer = train(tmp_path, encoder(), loss, spec)
+    tiny.assert_close(trainer.model, by_hand(encoder(), loss, spec), 1e-7)
+
+
+def test_the_parts_of_a_loss_are_logged_of_the_weights_as_they_are(encoder: Any, tmp_path: Path) -> None:
+    class Parts(nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, features: Any, labels: Any) -> dict[str, Tensor]:
+            a, b, _ = (self.model(f)["sentence_embedding"] for f in features)
+            return {"distance": (a - b).square().mean(), "size": (a + b).square().mean()}
+
+    entry = train(tmp_path, encoder(), Parts, f"sam:rho={RHO}").state.log_history[0]
+    assert entry["distance"] + entry["size"] == pytest.approx(entry["loss"], abs=1e-3)
+    assert entry["perturbed_loss"] > entry["loss"]
+
+
+def test_losses_per_example_are_refused(encoder: Any, tmp_path: Path) -> None:
+    """Examples meet in the loss, so there are none."""
+    with pytest.raises(ValueError, match="override example_losses in your trainer"):
+        train(tmp_path, encoder(), st_losses.MultipleNegativesRankingLoss, "delta_sam:weights=slopes")
+
+
+def test_the_other_methods(encoder: Any, tmp_path: Path) -> None:
+    for spec in ("erm", "asam:rho=0.5", "delta_sam:rho=0.1,weights=norms", "sam:rho=0.1@every=2"):
+        train(tmp_path, encoder(), st_losses.MultipleNegativesRankingLoss, spec)
+    assert {spec.partition(":")[0] for spec in tiny.SPECS} >= set(deltasam.method_names())

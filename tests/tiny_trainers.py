@@ -1,0 +1,164 @@
+"""Tiny models and data for the trainers, and the loop by hand that a trainer must agree with."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+import deltasam
+from deltasam import reference
+from deltasam.scheduled import Scheduled
+
+EXAMPLES, TOKENS, WORDS, LABELS = 4, 7, 30, 3
+# Every method, radii at which perturbing matters; and who shares a perturbation, a schedule, the other weights.
+SPECS = [
+    "erm",
+    "sam:rho=0.1",
+    "asam:rho=0.5",
+    "per_instance_sam:rho=0.1",
+    "per_instance_sam:rho=0.1,m=2",
+    "delta_sam:rho=0.1",
+    "delta_sam:rho=0.1,weights=slopes",
+    "sam:rho=0.1,share=rank",
+    "sam:rho=0.1,share=global",
+    "sam:rho=0.1@every=2",
+]
+
+
+class Classifier(BertForSequenceClassification):
+    """A BERT whose loss is a sum over the examples, divided by the number of them in the whole optimizer step."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        logits = super().forward(input_ids=input_ids, attention_mask=attention_mask).logits
+        items = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return SequenceClassifierOutput(loss=F.cross_entropy(logits, labels, reduction="sum") / items, logits=logits)
+
+
+def bert_config(**options: Any) -> BertConfig:
+    """One narrow layer, no dropout unless asked for."""
+    sizes = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": LABELS}
+    return BertConfig(**{**sizes, **plain, "intermediate_size": 32, "max_position_embeddings": 16, **options})
+
+
+def model(kind: type[nn.Module] = Classifier, **options: Any) -> Any:
+    """The same weights every time, in double precision."""
+    torch.manual_seed(0)
+    return kind(bert_config(**options)).double()
+
+
+def new_model() -> Any:
+    """For a trainer that wants to make its model itself."""
+    return model()
+
+
+def rows(count: int = 12, seed: int = 1) -> list[dict[str, Tensor]]:
+    """Random texts and labels; the last tokens of some are padding."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, TOKENS + 1, (count,), generator=g)
+    return [
+        {
+            "input_ids": torch.randint(0, WORDS, (TOKENS,), generator=g),
+            "attention_mask": (torch.arange(TOKENS) < n).long(),
+            "labels": torch.randint(0, LABELS, (), generator=g),
+        }
+        for n in lengths
+    ]
+
+
+def collate(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch."""
+    return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
+
+
+def settings(folder: Any, method: str, **options: Any) -> dict[str, Any]:
+    """Arguments for four steps of SGD over the rows in their order."""
+    plain = {
+        "output_dir": str(folder), "method": method, "max_steps": 4, "learning_rate": 0.1, "optim": "sgd",
+        "max_grad_norm": 0.5, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+        "disable_tqdm": True, "train_sampling_strategy": "sequential", "per_device_train_batch_size": EXAMPLES,
+    }  # fmt: skip
+    return {**plain, **options}
+
+
+def weights_of(trained: nn.Module) -> Tensor:
+    """All of them [p]."""
+    return torch.cat([p.detach().flatten() for p in trained.parameters()])
+
+
+def assert_close(actual: nn.Module, expected: nn.Module, tolerance: float) -> None:
+    """Relative to how long the weights are."""
+    a, b = weights_of(actual), weights_of(expected)
+    error = float((a - b).norm() / b.norm())
+    assert error <= tolerance, f"{error:.1e} is more than {tolerance:.0e}"
+
+
+def by_hand(
+    trained: nn.Module,
+    spec: str,
+    steps: Sequence[Sequence[Callable[[Callable[..., Any]], Tensor]]],
+    *,
+    lr: float = 0.1,
+    max_norm: float = 0.5,
+    noise: Sequence[list[Tensor]] = (),
+) -> nn.Module:
+    """Clipped gradient descent with a linear schedule on a copy of a model; the gradients are the reference's.
+
+    Args:
+        trained: Where it starts.
+        spec: The method.
+        steps: The micro-batches of each step.
+        lr: Of the first step.
+        max_norm: Gradients are clipped to it.
+        noise: What delta-SAM drew for each micro-batch.
+    """
+    trained, noise = copy.deepcopy(trained).train(), list(noise)
+    for number, runs in enumerate(steps):
+        gradient = step_gradient(trained, spec, runs, number, noise)
+        scale = min(1.0, max_norm / (float(reference.norm(gradient)) + 1e-6))
+        with torch.no_grad():
+            for name, p in trained.named_parameters():
+                if p.requires_grad:
+                    p.sub_(lr * (1 - number / len(steps)) * scale * gradient[name])
+    return trained
+
+
+def step_gradient(trained: nn.Module, spec: str, runs: Any, number: int, noise: list[list[Tensor]]) -> Any:
+    """The gradient of one optimizer step."""
+    parts = [reference.losses_function(trained, run) for run in runs]
+    w = parts[0][1]
+    method = deltasam.make_method(spec, nn.Linear(1, 1))
+    factor = 1.0
+    if isinstance(method, Scheduled):
+        factor, method = float(number % 2 == 0), method.method
+    values = {k: getattr(method, k) for k in deltasam.hyperparameters(type(method))}
+    if "rho" in values:
+        values["rho"] *= factor
+    if values.get("share", "micro-batch") != "micro-batch":
+        parts = [(together(parts), w)]
+    if values.get("weights") == "auto":
+        values["weights"] = "norms"
+    function = getattr(reference, method.name) if factor else reference.erm
+    known = inspect.signature(function).parameters
+    total = {name: torch.zeros_like(v) for name, v in w.items()}
+    for losses, _ in parts:
+        if "noise" in known:
+            values["noise"] = noise.pop(0) if noise else [torch.zeros_like(v) for v in w.values()]
+        for name, g in function(losses, w, **{k: v for k, v in values.items() if k in known}).items():
+            total[name] += g
+    return total
+
+
+def together(parts: Sequence[tuple[reference.Losses, reference.Weights]]) -> reference.Losses:
+    """The one loss of micro-batches whose losses add up."""
+    return lambda w: torch.stack([losses(w).mean() for losses, _ in parts]).sum()[None]

@@ -322,6 +322,7 @@ def _(spec: str, folder: Path) -> reference.Weights:
 @stack("Lightning", task=HALVES)
 def _(spec: str, folder: Path) -> reference.Weights:
     import lightning as L
+
     from deltasam.integrations.lightning import MethodCallback
 
     class Module(L.LightningModule):
@@ -350,5 +351,6 @@ def _(spec: str, folder: Path) -> reference.Weights:
         default_root_dir=folder,
         callbacks=[MethodCallback(spec)],
     )
-    trainer.fit(module, [batch for parts in task.batches(2) for batch in parts])
+    batches = [batch for parts in task.batches(2) for batch in parts]
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     return task.trained_weights(module.net)

@@ -96,10 +96,10 @@ def _marked(word: str, cell: Cell, notes: list[str]) -> str:
 
 
 def main() -> None:
-    """Print the page."""
+    """Write the page."""
     torch.set_num_threads(1)
     cells = {stack: {spec: cell_in_this_process(stack, spec) for spec in task.SPECS} for stack in STACKS}
-    print(rendered({**cells, **cells_in_two_processes()}), end="")
+    DOCUMENT.write_text(rendered({**cells, **cells_in_two_processes()}), encoding="utf-8")
 
 
 if __name__ == "__main__":

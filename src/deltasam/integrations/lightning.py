@@ -34,7 +34,7 @@ except ModuleNotFoundError as error:
     raise missing("lightning", error) from error
 
 
-class MethodCallback(Callback):  # type: ignore[misc]  # of an unknown type: the library is optional
+class MethodCallback(Callback):
     """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.
 
     Every ``log_every_n_steps`` the step's metrics are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ...,

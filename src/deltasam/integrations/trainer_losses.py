@@ -86,7 +86,7 @@ def _made_to(
     """The losses of a way [n], if divided and scaled they have the trainer's loss as their mean."""
     for divisor in (count,) if items is None else (count, items):
         for scale in scales:
-            losses = parts * (len(parts) * scale / divisor)
+            losses = parts * (len(parts) * scale) / torch.as_tensor(divisor).to(parts)  # an integer would be float32
             if _close(losses.detach().mean(), loss.detach(), loss.dtype) and _same_gradient(losses.mean(), loss, head):
                 return losses.to(loss.dtype)
     return None

@@ -5,8 +5,8 @@
 
 All take the same steps (forward and backward passes, clipping, AdamW, a linear schedule) on models of their own. They
 take turns, a step each, so a machine that slows down slows them all. What a trainer itself adds shows where nothing is
-perturbed: beside ``Trainer`` of transformers as it is. Printed are medians, and medians of ratios within a round, of the
-seconds that went by and of those computed; where others use the machine, only the latter tell anything.
+perturbed: beside ``Trainer`` of transformers as it is. Printed are medians, and medians of ratios within a round, of
+the seconds that went by and of those computed; where others use the machine, only the latter tell anything.
 """
 
 from __future__ import annotations

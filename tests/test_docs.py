@@ -48,9 +48,20 @@ def namespace(block: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def trainer_names(block: str) -> dict[str, Any]:
+    """What the pages on trainers train: a tiny BERT on random texts."""
+    if "integrations.hf" not in block:
+        return {}
+    import tiny_trainers as tiny
+
+    return {"model": tiny.model(), "model_init": tiny.new_model, "train_dataset": tiny.rows()}
+
+
 @pytest.mark.parametrize("block", BLOCKS)
-def test_block_runs(block: str) -> None:
-    names = namespace(block)
+@pytest.mark.filterwarnings("ignore:DeltaSAM.*rounding")
+def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = namespace(block) | trainer_names(block)
     before = [p.detach().clone() for p in names["model"].parameters()]
     known = set(deltasam.Method.registry)
     try:

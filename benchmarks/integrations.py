@@ -31,7 +31,7 @@ from deltasam.integrations import hf
 from deltasam.integrations.accelerate import AccelerateRuntime
 
 Rows = list[dict[str, Tensor]]
-PLAIN = "transformers.Trainer"
+PLAIN = "plain Trainer"
 
 
 def rows_of(examples: int, tokens: int) -> Rows:

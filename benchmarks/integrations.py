@@ -31,7 +31,7 @@ from deltasam.integrations import hf
 from deltasam.integrations.accelerate import AccelerateRuntime
 
 Rows = list[dict[str, Tensor]]
-PLAIN = "transformers.Trainer"
+PLAIN = "plain Trainer"
 
 
 def rows_of(examples: int, tokens: int) -> Rows:
@@ -42,7 +42,7 @@ def rows_of(examples: int, tokens: int) -> Rows:
 
 def parts(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer and the schedule that the trainer makes."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)  # as the trainers
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, 0, 1000)
 
 

@@ -160,3 +160,10 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
     AccelerateRuntime(fake(distributed_type=DistributedType.FSDP, is_fsdp2=True))
     with pytest.raises(NotImplementedError, match=message):
         AccelerateRuntime(fake(**changes))
+
+
+def test_the_ascent_is_of_the_scaled_loss_too() -> None:
+    """In float16 small gradients would be 0 in the first pass already."""
+    w = torch.ones((), requires_grad=True)
+    runtime = AccelerateRuntime(fake(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0)))
+    assert runtime.grad(3 * w, [w]) == [torch.tensor(3 * 1024.0)]

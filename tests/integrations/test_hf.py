@@ -336,6 +336,23 @@ def test_a_trainer_of_ones_own(tmp_path: Path) -> None:
     tiny.assert_close(trainer.model, tiny.by_hand(tiny.model(), "sam:rho=0.1", steps), 1e-9)
 
 
+def test_labels_that_the_trainer_takes_out_are_there_in_the_next_pass(tmp_path: Path) -> None:
+    """Label smoothing removes them from the inputs, here from the very ones that were given."""
+
+    class Unprepared(Trainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return inputs
+
+    def trained(kind: type[Trainer]) -> nn.Module:
+        args = TrainingArguments(**tiny.settings(tmp_path, "sam:rho=0.1", label_smoothing_factor=0.1))
+        model = tiny.model(transformers.BertForSequenceClassification)
+        trainer = kind(model, args, train_dataset=tiny.rows())
+        trainer.train()
+        return trainer.model
+
+    tiny.assert_close(trained(Unprepared), trained(Trainer), 0)
+
+
 def test_a_step_before_training_is_an_error(tmp_path: Path) -> None:
     trainer = Trainer(tiny.model(), TrainingArguments(**tiny.settings(tmp_path, "sam")))
     with pytest.raises(RuntimeError, match="before the optimizer"):

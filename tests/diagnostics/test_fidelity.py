@@ -217,7 +217,11 @@ def test_radius_of_a_spec(spec: str, expected: str) -> None:
 def test_specs_get_the_radius_and_methods_keep_theirs(model: nn.Module) -> None:
     methods = ["sam", "sam:rho=0.1", deltasam.SAM(model, rho=0.2)]
     results = fidelity(model, closure_on(model), methods, rho=RHO)
-    assert [r.method for r in results] == ["sam:rho=0.3", "sam:rho=0.1", "sam:rho=0.2"]
+    assert [r.method.replace(",share=micro-batch", "") for r in results] == [
+        "sam:rho=0.3",
+        "sam:rho=0.1",
+        "sam:rho=0.2",
+    ]
     assert [r.mean.distance for r in results] == [pytest.approx(x / RHO) for x in (0.3, 0.1, 0.2)]
 
 

@@ -115,6 +115,8 @@ import torch
 torch.set_num_threads(1)
 import test_hf_resume as tests
 from pathlib import Path
+
+pytestmark = pytest.mark.xdist_group("resume")
 gc.freeze()
 for spec, kind in tests.cases():
     if (child := os.fork()) == 0:

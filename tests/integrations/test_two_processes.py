@@ -16,6 +16,8 @@ from torch import Tensor
 import tiny_trainers as tiny
 from deltasam.integrations.hf import Trainer, TrainingArguments
 
+pytestmark = pytest.mark.xdist_group("distributed")
+
 # What does not depend on how the batch is cut, and what has a perturbation for each process.
 APART = ["erm", "per_instance_sam:rho=0.1", "sam:rho=0.1,share=global", "asam:rho=0.5,share=global"]
 OWN = ["sam:rho=0.1", "sam:rho=0.1,share=rank", "delta_sam:rho=0.1,weights=slopes"]

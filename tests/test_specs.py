@@ -87,14 +87,18 @@ def test_unknown_specs_are_not_shortened(spec: str) -> None:
 def test_short_specs_are_told_apart(model: nn.Module) -> None:
     """What a short spec leaves out can be filled in again, so no two methods have the same."""
     values = {"rho": (0, 0.005, 0.02, 0.5), "eta": (0.01, 1), "sigma": (0.001, 1), "weights": ("auto", "norms"),
-              "m": (1, 2), "unsupported": ("error", "loop")}  # fmt: skip
-    specs = set()
+              "m": (1, 2), "unsupported": ("error", "loop"), "share": ("micro-batch", "global")}  # fmt: skip
+    specs = {
+        deltasam.make_method(f"sam:rho={rho}@{when}", model).spec
+        for rho in (0.02, 1)
+        for when in ("every=2", "last=0.5")
+    }
     for name in ("erm", "sam", "asam", "delta_sam", "per_instance_sam"):
         names = hyperparameters(Method.registry[name])
         for choice in itertools.product(*(values[n] for n in names)):
             spec = f"{name}:" + ",".join(f"{n}={v}" for n, v in zip(names, choice, strict=True))
             specs.add(deltasam.make_method(spec, model).spec)
-    assert len({short_spec(spec) for spec in specs}) == len(specs) == 1 + 4 + 8 + 16 + 16
+    assert len({short_spec(spec) for spec in specs}) == len(specs) == 4 + 1 + 8 + 16 + 32 + 16
     assert all(deltasam.make_method(short_spec(spec), model).spec == spec for spec in specs)
 
 

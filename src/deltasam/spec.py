@@ -39,11 +39,12 @@ def short_spec(spec: str) -> str:
     Args:
         spec: As ``Method.spec`` gives it. Of a method that is not registered here, nothing is left out.
     """
-    name, _, arguments = spec.partition(":")
+    plain, at, schedules = spec.partition("@")
+    name, _, arguments = plain.partition(":")
     cls = Method.registry.get(name)
     defaults = {f"{k}={v}" for k, v in hyperparameters(cls).items()} if cls else set()
     kept = ",".join(a for a in arguments.split(",") if a not in defaults)
-    return f"{name}:{kept}" if kept else name
+    return (f"{name}:{kept}" if kept else name) + at + schedules
 
 
 def make_method(spec: str, model: nn.Module) -> Method:

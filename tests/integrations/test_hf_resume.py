@@ -20,6 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 import tiny_trainers as tiny
 from deltasam.integrations.hf import STATE, Trainer, TrainingArguments
 
+pytestmark = pytest.mark.xdist_group("resume")
+
 SPECS = [*tiny.SPECS, "per_instance_sam:rho=0.1,unsupported=skip", "sam:rho=0.1@warmup=3@decay=0.2"]
 UNCOVERED = ["delta_sam:rho=0.1", "per_instance_sam:rho=0.1,unsupported=skip"]
 """On a model with a weight that is not covered, these find out at the first step what later steps rely on."""
@@ -115,8 +117,6 @@ import torch
 torch.set_num_threads(1)
 import test_hf_resume as tests
 from pathlib import Path
-
-pytestmark = pytest.mark.xdist_group("resume")
 gc.freeze()
 for spec, kind in tests.cases():
     if (child := os.fork()) == 0:

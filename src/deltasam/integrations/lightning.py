@@ -50,11 +50,22 @@ class MethodCallback(Callback):
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        self.method: Method | None = None
+        self._method: Method | None = None
         self._saved: dict[str, Any] | None = None
         self._loop: Any = None
         self._waiting: list[_MicroBatch] = []
         self._metrics: dict[str, Tensor] = {}
+
+    @property
+    def method(self) -> Method:
+        """The method of the fit that is on.
+
+        Raises:
+            RuntimeError: None has begun.
+        """
+        if self._method is None:
+            raise RuntimeError("the callback makes its method when trainer.fit() begins")
+        return self._method
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the method.
@@ -65,7 +76,7 @@ class MethodCallback(Callback):
         if stage == "fit":
             _refuse(trainer, pl_module)
             self._saved = None
-            self.method = make_method(self.spec, _TrainingStep(pl_module))
+            self._method = make_method(self.spec, _TrainingStep(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the closures; only now are optimizer and checkpoint loaded.
@@ -73,7 +84,6 @@ class MethodCallback(Callback):
         Raises:
             NotImplementedError: DDP has a static graph.
         """
-        assert self.method is not None
         if getattr(trainer.strategy.model, "static_graph", False):
             raise NotImplementedError(
                 "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and "
@@ -106,7 +116,7 @@ class MethodCallback(Callback):
         """The method's, for Lightning's checkpoints."""
         if self._saved is not None:
             return self._saved
-        return {} if self.method is None else self.method.state_dict()
+        return {} if self._method is None else self._method.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until training starts."""
@@ -119,7 +129,6 @@ class MethodCallback(Callback):
 
     def _take_over(self, trainer: Trainer, kwargs: dict[str, Any], closure: Any) -> Any:
         """The closure of one micro-batch, with the method in it."""
-        assert self.method is not None
         if closure._backward_fn is None:  # weight averaging runs forwards only, for the buffers
             return closure
         if closure._zero_grad_fn is not None:  # the first of a step
@@ -136,7 +145,6 @@ class MethodCallback(Callback):
 
     @torch.enable_grad()
     def _run(self, trainer: Trainer, together: list[_MicroBatch], backward: Callable[[Tensor], None]) -> Any:
-        assert self.method is not None
         try:
             with _runtime(trainer, backward, len(together)) as runtime:
                 step = self.method.backward(together, runtime=runtime)

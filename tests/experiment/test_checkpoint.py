@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import deltasam
 from deltasam.data import TextData
 from deltasam.errors import UserError
 from deltasam.experiment.checkpoint import resume_run, save_checkpoint, save_when_due
@@ -30,8 +31,10 @@ def numbers(result: RunResult) -> str:
     return repr(dataclasses.replace(result, steps=steps, seconds_per_step=0.0, peak_memory_mib=None))
 
 
-@pytest.mark.parametrize("every", [0, 1, 4], ids=["each epoch", "each step", "each 4 steps"])
-@pytest.mark.parametrize("method", ["erm", "delta_sam:rho=0.1"])
+METHODS = [*deltasam.method_names(), "delta_sam:weights=slopes", "sam@every=3", "per_instance_sam@last=0.5@warmup=10"]
+
+
+@pytest.mark.parametrize(("method", "every"), [("erm", 0), ("delta_sam", 1), *((method, 4) for method in METHODS)])
 def test_resumed_equals_unbroken(data: TextData, config: TrainConfig, tmp_path: Path, method: str, every: int) -> None:
     whole = Run(data, config, method, 0)
     expected = train_run(whole, on_step=lambda run: None, on_evaluation=lambda run: None)

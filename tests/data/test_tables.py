@@ -153,7 +153,7 @@ def test_unsupported_file_type(write, complaint):
         ("a.tsv", "text\tlabel"),
         ("a.jsonl", "\n"),
         ("a.json", "[]"),
-        ("a.csv.gz", gzip.compress(b"")),
+        ("a.csv.gz", gzip.compress(b"", mtime=0)),
         ("a.parquet", as_bytes(pd.DataFrame({"text": [], "label": []}), "parquet")),
     ],
 )

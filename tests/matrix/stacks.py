@@ -319,6 +319,47 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return task.trained_weights(trainer.model)
 
 
+def tiny_tokenizer() -> Any:
+    """Twenty words, of which the first pads."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w19"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w18", unk_token="w19")
+
+
+def texts() -> list[list[int]]:
+    """Rows of tokens of different lengths."""
+    return [row["input_ids"][row["attention_mask"].bool()].tolist() for row in task.rows()]
+
+
+def text_batches(micro: int) -> list[list[task.Batch]]:
+    """The micro-batches of each step: every token but a text's first is predicted and counts the same."""
+    steps = [[dict(part) for part in parts] for parts in task.batches(micro)]
+    for parts in steps:
+        for part in parts:
+            part["labels"] = part["input_ids"].masked_fill(part["attention_mask"] == 0, -100)
+        tokens = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
+        for part in parts:
+            part |= {"tokens": tokens, "micro": torch.tensor(micro)}
+    return steps
+
+
+# Its fused head computes in float32, and slopes are differences of such losses.
+@stack("TRL SFTTrainer", task=Task(tiny_llama, following_losses, text_batches(2)), tolerance=1e-3)
+def _(spec: str, folder: Path) -> reference.Weights:
+    from datasets import Dataset
+
+    from deltasam.integrations.trl import SFTConfig, SFTTrainer
+
+    options = {"max_length": 16, "bf16": False, "gradient_checkpointing": False, "dataset_num_proc": None}
+    arguments = SFTConfig(method=spec, **trainer_options(folder, 2), **options)
+    data = Dataset.from_dict({"input_ids": texts()})
+    trainer = SFTTrainer(tiny_llama(), arguments, train_dataset=data, processing_class=tiny_tokenizer())
+    trainer.train()
+    return task.trained_weights(trainer.model)
+
+
 @stack("Lightning", task=HALVES)
 def _(spec: str, folder: Path) -> reference.Weights:
     import lightning as L

@@ -45,7 +45,7 @@ def by_hand() -> dict[str, reference.Weights]:
 def test_another_method_would_be_seen(by_hand: dict[str, reference.Weights]) -> None:
     """Trained by any other method, the weights are farther off than a stack may be; even one that rounds, from ERM."""
     start = task.make_model()
-    exact, rounding = 1e-3, 0.05
+    exact, rounding = 5e-3, 0.05
     for spec, other in itertools.combinations(task.SPECS, 2):
         limit = rounding if spec == "erm" else exact
         assert task.error(by_hand[other], by_hand[spec], start) > limit, (spec, other)

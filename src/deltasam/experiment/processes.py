@@ -8,6 +8,7 @@ for another that is gone.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar, cast
@@ -43,15 +44,30 @@ def joined() -> Iterator[None]:
     if new:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield
-        gather(None)  # the last may still refuse something
-    except RefusedError:
-        raise
-    except UserError as error:
-        _exchange(None, refusal=str(error))
+        with _ending_together():
+            yield
+            gather(None)  # the last may still refuse something
     finally:
         if new:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Tell the others what this process refuses, and let each end by itself, with its own exit code.
+
+    torchrun would end the others as soon as the first is gone, before they have said why.
+    """
+    try:
+        try:
+            yield
+        except RefusedError:
+            raise
+        except UserError as error:
+            _exchange(None, refusal=str(error))
+    except RefusedError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from deltasam import make_method
+from deltasam import collectives, make_method
 from deltasam.cli.app import app
 from deltasam.data import load_data
 from deltasam.data.dataset import TextData
@@ -184,7 +184,7 @@ PER_PROCESS = ["sam:rho=0.1", "asam:rho=0.1", "delta_sam:rho=0.1"]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shared_model._BUCKET = 1000  # the model is small: gradients are to fill several
+    collectives._BUCKET = 1000  # the model is small: gradients are to fill several
     folder, port, *files = sys.argv[1:]
     code = kill(Path(folder), port, 6, commands(files[0], files[2])[0])
     with processes.joined():

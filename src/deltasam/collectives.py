@@ -12,22 +12,24 @@ _BUCKET = 1 << 23
 """Elements that are sent at a time."""
 
 
-def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Iterator[Tensor]:
     """The mean of each tensor over the processes of a group; the tensors themselves where there is one process.
+
+    One bucket after the other, so that who uses a mean at once needs no memory for all of them.
 
     Args:
         tensors: As many, of the same shapes, in every process.
         group: The processes; None: all there are.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return list(tensors)
-    result: list[Tensor] = []
+        yield from tensors
+        return
     for bucket in _buckets(tensors):
         flat = torch.cat([t.flatten() for t in bucket])
         dist.all_reduce(flat, group=group)
         flat.div_(dist.get_world_size(group))
-        result += [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
-    return result
+        parts = flat.split([t.numel() for t in bucket])
+        yield from (part.view(t.shape) for part, t in zip(parts, bucket, strict=True))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -6,9 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deltasam.collectives import mean_over_processes
 from deltasam.experiment import processes
-
-_BUCKET = 1 << 23  # elements that are averaged in one go
 
 
 def start_as_main(model: nn.Module) -> None:
@@ -53,15 +52,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _average(tensors: list[Tensor]) -> None:
-    buckets: list[list[Tensor]] = []
-    for tensor in tensors:
-        last = buckets[-1] if buckets else []
-        if not last or last[0].dtype != tensor.dtype or sum(t.numel() for t in last) + tensor.numel() > _BUCKET:
-            buckets.append([])
-        buckets[-1].append(tensor)
-    for bucket in buckets:
-        total = torch.cat([t.flatten() for t in bucket])
-        with processes.connected():
-            dist.all_reduce(total)
-        means = (total / processes.count()).split([t.numel() for t in bucket])
-        torch._foreach_copy_(bucket, [m.view_as(t) for m, t in zip(means, bucket, strict=True)])
+    with processes.connected():
+        for tensor, mean in zip(tensors, mean_over_processes(tensors), strict=True):
+            tensor.copy_(mean)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deltasam.spec import short_spec
+from deltasam.experiment.launchers import run_name
 
 if TYPE_CHECKING:
     from deltasam.experiment.launchers import Cell, Standing
@@ -32,7 +32,7 @@ class RunProgress(_Bars):
     def begin(self, run: Run) -> None:
         """Show a run that is about to take its first, or next, step."""
         self.reset(self._steps, total=run.total_steps, completed=len(run.steps), note="")
-        self.update(self._steps, description=_title((run.seed, run.method.spec)))
+        self.update(self._steps, description=run_name((run.seed, run.method.spec)))
 
     def advance_step(self, run: Run) -> None:
         """Show the step just taken."""
@@ -60,15 +60,10 @@ class GridProgress(_Bars):
         self._shares[cell] = 1.0 if standing.finished else standing.steps / standing.total
         self.update(self._runs, completed=self._done + sum(self._shares.values()))
         if cell not in self._lines:
-            self._lines[cell] = self.add_task(_title(cell), note="")
+            self._lines[cell] = self.add_task(run_name(cell), note="")
         self.update(self._lines[cell], total=standing.total, completed=standing.steps, note=_note(standing.loss))
         if standing.finished:
             self.remove_task(self._lines.pop(cell))
-
-
-def _title(cell: Cell) -> str:
-    seed, method = cell
-    return f"{short_spec(method)} seed {seed}"
 
 
 def _note(loss: float | None) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from deltasam.errors import UserError
 from deltasam.experiment.launchers.in_sequence import InSequence
-from deltasam.experiment.launchers.launcher import Cell, Launcher, Standing, Watch
+from deltasam.experiment.launchers.launcher import Cell, Launcher, Standing, Watch, run_name
 
-__all__ = ["Cell", "InSequence", "Launcher", "Standing", "Watch", "find_launcher"]
+__all__ = ["Cell", "InSequence", "Launcher", "Standing", "Watch", "find_launcher", "run_name"]
 
 
 def find_launcher(name: str, workers: int | None, *, gpu: bool) -> Launcher:

@@ -6,12 +6,20 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from deltasam.spec import short_spec
+
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
     from deltasam.experiment.training import Run
 
 Cell = tuple[int, str]
 """Seed and method of a run: what tells the runs of a grid apart."""
+
+
+def run_name(cell: Cell) -> str:
+    """What to call a run."""
+    seed, method = cell
+    return f"{short_spec(method)} seed {seed}"
 
 
 @dataclass(frozen=True)

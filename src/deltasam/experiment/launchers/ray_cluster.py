@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from deltasam.errors import UserError
-from deltasam.experiment.launchers.launcher import Cell, Standing, Watch, Work
-from deltasam.experiment.launchers.worker import Done, Failed, Losses, Warned, do_apart, run_name
+from deltasam.experiment.launchers.launcher import Cell, Standing, Watch, Work, run_name
+from deltasam.experiment.launchers.worker import Done, Failed, Losses, Warned, do_apart
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult

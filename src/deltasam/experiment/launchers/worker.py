@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deltasam.errors import UserError
-from deltasam.experiment.launchers.launcher import Cell, Watch, Work
-from deltasam.spec import short_spec
+from deltasam.experiment.launchers.launcher import Cell, Watch, Work, run_name
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
@@ -105,12 +104,6 @@ class Losses:
                 f"--workers or a smaller --batch-size; what is finished is kept, the same command goes on"
             )
         warnings.warn(f"{name}: the process at work on it died ({reason}); it is done again", RuntimeWarning, 3)
-
-
-def run_name(cell: Cell) -> str:
-    """What to call a run."""
-    seed, method = cell
-    return f"{short_spec(method)} seed {seed}"
 
 
 def _portable(error: Exception) -> Exception:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from deltasam.method import Method, Step
-from deltasam.outputs import loss_of
+from deltasam.methods.erm import ERM
 from deltasam.passes import Passes
 from deltasam.schedules import Schedule
 
@@ -33,7 +33,7 @@ class Scheduled(Method):
             raise ValueError(f"{method.spec} has no radius, so it can have no schedule")
         self.method, self.schedules = method, tuple(schedules)
         self.name = method.name
-        self._store = method._store
+        self._store, self._plain = method._store, ERM(method.model)
         self._steps, self._total = 0, 0
         self._following: RemovableHandle | None = None
 
@@ -98,7 +98,7 @@ class Scheduled(Method):
             return self.method._fill_from(micro_batches)
 
     def _fill(self, passes: Passes) -> Step:
-        return Step(passes.backward(loss_of(passes.only())))
+        return self._plain._fill(passes)
 
     @contextmanager
     def _scaled(self, factor: float) -> Iterator[None]:

@@ -84,7 +84,7 @@ class SharedAscent(Method):
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
         if self.share == "micro-batch":
-            return Step.together([self._fill_together([passes]) for passes in micro_batches])
+            return super()._fill_from(micro_batches)
         return self._fill_together(micro_batches)
 
     def _fill(self, passes: Passes) -> Step:

@@ -19,14 +19,12 @@ lint: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/cost.py
 
-$(VENV)/.demo: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,demo]'
-	@touch $@
+$(VENV)/.demo: EXTRAS := cli,demo
+$(VENV)/.installed: EXTRAS := cli,demo,dev
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

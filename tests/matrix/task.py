@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import deltasam
+import tiny_trainers as tiny
 from deltasam import reference
 from deltasam.guards import WeightStore
 
@@ -92,13 +93,11 @@ class Task:
         model: Makes the model.
         losses: One per example, with something to call in place of the model.
         batches: The micro-batches of each step.
-        copies: Whether examples meet in the loss, so that each has a copy of the weights.
     """
 
     model: Callable[[], nn.Module] = make_model
     losses: Callable[[Callable[..., Any], Any], Tensor] = losses
     batches: Sequence[Sequence[Any]] = ()
-    copies: bool = False
 
 
 def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -130,31 +129,11 @@ def by_hand(spec: str, task: Task) -> reference.Weights:
 def gradient_by_hand(
     spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any]
 ) -> reference.Weights:
-    """The gradient of one step."""
-    plain, _, every = spec.partition("@every=")
-    method = deltasam.make_method(plain, nn.Linear(1, 1))
-    if every and step % int(every):
-        method = deltasam.ERM(nn.Linear(1, 1))
-    parts = [reference.losses_function(model, lambda call, b=b: task.losses(call, b))[0] for b in micro_batches]
-    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
-    if getattr(method, "share", "micro-batch") != "micro-batch":  # the ascents are added up before the weights move
-        parts = [lambda w, parts=parts: torch.cat([part(w) for part in parts])]
-    if task.copies and method.name == "per_instance_sam":
-        return _with_copies(model, task, micro_batches)
-    gradients = [getattr(reference, method.name)(part, weights, **_settings(method, weights)) for part in parts]
-    return {n: sum(g[n] for g in gradients) / len(gradients) for n in weights}
-
-
-def _settings(method: deltasam.Method, weights: reference.Weights) -> dict[str, Any]:
-    known = deltasam.hyperparameters(type(method))
-    settings = {k: getattr(method, k) for k in known if k not in ("share", "unsupported")}
-    return settings | ({"noise": noise(weights.values())} if "sigma" in known else {})
-
-
-def _with_copies(model: nn.Module, task: Task, micro_batches: Sequence[Any]) -> reference.Weights:
-    (batch,) = micro_batches
-    of_copies, weights = reference.copies_function(model, lambda call: task.losses(call, batch))
-    return reference.per_instance_sam_of_copies(of_copies, weights, rho=RHO, groups=ROWS)[0]
+    """The gradient of one step; micro-batches that are apart all draw the same noise."""
+    count = len(micro_batches)
+    runs = [lambda call, b=b: task.losses(call, b) / count for b in micro_batches]
+    drawn = noise(p for p in model.parameters() if p.requires_grad)
+    return tiny.step_gradient(model, spec, runs, step, [drawn] * count)
 
 
 def noise(params: Any) -> list[Tensor]:

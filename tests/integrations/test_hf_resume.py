@@ -19,6 +19,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import tiny_trainers as tiny
 from deltasam.integrations.hf import STATE, Trainer, TrainingArguments
+from hidden_product import Hidden
 
 pytestmark = pytest.mark.xdist_group("resume")
 
@@ -38,20 +39,6 @@ class Opaque(tiny.Classifier):
         logits = Hidden.apply(super().forward(input_ids, attention_mask, labels).logits, self.strange)
         losses = F.cross_entropy(logits, labels, reduction="sum")
         return SequenceClassifierOutput(loss=losses / kwargs["num_items_in_batch"], logits=logits)
-
-
-class Hidden(torch.autograd.Function):
-    """A product that cannot be looked into."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return x * w
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        x, w = ctx.saved_tensors
-        return g * w, (g * x).sum(0)
 
 
 class Stop(transformers.TrainerCallback):

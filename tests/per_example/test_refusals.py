@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import deltasam
 import per_instance
+from hidden_product import Hidden
 from per_instance import RHO, Losses, everything, expected, same, take
 
 Problem = tuple[nn.Module, Losses]
@@ -58,20 +59,6 @@ class Recurrent(nn.Module):
 
 def lstm() -> Problem:
     return of_tokens(Recurrent())
-
-
-class Hidden(torch.autograd.Function):
-    """A product that PyTorch's functions do not show."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return x * w
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        return gradients[0] * w, (gradients[0] * x).sum(0)
 
 
 class Custom(nn.Module):

@@ -10,15 +10,26 @@ from pathlib import Path
 from typing import Any
 
 
-def launch(script: Path, *arguments: object, processes: int = 2, timeout: float = 240) -> Any:
-    """What the processes' first one prints as its last line, read as JSON."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command += [str(script), *map(str, arguments)]
+def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Two processes, with one thread each, that find the modules that are found here."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "COLUMNS": "200"}
+    command += map(str, arguments)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+
+
+def launch(script: Path, *arguments: object) -> str:
+    """What a script prints in two processes. They must end well."""
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+        done = torchrun(script, *arguments)
         # Without a Python error of the script its start or end failed (a port that another program took): once more.
         if done.returncode == 0 or f'File "{script}"' in done.stderr:
             break
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return done.stdout
+
+
+def told(script: Path) -> Any:
+    """What a script's first process prints as its last line, read as JSON."""
+    return json.loads(launch(script).strip().splitlines()[-1])

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from distributed import gradients
-from distributed.launch import launch
+from distributed.launch import told
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    return launch(Path(__file__).with_name("gradients.py"))
+    return told(Path(__file__).with_name("gradients.py"))
 
 
 @pytest.mark.parametrize("spec", gradients.SPECS)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -27,6 +25,7 @@ from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.device import own_device
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.training import Run
+from distributed.launch import torchrun
 
 pytestmark = pytest.mark.xdist_group("processes")  # one worker starts them all: see --dist loadgroup in the Makefile
 
@@ -35,14 +34,6 @@ def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
-    done = [*command, *map(str, arguments)]
-    return subprocess.run(done, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")

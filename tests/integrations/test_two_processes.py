@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 import tiny_trainers as tiny
 from deltasam.integrations.hf import Trainer, TrainingArguments
+from distributed.launch import launch
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -48,14 +48,7 @@ def main(folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    paths = [Path(__file__).parent, Path(tiny.__file__).parent]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])}
-    code = f"import sys; sys.argv = ['x']; import test_two_processes as t; t.main({str(folder)!r})"
-    script = folder / "main.py"
-    script.write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    run = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
+    launch(Path(__file__), folder)
     return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(2)]
 
 
@@ -83,3 +76,7 @@ def test_equals_one_process_with_the_whole_batch(spec: str, ranks: list[Any], tm
 @pytest.mark.parametrize("spec", OWN)
 def test_a_perturbation_of_each_process_is_another_method(spec: str, ranks: list[Any], tmp_path: Path) -> None:
     assert close(ranks[0][spec][0], tiny.weights_of(train(str(tmp_path), spec, 8, 1).model)) > 1e-6
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from distributed.launch import launch
+from distributed.launch import told
 from matrix import task, two_processes
 from matrix.stacks import STACKS
 
@@ -46,7 +46,7 @@ def cell_in_this_process(stack: str, spec: str) -> Cell:
 
 def cells_in_two_processes() -> dict[str, dict[str, Cell]]:
     """Every stack with several processes, every method."""
-    return launch(Path(two_processes.__file__))
+    return told(Path(two_processes.__file__))
 
 
 def verdict(stack: str, cell: Cell) -> str:

@@ -7,6 +7,7 @@ for another that is gone.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,9 @@ def joined() -> Iterator[None]:
         return
     new = not together()
     if new:
+        # A module of PyTorch's has the group as a default argument if it is imported after this, as transformers would
+        # import it. The group then outlives its end, and a thread of it may abort the process on the way out.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         with _ending_together():

@@ -1,0 +1,16 @@
+"""Processes that have parted end well."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from distributed.launch import told
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads of a process from /proc")
+def test_no_thread_is_left() -> None:
+    assert told(Path(__file__).with_name("leaving.py")) == 0

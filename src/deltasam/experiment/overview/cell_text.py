@@ -54,20 +54,26 @@ def row_title(metrics: tuple[str, ...], name: str) -> str:
 
 def footers(overview: Overview) -> list[tuple[str, list[str]]]:
     """The last rows: title, and a text for every method."""
-    whole = len(overview.whole_rows)
     costs = ("cost", [rounding.ratio(c.cost) for c in overview.columns])
     if len(overview.rows) == 1:
         return [costs]
+    tasks = of_tasks(overview)
     return [
-        (f"average of {whole}", [average_text(c) for c in overview.columns]),
-        (f"mean rank over {whole}", [rank_text(overview, m) for m in overview.methods]),
+        (f"average {tasks}", [average_text(c) for c in overview.columns]),
+        (f"mean rank {tasks}", [rank_text(overview, m) for m in overview.methods]),
         costs,
     ]
+
+
+def of_tasks(overview: Overview) -> str:
+    """Which tasks ranks and averages are over: ``of 7 tasks``, ``of 5 whole tasks``."""
+    whole = len(overview.whole_rows)
+    return f"of {whole} tasks" if whole == len(overview.rows) else f"of the {whole} whole tasks"
 
 
 def legend(overview: Overview) -> str:
     """What the marks and the last rows mean."""
     return (
-        f"▲ better, ▼ worse than {overview.baseline}, ✕ diverged, no mark: within noise or not judged; ±: 95 % interval "
-        f"over seeds; rank 1 is best; cost: time per step over {overview.baseline}'s"
+        f"▲ better, ▼ worse than {overview.baseline}, ✕ diverged, no mark: within noise or not judged; ±: 95 % "
+        f"interval over seeds; rank 1 is best; cost: time per step over {overview.baseline}'s"
     )

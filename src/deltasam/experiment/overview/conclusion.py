@@ -13,21 +13,24 @@ JUDGED = ("better", "worse", "noise")
 
 
 def conclusion(overview: Overview) -> str:
-    """What the table can and cannot show, in a few plain sentences.
+    """What the table can and cannot show, in plain sentences: the answer, then the details."""
+    return f"{answer(overview)} {details(overview)}".strip()
+
+
+def answer(overview: Overview) -> str:
+    """Which methods differ from the baseline on which tasks, and on the average.
 
     A method counts as better or worse only where the paired t-test says so after Holm's correction for all
-    comparisons of the table, or over the tasks where Friedman's and Nemenyi's tests do.
+    comparisons of the table.
     """
     if len(overview.methods) == 1:
         return f"Only {overview.baseline} was run: there is nothing to compare it with."
-    sentences = [
-        *_on_tasks(overview),
-        *_on_average(overview),
-        *_by_rank(overview),
-        *_resolution(overview),
-        *_diverged(overview),
-        *_incomplete(overview),
-    ]
+    return " ".join([*_on_tasks(overview), *_on_average(overview)])
+
+
+def details(overview: Overview) -> str:
+    """What the answer rests on: the tests, how little they can see, and what diverged or is missing."""
+    sentences = [*_tests(overview), *_by_rank(overview), *_diverged(overview), *_incomplete(overview)]
     return " ".join(sentences)
 
 
@@ -39,10 +42,10 @@ def _on_tasks(overview: Overview) -> list[str]:
     if found:
         several = len(_tasks_by_method(overview, "better")) > 1
         best = ["Which of them is best was not tested."] if several else []
-        return [f"{found[0]}{_correction(overview)}.", *(f"{sentence}." for sentence in found[1:]), *best]
+        return [*found, *best]
     return [
         f"No method differs from {overview.baseline} on {_any_task(overview)} by more than noise "
-        f"over {_seeds(c for _, c in overview.cells if c.verdict == 'noise')}{_correction(overview)}."
+        f"over {_seeds(c for _, c in overview.cells if c.verdict == 'noise')}."
     ]
 
 
@@ -50,7 +53,7 @@ def _decided(overview: Overview, word: str) -> str | None:
     tasks = _tasks_by_method(overview, word)
     total = len(overview.rows)
     each = [f"{method} on {len(names)} of {_tasks(total)} ({'; '.join(names)})" for method, names in tasks.items()]
-    return f"{word.capitalize()} than {overview.baseline}: {', '.join(each)}" if each else None
+    return f"{word.capitalize()} than {overview.baseline}: {', '.join(each)}." if each else None
 
 
 def _tasks_by_method(overview: Overview, verdict: str) -> dict[str, list[str]]:
@@ -59,11 +62,6 @@ def _tasks_by_method(overview: Overview, verdict: str) -> dict[str, list[str]]:
         if cell.verdict == verdict:
             tasks.setdefault(cell.method, []).append(row.name)
     return tasks
-
-
-def _correction(overview: Overview) -> str:
-    several = overview.comparisons > 1
-    return f" (paired t-tests, Holm-corrected for all {overview.comparisons} comparisons)" if several else ""
 
 
 def _nothing_judged(overview: Overview) -> str:
@@ -101,22 +99,24 @@ def _by_rank(overview: Overview) -> list[str]:
         return [f"The mean ranks do not differ by more than chance ({test})."]
     gaps = {method: ranking.gap(method, baseline) for method in overview.methods}
     groups = {word: [m for m, gap in gaps.items() if sign * gap > 0] for word, sign in (("above", 1), ("below", -1))}
-    each = [f"{_names(methods)} {word}" for word, methods in groups.items() if methods]
+    each = [f"{_names(methods)} {word} {baseline}" for word, methods in groups.items() if methods]
     if not each:
-        return [f"The mean ranks differ ({test}), but none from {baseline}'s by the critical difference."]
-    return [f"By mean rank {', '.join(each)} {baseline} ({test}; Nemenyi's critical difference)."]
+        return [f"The mean ranks differ ({test}), but none from {baseline}'s by Nemenyi's critical difference."]
+    return [f"By mean rank, beyond Nemenyi's critical difference: {'; '.join(each)} ({test})."]
 
 
 def _rough(overview: Overview) -> str:
     return ", a rough test with so few" if len(overview.ranking.ranks) <= RELIABLE_ROWS else ""
 
 
-def _resolution(overview: Overview) -> list[str]:
-    """How small a difference could have been seen: without it, noise reads like equality."""
+def _tests(overview: Overview) -> list[str]:
+    """The tests, and how small a difference they could have seen: without it, noise reads like equality."""
     if overview.smallest is None:
         return []
+    times = f", corrected for all {overview.comparisons} comparisons (Holm)" if overview.comparisons > 1 else ""
     return [
-        f"On one task a difference had to exceed about {rounding.plain(overview.smallest, 2)} to be told from noise."
+        f"Tested by paired t-tests{times}: on one task a difference had to exceed about "
+        f"{rounding.plain(overview.smallest, 2)} to be told from noise."
     ]
 
 

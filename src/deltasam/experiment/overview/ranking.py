@@ -32,9 +32,9 @@ class Ranking:
 
     @property
     def mean(self) -> dict[str, float]:
-        """The mean rank of each method over the rows."""
+        """The mean rank of each method over the rows; empty below two rows."""
         rows = list(self.ranks.values())
-        return {method: float(np.mean([row[method] for row in rows])) for method in (rows[0] if rows else ())}
+        return {m: float(np.mean([row[m] for row in rows])) for m in rows[0]} if len(rows) > 1 else {}
 
     def gap(self, method: str, other: str) -> float:
         """How far the method ranks above the other where that is more than chance explains, else 0."""

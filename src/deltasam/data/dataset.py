@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
+
+from deltasam.data.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +24,9 @@ class TextData:
         label_names: The name of each class, in the order of the class indices. Empty for regression.
         metric: The evaluation metric that ranks checkpoints and methods: ``accuracy``, ``matthews``, ``f1``,
             ``pearson``, ``spearman``. All are better when larger.
-        fingerprint: SHA-256 over the contents of both splits; equal data, equal fingerprint.
+        fingerprint: SHA-256 over the contents of all splits; equal data, equal fingerprint.
+        also: Metrics that are reported beside ``metric``.
+        further: More evaluation splits by name, ``mismatched``; their metrics end in it, ``accuracy_mismatched``.
     """
 
     name: str
@@ -32,8 +36,22 @@ class TextData:
     label_names: tuple[str, ...]
     metric: str
     fingerprint: str
+    also: tuple[str, ...] = ()
+    further: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def has_pairs(self) -> bool:
         """Whether each row holds two texts."""
         return "text_pair" in self.train.column_names
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results on this data are reported by, the main one first."""
+        own = (self.metric, *self.also)
+        return (*own, *(f"{metric}_{split}" for split in self.further for metric in own))
+
+    def with_train(self, train: Dataset) -> TextData:
+        """The same with other training rows, and the fingerprint of those."""
+        further = {split: rows[:] for split, rows in self.further.items()}
+        found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
+        return replace(self, train=train, fingerprint=found)

@@ -26,7 +26,7 @@ from deltasam.experiment.batches import Batches, check_length, shuffled
 from deltasam.experiment.config import TrainConfig, refuse_difference
 from deltasam.experiment.device import PeakMemory, own_device
 from deltasam.experiment.example_weights import ExampleWeights
-from deltasam.experiment.metrics import evaluate
+from deltasam.experiment.metrics import evaluate_all
 from deltasam.experiment.model import load_model, locate_model
 from deltasam.experiment.objective import example_losses, logits_of
 from deltasam.experiment.optimizer import MAX_GRAD_NORM, make_optimizer
@@ -67,6 +67,7 @@ class Run:
         self.method = make_method(method, self.model)
         split = (self.tokenizer, config.max_length, self.device)
         self.train_batches, self.evaluation_batches = Batches(data.train, *split), Batches(data.evaluation, *split)
+        self._further = {name: Batches(rows, *split) for name, rows in data.further.items()}
         self.steps_per_epoch = math.ceil(len(self.train_batches) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.optimizer, self.scheduler = make_optimizer(self.model, config, self.total_steps)
@@ -154,7 +155,8 @@ class Run:
     def evaluate(self) -> EvaluationRecord:
         """Measure the model as it is on the evaluation data; all NaN once the run has diverged."""
         size = 2 * self.config.batch_size
-        metrics = evaluate(self.model, self._forward, self.evaluation_batches, size, self.data.kind)
+        splits = {"": self.evaluation_batches, **self._further}
+        metrics = evaluate_all(self.model, self._forward, splits, size, self.data.kind)
         if self.diverged:
             metrics = dict.fromkeys(metrics, math.nan)
         epoch = len(self.steps) / self.steps_per_epoch
@@ -170,6 +172,7 @@ class Run:
             metrics=self.evaluations[-1].metrics,
             seconds_per_step=statistics.median(s.seconds for s in self.steps[1:] or self.steps),
             peak_memory_mib=self._peak_mib(),
+            reported=self.data.reported,
             steps=self.steps,
             evaluations=self.evaluations,
             examples=self.weights.records(self.data),

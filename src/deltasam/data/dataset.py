@@ -37,6 +37,16 @@ class Data(Protocol):
             UserError: There are fewer.
         """
 
+    def hold_out(self, size: float) -> Data:
+        """The training rows alone, a part of them for evaluation: to choose hyper-parameters on.
+
+        Args:
+            size: A fraction below 1, or a number of rows.
+
+        Raises:
+            UserError: There are not so many.
+        """
+
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people: ``row`` (its number in the source), ``text`` and ``label``."""
 
@@ -79,6 +89,12 @@ class TextData:
         from deltasam.data.split import take
 
         return take(self, size, seed)
+
+    def hold_out(self, size: float) -> TextData:
+        """The training split alone, split once more, each class in proportion (``data/split.py``)."""
+        from deltasam.data.split import hold_out
+
+        return hold_out(self, size)
 
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people; the texts of a pair in one."""

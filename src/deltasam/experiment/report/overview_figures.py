@@ -54,8 +54,8 @@ def _tradeoff(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Fi
         f"Average difference to {overview.baseline} over {len(overview.whole_rows)} tasks with its 95 % interval: "
         "higher is better, further left is cheaper; an interval across the dashed line may be noise."
     )
-    spec = charts.tradeoff(
-        "tradeoff", "average difference", f"time per step over {overview.baseline}'s", difference_span(rows)
-    )
+    costs = [row["cost"] for row in rows]
+    spans = {"difference": difference_span(rows), "cost": [0.95 * min(costs), 1.05 * max(costs)]}
+    spec = charts.tradeoff("tradeoff", "average difference", f"time per step over {overview.baseline}'s", spans)
     methods = [row["method"] for row in rows]
     return Figure("tradeoff", "What it costs and what it brings", reading, spec, methods, numbered=True)

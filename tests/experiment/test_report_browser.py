@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from deltasam.experiment.report import write_report
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -27,17 +23,6 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def reports(make_results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     for kind, (methods, seeds, options) in KINDS.items():
@@ -46,26 +31,8 @@ def reports(make_results, tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, reports):
-    """Opens a report; returns the page with its charts drawn, and what went wrong meanwhile."""
-    pages = []
-
-    def open_(kind: str, width: int, scheme: str):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.set_default_timeout(8000)
-        pages.append(page)
-        troubles: list[str] = []
-        address = (reports / f"{kind}.html").as_uri()
-        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        page.on("request", lambda r: troubles.append(f"request: {r.url}") if r.url != address else None)
-        page.goto(address)
-        page.wait_for_function("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))")
-        return page, troubles
-
-    yield open_
-    for page in pages:
-        page.close()
+def opened(open_page, reports):
+    return lambda kind, width, scheme: open_page(reports / f"{kind}.html", width, scheme)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -110,8 +110,10 @@ class Charts:
         return spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
 
     def _color(self) -> alt.Color:
-        scale = alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
-        return alt.Color("method:N", scale=scale, legend=None)
+        return alt.Color("method:N", scale=self._scale(), legend=None)
+
+    def _scale(self) -> alt.Scale:
+        return alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
 
     def _rows(self) -> alt.Y:
         """A band per method without an axis: labels stand above the marks, where a phone has room for them."""

@@ -25,11 +25,12 @@ from deltasam.cli.app import app
 from deltasam.data import load_data
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
-from deltasam.experiment import processes, shared_model, training
+from deltasam.experiment import processes, shared_model
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.example_weights import ExampleWeights
 from deltasam.experiment.metrics import evaluate
 from deltasam.experiment.results import StepRecord
+from deltasam.experiment.tasks import text
 from deltasam.experiment.training import Run
 from deltasam.per_example.record import NotCoveredError
 
@@ -38,7 +39,7 @@ ROWS = 31  # of the 32 for training: the processes take 16 and 15 of them, then 
 
 def exact_run(data: TextData, config: TrainConfig, method: str) -> Run:
     """A run in double precision: what is left of a difference is the order of sums."""
-    training.logits_of = lambda model, inputs, precision: model(**inputs).logits
+    text.logits_of = lambda model, inputs, precision: model(**inputs).logits
     run = Run(data, config, method, 0)
     run.model.double()
     if "loop" in method:
@@ -59,7 +60,7 @@ def weights_and_facts(run: Run, steps: int) -> dict[str, Any]:
 def gradient_and_example_weights(run: Run, method: str) -> dict[str, Any]:
     """Gradient of the first step, weights of the examples of two; the model stays, so that one run will do."""
     found: dict[str, Any] = {}
-    run.method, run.weights = make_method(method, run.model), ExampleWeights(len(run.train_batches))
+    run.method, run.weights = make_method(method, run.model), ExampleWeights(len(run.task))
     run.steps.clear()
     run.model.zero_grad()
     run._update = lambda: found.setdefault("grad", {n: p.grad.clone() for n, p in run.model.named_parameters()})
@@ -123,7 +124,7 @@ def finish_on_the_first_only() -> None:
 
 
 def metrics(run: Run, size: int) -> dict[str, float]:
-    return evaluate(run.model, run._forward, run.evaluation_batches, size, "classification")
+    return evaluate(run.model, run.task.logits, run.task.evaluation_batches, size, "classification")
 
 
 def commands(tiny: str, reviews: str) -> tuple[list[str], list[str]]:
@@ -144,12 +145,12 @@ def main(found: dict[str, Any], folder: Path, tiny: str, still: str, reviews: st
     found["metrics"] = {size: metrics(run, size) for size in SIZES}
 
     found["averaged"] = averaged()
-    plain = training.logits_of
+    plain = text.logits_of
     exact = {m: weights_and_facts(exact_run(data, config, m), 2) for m in METHODS}
     run = exact_run(data, config, "erm")
     exact |= {m: gradient_and_example_weights(run, m) for m in PER_PROCESS}
     torch.save(exact, folder / f"exact{rank}.pt")
-    training.logits_of = plain
+    text.logits_of = plain
 
     uneven = dataclasses.replace(config, batch_size=7)
     found["refused"] = {

@@ -12,6 +12,7 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 from deltasam import weight_space
 from deltasam.method import Method, Step
 from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.outputs import Output
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
 from deltasam.per_example.record import NotCoveredError
@@ -29,6 +30,7 @@ __all__ = [
     "DeltaSAM",
     "Method",
     "NotCoveredError",
+    "Output",
     "PerInstanceSAM",
     "Runtime",
     "Schedule",

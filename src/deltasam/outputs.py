@@ -4,17 +4,44 @@ A closure runs one forward pass and returns
 
 - a scalar loss, or
 - a 1-D tensor with one loss per example, or
-- an object with ``.loss`` (any Hugging Face output) or a mapping with ``"loss"``, holding one of the two. Where it is
-  a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method that asks.
+- an object with ``.loss`` (any Hugging Face output, or an ``Output``) or a mapping with ``"loss"``, holding one of the
+  two. Where it is a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method
+  that asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a closure may return for methods that compare predictions.
+
+    Attributes:
+        loss: Mean loss [], or one loss per example [n].
+        logits: Of every prediction [n, ..., classes].
+        logit_weights: What the loss of each prediction is multiplied with in the mean loss [n, ...]: 0 for one that
+            does not count, such as padding; with a share or a scale of the loss in it. Where there is one prediction
+            per example, 1 / n each unless given.
+    """
+
+    loss: Tensor
+    logits: Tensor | None = None
+    logit_weights: Tensor | None = None
+
+    def times(self, factor: float) -> Output:
+        """The same for the loss times a factor."""
+        weights = self.logit_weights
+        if weights is None and self.logits is not None and self.logits.ndim == 2:
+            weights = self.logits.new_full(self.logits.shape[:1], 1 / len(self.logits))
+        return Output(factor * self.loss, self.logits, None if weights is None else factor * weights)
+
 
 _EXPECTED = "a scalar loss, a 1-D tensor with one loss per example, or an output with .loss"
 

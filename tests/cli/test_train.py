@@ -11,10 +11,10 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import deltasam.experiment.training as training
 from command_line import Cli
 from deltasam.data import load_data
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.tasks import text
 
 
 def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Pa
 def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the evaluations are to find, one after the other; the loss stays what it is."""
     found: list[float] = []
-    true = training.evaluate
-    monkeypatch.setattr(training, "evaluate", lambda *args: {**true(*args), "accuracy": found.pop(0)})
+    true = text.evaluate
+    monkeypatch.setattr(text, "evaluate", lambda *args: {**true(*args), "accuracy": found.pop(0)})
     return found
 
 

@@ -19,11 +19,12 @@ import deltasam
 import two_processes
 from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment import processes, training
+from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.device import own_device
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.tasks import text
 from deltasam.experiment.training import Run
 from distributed.launch import torchrun
 
@@ -76,7 +77,7 @@ def numbers(path: Path) -> RunResult:
 def test_equal_one_process_with_the_whole_batch(
     folder: Path, data: TextData, config: TrainConfig, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "logits_of", training.logits_of)  # put back afterwards
+    monkeypatch.setattr(text, "logits_of", text.logits_of)  # put back afterwards
     warnings.filterwarnings("ignore", "PerInstanceSAM goes one example at a time: as if")
     expected = two_processes.weights_and_facts(two_processes.exact_run(data, config, method), 2)
     for rank in (0, 1):
@@ -91,7 +92,7 @@ def test_equal_one_process_with_the_whole_batch(
 def test_each_process_perturbs_along_its_own_rows(
     folder: Path, data: TextData, config: TrainConfig, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "logits_of", training.logits_of)
+    monkeypatch.setattr(text, "logits_of", text.logits_of)
     run = two_processes.exact_run(data, config, method)
     rows = run.rows(0)
     gradient: dict[str, torch.Tensor] = {}

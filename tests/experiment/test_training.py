@@ -165,7 +165,7 @@ def test_pairs_are_read_as_pairs(tmp_path: Path, config: TrainConfig) -> None:
     rows = "\n".join(f"the film {i},was good {i},{i % 2}" for i in range(20))
     (tmp_path / "pairs.csv").write_text("a,b,label\n" + rows, encoding="utf-8")
     run = Run(load_data(tmp_path / "pairs.csv", text="a", text_pair="b", label="label"), config, "erm", 0)
-    inputs, _ = run.train_batches.batch([0, 1])
+    inputs, _ = run.task.train_batches.batch([0, 1])
     assert set(inputs["token_type_ids"].unique().tolist()) == {0, 1}
 
 
@@ -245,3 +245,24 @@ def test_memory_is_the_peak_of_this_run() -> None:
     assert 50 < peak - before < 100
     del block
     assert PeakMemory("cpu").mib() < peak - 50  # type: ignore[operator]
+
+
+def test_evaluated_when_due(data: TextData, config: TrainConfig) -> None:
+    config = dataclasses.replace(config, epochs=5)
+    counts = {}
+    for every in (0, 1, 2):
+        result = finish(Run(data, dataclasses.replace(config, evaluate_every=every), "erm", 0))
+        counts[every] = [round(e.epoch) for e in result.evaluations]
+    assert counts == {0: [5], 1: [1, 2, 3, 4, 5], 2: [2, 4, 5]}
+
+
+def test_the_first_layers_only(data: TextData, config: TrainConfig) -> None:
+    whole = Run(data, config, "erm", 0).model
+    one = Run(data, dataclasses.replace(config, layers=1), "erm", 0).model
+    assert one.config.num_hidden_layers == 1 < whole.config.num_hidden_layers
+    kept = one.state_dict()
+    there = {n: p for n, p in whole.state_dict().items() if n in kept and not n.startswith("classifier")}
+    assert len(there) < len(whole.state_dict()) - 2
+    assert all(torch.equal(p, kept[n]) for n, p in there.items())
+    with pytest.raises(UserError, match=r"--layers 9: the model has 2; give that or less"):
+        Run(data, dataclasses.replace(config, layers=9), "erm", 0)

@@ -19,11 +19,10 @@ from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deltasam.data.dataset import TextData
     from deltasam.diagnostics import Fidelity
     from deltasam.experiment.training import Run
+    from deltasam.outputs import Output
 
 RESULTS = "fidelity.json"
 
@@ -52,6 +51,7 @@ def fidelity(
     eval_size: options.EvalSize = 0.2,
     task: options.Task = "classification",
     model: options.Model = TrainConfig.model,
+    layers: options.Layers = TrainConfig.layers,
     max_length: options.MaxLength = TrainConfig.max_length,
     batch_size: options.BatchSize = TrainConfig.batch_size,
     learning_rate: options.LearningRate = 2e-4,
@@ -142,7 +142,7 @@ def _trained(data: TextData, settings: TrainConfig, steps: int, seed: int) -> Ru
     return run
 
 
-def _closures(run: Run, batches: int) -> Iterator[Callable[[], Tensor]]:
+def _closures(run: Run, batches: int) -> Iterator[Callable[[], Output]]:
     """The batches that the training would see next."""
     done = len(run.steps)
     yield from (run.closure(run.rows(step)) for step in _progress(range(done, done + batches), "measuring", batches))

@@ -17,7 +17,7 @@ from deltasam.experiment import processes
 from deltasam.experiment.config import TrainConfig
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
+    from deltasam.data.dataset import Data, TextData
 
 SOURCE_HELP = "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub."
 
@@ -34,6 +34,7 @@ EvalSize = Annotated[float, _data(help="How much to set aside: a fraction below 
 Task = Annotated[str, _data(help="classification, or regression for scores.")]
 
 Model = Annotated[str, _model(help="minilm (bundled), a local folder, or a name on the Hugging Face hub.")]
+Layers = Annotated[int, _model(help="Use only the first so many layers of the model: faster, weaker; 0: all.")]
 MaxLength = Annotated[int, _model(help="Tokens after which a text is cut.")]
 
 Epochs = Annotated[int, _training(help="How often to go through the training data.")]
@@ -41,6 +42,10 @@ BatchSize = Annotated[int, _training(help="Examples per step, over all processes
 LearningRate = Annotated[float, _training(help="Peak learning rate of AdamW.")]
 WeightDecay = Annotated[float, _training(help="Decay of weight matrices; biases and norms have none.")]
 Warmup = Annotated[float, _training(help="Fraction of the steps over which the learning rate rises.")]
+
+EvaluateEvery = Annotated[
+    int, _training(help="Epochs between evaluations; the end is always evaluated, 0: only the end.")
+]
 
 Precision = Annotated[str, _running(help="fp32, or bf16 for autocast.")]
 Device = Annotated[
@@ -135,7 +140,7 @@ def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict
     return {**used, **found, **values}
 
 
-def provenance(data: TextData) -> dict[str, Any]:
+def provenance(data: Data) -> dict[str, Any]:
     """What else decides the numbers: the contents of the data, the versions of the libraries, how many processes."""
     from importlib.metadata import version
 

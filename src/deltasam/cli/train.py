@@ -36,6 +36,7 @@ def train(
     method: Annotated[str, typer.Option(help="A method, as name:key=value (see: deltasam methods).")] = "sam",
     seed: Annotated[int, typer.Option(help="Of the head, the data order and the dropout masks.")] = 0,
     model: options.Model = TrainConfig.model,
+    layers: options.Layers = TrainConfig.layers,
     max_length: options.MaxLength = TrainConfig.max_length,
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
@@ -45,6 +46,7 @@ def train(
     patience: Annotated[
         int, typer.Option(help="Stop after this many evaluations without a new best; 0: never.")
     ] = TrainConfig.patience,
+    evaluate_every: options.EvaluateEvery = TrainConfig.evaluate_every,
     precision: options.Precision = TrainConfig.precision,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 0,

@@ -1,12 +1,38 @@
-"""The one shape all data ends in, whatever it was read from."""
+"""What all data has in common; and texts with labels, whatever they were read from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+class Data(Protocol):
+    """What a run can be made of; a task is registered for each kind (``experiment/tasks``)."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in tables and reports."""
+
+    @property
+    def metric(self) -> str:
+        """The evaluation metric that ranks checkpoints and methods; better when larger."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal contents, equal fingerprint."""
+
+    def take(self, size: int, seed: int) -> Data:
+        """So many of the training rows, drawn with a seed; what is evaluated stays.
+
+        Raises:
+            UserError: There are fewer.
+        """
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A training row for people: ``row`` (its number in the source), ``text`` and ``label``."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +63,16 @@ class TextData:
     def has_pairs(self) -> bool:
         """Whether each row holds two texts."""
         return "text_pair" in self.train.column_names
+
+    def take(self, size: int, seed: int) -> TextData:
+        """Part of the training split, each class in proportion (``data/split.py``)."""
+        from deltasam.data.split import take
+
+        return take(self, size, seed)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A training row for people; the texts of a pair in one."""
+        row = self.train[index]
+        text = " | ".join(row[name] for name in ("text", "text_pair") if name in row)
+        label = str(row["label"]) if self.kind == "regression" else self.label_names[row["label"]]
+        return {"row": row["row"], "text": text, "label": label}

@@ -24,6 +24,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": (lambda x: x >= 2, "2 or more tokens"),
     "precision": (lambda x: x in ("fp32", "bf16"), "fp32 or bf16"),
     "patience": (lambda x: x >= 0, "0 (never stop early) or more evaluations"),
+    "layers": (lambda x: x >= 0, "0 (all) or more"),
+    "evaluate_every": (lambda x: x >= 0, "0 (only at the end) or more epochs"),
 }
 
 
@@ -42,6 +44,8 @@ class TrainConfig:
         precision: ``fp32``, or ``bf16`` for autocast.
         device: What ``torch.device`` takes.
         patience: Stop after this many evaluations without a new best; 0 never stops early.
+        layers: Use only the first so many layers of the model; 0: all.
+        evaluate_every: Epochs between evaluations; the end of training is always evaluated, and 0 means only that.
 
     Raises:
         UserError: A value is out of range.
@@ -57,6 +61,8 @@ class TrainConfig:
     precision: str = "fp32"
     device: str = "cpu"
     patience: int = 0
+    layers: int = 0
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
         for name, (valid, expected) in _RULES.items():

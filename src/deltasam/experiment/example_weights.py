@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam.data.dataset import TextData
+from deltasam.data.dataset import Data
 from deltasam.experiment.results import ExampleRecord
 
 EXTREMES = 20
@@ -30,11 +30,11 @@ class ExampleWeights:
         """Mean weight of every example that was visited."""
         return [float(self._sums[i] / self._visits[i]) for i in self._visited()]
 
-    def records(self, data: TextData) -> list[ExampleRecord]:
+    def records(self, data: Data) -> list[ExampleRecord]:
         """The most weighted examples, then the least weighted, heaviest first."""
         order = sorted(zip(self.mean(), self._visited(), strict=True), key=lambda pair: (-pair[0], pair[1]))
         chosen = order[:EXTREMES] + order[EXTREMES:][-EXTREMES:]
-        return [_record(data, index, weight) for weight, index in chosen]
+        return [ExampleRecord(**data.describe(index), weight=weight) for weight, index in chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` takes."""
@@ -46,10 +46,3 @@ class ExampleWeights:
 
     def _visited(self) -> list[int]:
         return self._visits.nonzero().flatten().tolist()
-
-
-def _record(data: TextData, index: int, weight: float) -> ExampleRecord:
-    row = data.train[index]
-    text = " | ".join(row[name] for name in ("text", "text_pair") if name in row)
-    label = str(row["label"]) if data.kind == "regression" else data.label_names[row["label"]]
-    return ExampleRecord(row=row["row"], text=text, label=label, weight=weight)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deltasam.data import take
-from deltasam.data.dataset import TextData
+from deltasam.data.dataset import Data
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
@@ -28,7 +27,7 @@ class Grid:
     """The runs of a comparison.
 
     Attributes:
-        data: All of it; the run with seed s trains on ``take(data, train_size, s)``.
+        data: All of it; the run with seed s trains on ``data.take(train_size, s)``.
         config: How to train, the same for every run.
         methods: Full specs.
         seeds: One run of each method per seed.
@@ -36,7 +35,7 @@ class Grid:
         checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
     """
 
-    data: TextData
+    data: Data
     config: TrainConfig
     methods: list[str]
     seeds: list[int]
@@ -74,7 +73,7 @@ class Grid:
         return [results[cell] for cell in order]
 
     def _make_run(self, seed: int, method: str) -> Run:
-        return Run(take(self.data, self.train_size, seed), self.config, method, seed)
+        return Run(self.data.take(self.train_size, seed), self.config, method, seed)
 
     def _finish(self, folder: Path | None, cell: Cell, watch: Watch) -> RunResult:
         run = self._make_run(*cell)

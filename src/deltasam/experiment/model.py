@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltasam.data.dataset import TextData
 from deltasam.errors import UserError
-from deltasam.experiment.config import BUNDLED_MODEL
+from deltasam.experiment.config import BUNDLED_MODEL, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,29 +35,52 @@ def locate_model(name: str) -> Path:
     return _download(name)
 
 
-def load_model(folder: Path, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in a folder, with one output per label (one in all for regression), and its tokenizer.
+def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with one output per label (one in all for regression), and its tokenizer.
 
     The head is drawn from the global random state; label names go into the configuration.
 
     Raises:
-        UserError: The folder holds no model that can classify text.
+        UserError: There is no such model, or it cannot classify text.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, ignore_mismatched_sizes=True, **_head(data)
-            )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load the model in {folder}: {reason}; choose another --model") from error
+    model, tokenizer = load_pretrained(AutoModelForSequenceClassification, config, **_head(data))
     if tokenizer.pad_token is None:  # decoders have none; any token does, the attention mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def load_pretrained(kind: Any, config: TrainConfig, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained model, cut to the configuration's layers, and its tokenizer.
+
+    Args:
+        kind: What loads it: ``AutoModel``, ``AutoModelForSequenceClassification``, ...
+        config: Names the model and how many of its layers are wanted.
+        **options: For the model's own configuration.
+
+    Raises:
+        UserError: There is no such model, it is of another kind, or it has fewer layers.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = locate_model(config.model)
+    try:
+        with quiet_transformers():
+            if config.layers:
+                there = AutoConfig.from_pretrained(folder).num_hidden_layers
+                if config.layers > there:
+                    raise UserError(f"--layers {config.layers}: the model has {there}; give that or less, or 0 for all")
+                options["num_hidden_layers"] = config.layers
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = kind.from_pretrained(folder, use_safetensors=True, ignore_mismatched_sizes=True, **options)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load the model in {folder}: {reason}; choose another --model") from error
     return model, tokenizer
 
 

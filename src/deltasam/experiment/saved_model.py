@@ -27,7 +27,7 @@ def save_model(folder: Path, run: Run) -> None:
         try:
             with quiet_transformers():
                 run.model.save_pretrained(partial)
-                run.tokenizer.save_pretrained(partial)
+                run.task.tokenizer.save_pretrained(partial)
             for file in sorted(partial.iterdir()):
                 os.replace(file, folder / file.name)
         finally:

@@ -19,16 +19,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from deltasam import make_method
-from deltasam.data.dataset import TextData
+from deltasam.data.dataset import Data
 from deltasam.errors import UserError
 from deltasam.experiment import processes
-from deltasam.experiment.batches import Batches, check_length, shuffled
+from deltasam.experiment.batches import shuffled
 from deltasam.experiment.config import TrainConfig, refuse_difference
 from deltasam.experiment.device import PeakMemory, own_device
 from deltasam.experiment.example_weights import ExampleWeights
-from deltasam.experiment.metrics import evaluate
-from deltasam.experiment.model import load_model, locate_model
-from deltasam.experiment.objective import example_losses, logits_of
 from deltasam.experiment.optimizer import MAX_GRAD_NORM, make_optimizer
 from deltasam.experiment.random_state import (
     deterministic_algorithms,
@@ -38,6 +35,8 @@ from deltasam.experiment.random_state import (
 )
 from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
 from deltasam.experiment.shared_model import average_gradients, start_as_main
+from deltasam.experiment.tasks import make_task
+from deltasam.outputs import Output
 
 
 class Run:
@@ -56,24 +55,21 @@ class Run:
         UserError: The model cannot be had or does not fit the configuration.
     """
 
-    def __init__(self, data: TextData, config: TrainConfig, method: str, seed: int) -> None:
+    def __init__(self, data: Data, config: TrainConfig, method: str, seed: int) -> None:
         self.data, self.config, self.seed = data, config, seed
         self.device = own_device(config.device)
         self._memory, self._peak = PeakMemory(self.device), 0.0
         seed_everything(seed)
-        self.model, self.tokenizer = load_model(locate_model(config.model), data)
-        check_length(self.model, config.max_length)
-        self.model.to(self.device).train()
+        self.task = make_task(data, config, self.device)
+        self.model = self.task.model
         self.method = make_method(method, self.model)
-        split = (self.tokenizer, config.max_length, self.device)
-        self.train_batches, self.evaluation_batches = Batches(data.train, *split), Batches(data.evaluation, *split)
-        self.steps_per_epoch = math.ceil(len(self.train_batches) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.task) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.optimizer, self.scheduler = make_optimizer(self.model, config, self.total_steps)
         self.method.follow(self.optimizer, total_steps=self.total_steps)
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
-        self.weights = ExampleWeights(len(self.train_batches))
+        self.weights = ExampleWeights(len(self.task))
         self._refuse_other_runs()
         start_as_main(self.model)
         # Again: what a method draws while it is made must not shift the dropout masks.
@@ -83,6 +79,13 @@ class Run:
     def at_epoch_end(self) -> bool:
         """Whether the last step ended an epoch."""
         return bool(self.steps) and len(self.steps) % self.steps_per_epoch == 0
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the model is to be measured now: after every so many epochs, and when training ends."""
+        done, every = len(self.steps) // self.steps_per_epoch, self.config.evaluate_every
+        ended = len(self.steps) >= self.total_steps or self.diverged
+        return ended or (self.at_epoch_end and every > 0 and done % every == 0)
 
     @property
     def diverged(self) -> bool:
@@ -132,10 +135,10 @@ class Run:
         """The training rows of a step, counted from 0; it may lie beyond the last."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.config.batch_size
-        order = shuffled(len(self.train_batches), self.seed, epoch)
+        order = shuffled(len(self.task), self.seed, epoch)
         return order[start : start + self.config.batch_size]
 
-    def closure(self, rows: list[int], share: float = 1.0) -> Callable[[], Tensor]:
+    def closure(self, rows: list[int], share: float = 1.0) -> Callable[[], Output]:
         """One forward on some training rows: one loss per example [rows].
 
         Args:
@@ -143,18 +146,16 @@ class Run:
             share: What each counts: where processes have unequally many rows, the mean of their means is
                 with these the mean over all rows.
         """
-        inputs, labels = self.train_batches.batch(rows)
 
-        def losses() -> Tensor:
-            found = example_losses(self._forward(inputs), labels, self.data.kind)
-            return found if share == 1 else share * found
+        def forward() -> Output:
+            output = self.task.output(rows)
+            return output if share == 1 else output.times(share)
 
-        return losses
+        return forward
 
     def evaluate(self) -> EvaluationRecord:
         """Measure the model as it is on the evaluation data; all NaN once the run has diverged."""
-        size = 2 * self.config.batch_size
-        metrics = evaluate(self.model, self._forward, self.evaluation_batches, size, self.data.kind)
+        metrics = self.task.evaluate()
         if self.diverged:
             metrics = dict.fromkeys(metrics, math.nan)
         epoch = len(self.steps) / self.steps_per_epoch
@@ -230,9 +231,6 @@ class Run:
         self.scheduler.step()
         self.optimizer.zero_grad()
 
-    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return logits_of(self.model, inputs, self.config.precision)
-
     def _out_of_patience(self) -> bool:
         since_best = sum(e.step > (self.best.step if self.best else 0) for e in self.evaluations)
         return 0 < self.config.patience <= since_best
@@ -243,7 +241,7 @@ class Run:
 
 
 def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callable[[Run], None]) -> RunResult:
-    """Carry a run to its end, evaluating after every epoch.
+    """Carry a run to its end, evaluating when it is due.
 
     Args:
         run: Fresh, or resumed from a checkpoint.
@@ -253,7 +251,7 @@ def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callab
     with deterministic_algorithms():
         while not run.finished:
             run.step()
-            if run.at_epoch_end or run.diverged:
+            if run.evaluation_due:
                 run.evaluate()
                 on_evaluation(run)
             on_step(run)

@@ -1,0 +1,25 @@
+"""What can be trained: one file for each kind of data."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from deltasam.data.dataset import Data, TextData
+from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.tasks.task import Task
+from deltasam.experiment.tasks.text import TextTask
+
+__all__ = ["Task", "make_task"]
+
+
+@singledispatch
+def make_task(data: Data, config: TrainConfig, device: str) -> Task:
+    """The task of data, with its model drawn from the global random state.
+
+    Raises:
+        UserError: The model cannot be had or does not fit the configuration.
+    """
+    raise NotImplementedError(f"there is no task for {type(data).__name__}")
+
+
+make_task.register(TextData, TextTask)

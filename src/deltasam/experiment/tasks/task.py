@@ -1,0 +1,40 @@
+"""What a run trains: a model, the loss of some of its training rows, and the metrics of the model."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+from deltasam.outputs import Output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Task(abc.ABC):
+    """A model with training rows to learn from and evaluation rows to be measured on.
+
+    Everything random (the head, a masked span) comes from the global random state, so that passes replay it.
+
+    Attributes:
+        model: On its device.
+        tokenizer: What was used for it; saved with the model.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Training rows."""
+
+    @abc.abstractmethod
+    def output(self, rows: list[int]) -> Output:
+        """One forward on some training rows, counted from 0: one loss per row [rows], whose mean is the batch's."""
+
+    @abc.abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Every metric on the evaluation rows, ``loss`` among them; all NaN when the model's outputs are not finite.
+
+        The model is left in the mode, training or evaluation, in which it came. Several processes share the work.
+        """

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from deltasam.data.split import stratified_order
 from deltasam.errors import UserError
@@ -40,7 +40,7 @@ class Contrast:
         temperature: Cosine similarities are divided by it.
         masked_characters: Length of the span that is masked in one of a sentence's two views; 0 masks nothing, and the
             views differ in dropout alone, as in SimCSE (Gao et al. 2021).
-        pooling: Which states of the last layer make the embedding: their ``mean`` over the tokens, or the first, ``cls``.
+        pooling: What of the last layer is the embedding: the ``mean`` over the tokens, or the first of them, ``cls``.
 
     Raises:
         UserError: A value is out of range.
@@ -69,6 +69,7 @@ class SentenceData:
         evaluation: The sets that are reported, by name.
         selection: The set that hyper-parameters are chosen on; None if there is none.
         contrast: How a sentence is told from others.
+        rows: Where a training sentence stood before a part was taken; None: where it stands.
     """
 
     name: str
@@ -76,6 +77,7 @@ class SentenceData:
     evaluation: dict[str, ScoredPairs]
     selection: ScoredPairs | None = None
     contrast: Contrast = field(default_factory=Contrast)
+    rows: tuple[int, ...] | None = None
     metric: ClassVar[str] = "spearman"
     """The mean over the evaluation sets of the rank correlation of cosine similarity and gold score."""
 
@@ -97,8 +99,25 @@ class SentenceData:
                 f"{len(self.train)} (all training sentences)"
             )
         rows = sorted(stratified_order([None] * len(self.train), seed)[:size])
-        return dataclasses.replace(self, train=tuple(self.train[row] for row in rows))
+        return dataclasses.replace(
+            self,
+            train=tuple(self.train[row] for row in rows),
+            rows=tuple(row if self.rows is None else self.rows[row] for row in rows),
+        )
 
-    def describe(self, row: int) -> tuple[str, str]:
-        """The label, of which there is none, and the text of a training row."""
-        return "", self.train[row]
+    def for_selection(self) -> SentenceData:
+        """The same, evaluated on the selection set alone: what hyper-parameters are chosen with.
+
+        Raises:
+            UserError: There is no selection set.
+        """
+        if self.selection is None:
+            raise UserError(
+                f"{self.name}: there is no set to choose hyper-parameters on; name one that is not reported"
+            )
+        return dataclasses.replace(self, evaluation={"selection": self.selection}, selection=None)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """A training sentence for people; it has no label."""
+        row = index if self.rows is None else self.rows[index]
+        return {"row": row, "text": self.train[index], "label": ""}

@@ -124,7 +124,7 @@ def finish_on_the_first_only() -> None:
 
 
 def metrics(run: Run, size: int) -> dict[str, float]:
-    return evaluate(run.model, run.task.logits, run.task.evaluation_batches, size, "classification")
+    return evaluate(run.model, run.task.logits, run.task.evaluation_batches[""], size, "classification")
 
 
 def commands(tiny: str, reviews: str) -> tuple[list[str], list[str]]:

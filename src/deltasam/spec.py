@@ -47,6 +47,15 @@ def short_spec(spec: str) -> str:
     return (f"{name}:{kept}" if kept else name) + at + schedules
 
 
+def full_spec(spec: str) -> str:
+    """A spec with every hyper-parameter, so that equal methods have equal specs.
+
+    Raises:
+        ValueError: As ``make_method``.
+    """
+    return make_method(spec, nn.Linear(1, 1)).spec
+
+
 def make_method(spec: str, model: nn.Module) -> Method:
     """The method that a spec describes, for a model.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.stats
-import sklearn.metrics
 import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -19,7 +18,6 @@ from deltasam.data import TextData, load_data
 from deltasam.errors import UserError
 from deltasam.experiment.batches import check_length, shuffled
 from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.metrics import class_metrics, regression_metrics
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.statistics import compare
 from deltasam.experiment.training import Run, train_run
@@ -169,38 +167,21 @@ def test_pairs_are_read_as_pairs(tmp_path: Path, config: TrainConfig) -> None:
     assert set(inputs["token_type_ids"].unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_class_metrics_equal_scikit_learn(classes: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(200, classes, generator=generator)
-    labels = torch.randint(classes, (200,), generator=generator)
-    found, predicted = class_metrics(logits, labels), logits.argmax(1)
-    average = "binary" if classes == 2 else "macro"
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted), abs=1e-6)
-    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average=average), abs=1e-6)
-    assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted), abs=1e-6)
-    nll = sklearn.metrics.log_loss(labels, logits.softmax(1).numpy())
-    assert found["loss"] == pytest.approx(nll, rel=1e-5)
-    assert found["ece"] == pytest.approx(_calibration_error(logits, labels), abs=1e-5)
-
-
-def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    confidence, predicted = logits.softmax(1).max(1)
-    bins = np.ceil(confidence.numpy() * 15)
-    right = (predicted == labels).numpy()
-    return sum(
-        (bins == b).mean() * abs(right[bins == b].mean() - confidence.numpy()[bins == b].mean()) for b in set(bins)
+def test_every_evaluation_split_is_measured(tmp_path: Path, config: TrainConfig) -> None:
+    for name, rows in {"train": 12, "dev_matched": 9, "dev_mismatched": 6}.items():
+        lines = [{"premise": f"{name} {n}", "hypothesis": "good", "label": n % 3} for n in range(rows)]
+        path = tmp_path / "mnli" / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = load_data(tmp_path / "mnli")
+    both = finish(Run(data, config, "sam", 0))
+    swapped = finish(
+        Run(dataclasses.replace(data, evaluation=data.further["mismatched"], further={}), config, "sam", 0)
     )
-
-
-def test_regression_metrics_equal_scipy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randn(100, generator=generator)
-    predictions = labels.exp() + 0.3 * torch.randn(100, generator=generator)
-    found = regression_metrics(predictions, labels)
-    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(predictions, labels).statistic, abs=1e-5)
-    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(predictions, labels).statistic, abs=1e-5)
-    assert found["loss"] == pytest.approx(float(((predictions - labels) ** 2).mean()), rel=1e-5)
+    assert both.reported == ("accuracy", "accuracy_mismatched")
+    assert {f"{name}_mismatched": value for name, value in swapped.metrics.items()}.items() <= both.metrics.items()
+    assert len(both.metrics) == 2 * len(swapped.metrics)
+    assert both.metrics["loss"] != both.metrics["loss_mismatched"]
 
 
 @pytest.mark.parametrize(

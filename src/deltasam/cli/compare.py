@@ -14,6 +14,7 @@ from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
 from deltasam.experiment.launchers import find_launcher
+from deltasam.experiment.provenance import provenance
 
 if TYPE_CHECKING:
     from deltasam.experiment.grid import Grid
@@ -108,7 +109,7 @@ def _compare(
     data = options.load(choices)
     grid = Grid(data, settings, choices["methods"], choices["seeds"], choices["train_size"], checkpoint_every)
     grid.check()
-    recorded = {**choices, PROVENANCE: options.provenance(data)}
+    recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
     results = _run(grid, output, launcher)
     if processes.is_main():

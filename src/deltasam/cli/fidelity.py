@@ -17,6 +17,7 @@ from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
+from deltasam.experiment.provenance import provenance
 
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
@@ -103,7 +104,7 @@ def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: Tr
     data = options.load(choices)
     results = _measure(data, settings, choices)
     if output is not None:
-        _save(output, results, {**choices, PROVENANCE: options.provenance(data)})
+        _save(output, results, {**choices, PROVENANCE: provenance(data)})
     console = Console()
     console.print(fidelity_table(results, choices["batches"]))
     console.print(MEANING, markup=False, highlight=False)

@@ -7,17 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-import deltasam
 from deltasam.cli.config_file import apply_config
 from deltasam.errors import UserError
-from deltasam.experiment import processes
 from deltasam.experiment.config import TrainConfig
+from deltasam.spec import full_spec as spec_of
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import Data, TextData
+    from deltasam.data.dataset import TextData
 
 SOURCE_HELP = "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub."
 
@@ -94,7 +92,7 @@ def full_spec(spec: str) -> str:
         UserError: There is no such method, or a hyper-parameter is wrong.
     """
     try:
-        return deltasam.make_method(spec, torch.nn.Linear(1, 1)).spec
+        return spec_of(spec)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -138,11 +136,3 @@ def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict
     used = {k: v for k, v in params.items() if k not in elsewhere}
     found = {k: v for k, v in dataclasses.asdict(config).items() if k in used}
     return {**used, **found, **values}
-
-
-def provenance(data: Data) -> dict[str, Any]:
-    """What else decides the numbers: the contents of the data, the versions of the libraries, how many processes."""
-    from importlib.metadata import version
-
-    libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
-    return {"data_sha256": data.fingerprint, **libraries, "processes": processes.count()}

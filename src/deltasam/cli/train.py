@@ -14,6 +14,7 @@ from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE, TrainConfig
+from deltasam.experiment.provenance import provenance
 
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
@@ -97,7 +98,7 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
     from deltasam.experiment.training import Run, train_run
 
     run = Run(data, settings, choices["method"], choices["seed"])
-    recorded = {**choices, PROVENANCE: options.provenance(data)}
+    recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
     checkpoint = output / "checkpoint.pt"
     if processes.on_main(checkpoint.exists):

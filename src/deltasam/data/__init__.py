@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from deltasam.data.dataset import TextData
-from deltasam.data.load import load_data
+from deltasam.data.glue import glue_tasks
+from deltasam.data.load import load_data, load_glue
 from deltasam.data.split import take
 
-__all__ = ["TextData", "load_data", "take"]
+__all__ = ["TextData", "glue_tasks", "load_data", "load_glue", "take"]

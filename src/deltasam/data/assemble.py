@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,11 +27,13 @@ class Goal:
         kind: Whether labels are classes or scores.
         metric: As in `TextData`.
         label_names: The classes in order, when they are known beforehand; empty to take them from the data.
+        also: As in `TextData`.
     """
 
     kind: Kind
     metric: str
     label_names: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 def goal_of(task: str) -> Goal:
@@ -43,24 +45,32 @@ def goal_of(task: str) -> Goal:
     raise UserError(f"--task {task}: unknown; give classification or regression")
 
 
-def assemble(name: str, train: Table, evaluation: Table | float, columns: Columns, goal: Goal) -> TextData:
+def assemble(
+    name: str,
+    train: Table,
+    evaluation: Table | float,
+    columns: Columns,
+    goal: Goal,
+    further: Mapping[str, Table] | None = None,
+) -> TextData:
     """Make checked, encoded data out of a training table and an evaluation table.
 
     Args:
         name: As in `TextData`.
         train: The training rows, or all rows.
         evaluation: The evaluation rows, or how much of ``train`` to split off for them.
-        columns: The columns to use of both.
+        columns: The columns to use of all tables.
         goal: What is learned.
+        further: More tables with evaluation rows, by name.
 
     Raises:
         UserError: A row cannot be used, or the labels make no task.
     """
     rows = _examples(train, columns, goal)
     _check_varied(train.name, rows["label"], columns.label)
+    others = {split: _held_out(table, columns, goal, rows["label"]) for split, table in (further or {}).items()}
     if isinstance(evaluation, Table):
-        held_out = _examples(evaluation, columns, goal)
-        _check_known(evaluation.name, held_out["label"], rows["label"], goal)
+        held_out = _held_out(evaluation, columns, goal, rows["label"])
     else:
         groups = rows["label"] if goal.kind == "classification" else ["any"] * len(rows["label"])
         kept, taken = split_rows(train.name, groups, evaluation)
@@ -73,13 +83,18 @@ def assemble(name: str, train: Table, evaluation: Table | float, columns: Column
     names: tuple[str, ...] = ()
     if goal.kind == "classification":
         names = goal.label_names or order_classes(rows["label"])
-        for split in (rows, held_out):
-            split["label"] = [names.index(label) for label in split["label"]]
-    return from_columns(name, rows, held_out, goal, names)
+        for examples in (rows, held_out, *others.values()):
+            examples["label"] = [names.index(label) for label in examples["label"]]
+    return from_columns(name, rows, held_out, goal, names, others)
 
 
 def from_columns(
-    name: str, train: dict[str, list[Any]], evaluation: dict[str, list[Any]], goal: Goal, names: tuple[str, ...]
+    name: str,
+    train: dict[str, list[Any]],
+    evaluation: dict[str, list[Any]],
+    goal: Goal,
+    names: tuple[str, ...],
+    further: Mapping[str, dict[str, list[Any]]] | None = None,
 ) -> TextData:
     """Wrap columns that are already checked and encoded."""
     features = {column: Value("string") for column in train if column.startswith("text")}
@@ -92,8 +107,17 @@ def from_columns(
         kind=goal.kind,
         label_names=names,
         metric=goal.metric,
-        fingerprint=fingerprint(train, evaluation, names),
+        fingerprint=fingerprint(train, evaluation, names, further),
+        also=goal.also,
+        further={split: Dataset.from_dict(rows, Features(features)) for split, rows in (further or {}).items()},
     )
+
+
+def _held_out(table: Table, columns: Columns, goal: Goal, known: list[Any]) -> dict[str, list[Any]]:
+    """The evaluation rows of a table, whose labels must be among those known from training."""
+    examples = _examples(table, columns, goal)
+    _check_known(table.name, examples["label"], known, goal)
+    return examples
 
 
 def _examples(table: Table, columns: Columns, goal: Goal) -> dict[str, list[Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from deltasam.data.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,6 +21,10 @@ class Data(Protocol):
     @property
     def metric(self) -> str:
         """The evaluation metric that ranks checkpoints and methods; better when larger."""
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results are reported by, the main one first."""
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +54,9 @@ class TextData:
         label_names: The name of each class, in the order of the class indices. Empty for regression.
         metric: The evaluation metric that ranks checkpoints and methods: ``accuracy``, ``matthews``, ``f1``,
             ``pearson``, ``spearman``. All are better when larger.
-        fingerprint: SHA-256 over the contents of both splits; equal data, equal fingerprint.
+        fingerprint: SHA-256 over the contents of all splits; equal data, equal fingerprint.
+        also: Metrics that are reported beside ``metric``.
+        further: More evaluation splits by name, ``mismatched``; their metrics end in it, ``accuracy_mismatched``.
     """
 
     name: str
@@ -58,6 +66,8 @@ class TextData:
     label_names: tuple[str, ...]
     metric: str
     fingerprint: str
+    also: tuple[str, ...] = ()
+    further: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def has_pairs(self) -> bool:
@@ -76,3 +86,15 @@ class TextData:
         text = " | ".join(row[name] for name in ("text", "text_pair") if name in row)
         label = str(row["label"]) if self.kind == "regression" else self.label_names[row["label"]]
         return {"row": row["row"], "text": text, "label": label}
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results on this data are reported by, the main one first."""
+        own = (self.metric, *self.also)
+        return (*own, *(f"{metric}_{split}" for split in self.further for metric in own))
+
+    def with_train(self, train: Dataset) -> TextData:
+        """The same with other training rows, and the fingerprint of those."""
+        further = {split: rows[:] for split, rows in self.further.items()}
+        found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
+        return replace(self, train=train, fingerprint=found)

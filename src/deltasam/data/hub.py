@@ -14,23 +14,29 @@ from datasets.exceptions import DatasetsError
 from deltasam.data.assemble import Goal, assemble, goal_of
 from deltasam.data.columns import choose_columns
 from deltasam.data.dataset import TextData
+from deltasam.data.glue import GlueTask, task_on_hub
 from deltasam.data.tables import Table
 from deltasam.errors import UserError
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _EVALUATION = ("validation", "validation_matched", "dev", "test")  # the first of these that a data set has
+_GLUE = "nyu-mll/glue"
 _PATIENCE = 5  # seconds to wait for the hub: its own client retries for minutes
 
 
 def load_hub(
     name: str, text: str | None, text_pair: str | None, label: str | None, eval_size: float, task: str
 ) -> TextData:
-    """Read a hub data set: ``owner/name``, ``name``, each optionally with ``:config``.
+    """Read a hub data set: ``owner/name``, ``name``, each optionally with ``:config``; or a GLUE task: ``glue/cola``.
 
     Raises:
         UserError: The hub does not answer or does not have it, or a row cannot be used.
     """
-    splits = _download(name)
+    glue = task_on_hub(name)
+    if glue is not None and not (text or text_pair or label):
+        glue.check_kind(name, task)
+        return load_hub_glue(glue)
+    splits = _download(name, name if glue is None else f"{_GLUE}:{glue.name}")
     if "train" not in splits:
         raise UserError(f"{name}: no split called train, only {', '.join(splits)}; give the data as files")
     train = splits["train"]
@@ -45,15 +51,42 @@ def load_hub(
     return assemble(name, _table(f"{name} (train)", train, used), evaluation, columns, goal)
 
 
-def _download(name: str) -> Any:
-    if not _NAME.fullmatch(name):
+def load_hub_glue(task: GlueTask) -> TextData:
+    """Read a GLUE task from the hub. Its test rows have no labels, so they are never used.
+
+    Raises:
+        UserError: The hub does not answer, or a row cannot be used.
+    """
+    name, columns = f"glue/{task.name}", task.layouts[0]
+    splits = _download(name, f"{_GLUE}:{task.name}")
+    used = [column for column in (columns.text, columns.text_pair, columns.label) if column is not None]
+
+    def table(split: str) -> Table:
+        where = f"{name} ({split})"
+        if split not in splits:
+            raise UserError(f"{where}: no such split, only {', '.join(splits)}; give the data as files")
+        choose_columns(where, splits[split].column_names, columns.text, columns.text_pair, columns.label)
+        return _table(where, splits[split], used)
+
+    further = {split: table(f"validation_{split}") for split in task.further}
+    return assemble(name, table("train"), table(task.hub_dev), columns, task.goal, further)
+
+
+def _download(name: str, address: str) -> Any:
+    """The splits of a data set.
+
+    Args:
+        name: What it is called here.
+        address: What the hub calls it, and its config.
+    """
+    if not _NAME.fullmatch(address):
         raise UserError(f"{name}: no such file or folder; check the path given as --data")
     if not datasets.config.HF_HUB_OFFLINE and not _hub_answers():
         raise UserError(
             f"{name}: no such file or folder, and the hub ({datasets.config.HF_ENDPOINT}) cannot be reached; check "
             "the path or the network, or set HF_HUB_OFFLINE=1 to use the local cache"
         )
-    repository, _, config = name.partition(":")
+    repository, _, config = address.partition(":")
     try:
         return datasets.load_dataset(repository, config or None)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:

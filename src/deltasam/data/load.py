@@ -9,8 +9,9 @@ from deltasam.data.assemble import assemble, goal_of
 from deltasam.data.columns import choose_columns
 from deltasam.data.dataset import TextData
 from deltasam.data.demo import load_demo
-from deltasam.data.glue import load_folder
-from deltasam.data.hub import load_hub
+from deltasam.data.folder import load_folder
+from deltasam.data.glue import GlueTask, find_task, known_task
+from deltasam.data.hub import load_hub, load_hub_glue
 from deltasam.data.tables import read_table, table_suffix
 from deltasam.errors import UserError
 
@@ -29,7 +30,8 @@ def load_data(
 
     Args:
         source: ``demo`` or ``demo:search``; a table file (``.csv``, ``.tsv``, ``.jsonl``, ``.json``, each also
-            with ``.gz``, or ``.parquet``); a folder in GLUE layout; or the name of a hub data set.
+            with ``.gz``, or ``.parquet``); a folder in GLUE layout; ``glue/cola`` and the like for a task of GLUE
+            from the hub; or the name of another hub data set.
         text: The column with the text. Default: ``text`` or ``sentence``, when the table has exactly one of them.
         text_pair: The column with the second text, for pairs.
         label: The column with the label. Default: ``label``.
@@ -55,6 +57,39 @@ def load_data(
     if path.is_dir():
         return load_folder(path, text, text_pair, label, task)
     return load_hub(name, text, text_pair, label, eval_size, task)
+
+
+def load_glue(task: str, data_dir: str | os.PathLike[str] | None = None) -> TextData:
+    """Read a task of GLUE.
+
+    Args:
+        task: One of `glue_tasks`, however it is written: ``stsb``, ``STS-B``.
+        data_dir: The folder that holds a folder for each task; None to load it from the hub.
+
+    Raises:
+        UserError: There is no such task, the folder lacks it, or something in it cannot be used.
+    """
+    known = known_task(task)
+    if data_dir is None:
+        return load_hub_glue(known)
+    return load_folder(_task_folder(Path(data_dir), known), None, None, None, known.goal.kind)
+
+
+def _task_folder(data_dir: Path, task: GlueTask) -> Path:
+    try:
+        folders = sorted(path for path in data_dir.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir}: cannot be read ({error.strerror}); give a folder of tasks") from error
+    found = [path for path in folders if find_task(path.name) is task]
+    if len(found) > 1:
+        raise UserError(f"{data_dir}: both {found[0].name} and {found[1].name}; keep one of them")
+    if not found:
+        held = ", ".join(path.name for path in folders) or "no folder"
+        raise UserError(
+            f"--data-dir {data_dir}: no folder for {task.name} in it, only {held}; put {task.name}/train.* and "
+            f"{task.name}/dev.* there, or leave out --data-dir to load it from the hub"
+        )
+    return found[0]
 
 
 def _load_files(

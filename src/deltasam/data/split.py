@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from deltasam.data.dataset import TextData
-from deltasam.data.fingerprint import fingerprint
 from deltasam.errors import UserError
 
 SPLIT_SEED = 20220526  # fixed, so that every run on a file compares on the same evaluation rows
@@ -98,8 +96,7 @@ def take(data: TextData, size: int, seed: int) -> TextData:
             f"{data.name}: --train-size {size} is impossible; give from {least} (one row of each class) "
             f"to {len(groups)} (all training rows)"
         )
-    train = data.train.select(sorted(stratified_order(groups, seed)[:size]))
-    return replace(data, train=train, fingerprint=fingerprint(train[:], data.evaluation[:], data.label_names))
+    return data.with_train(data.train.select(sorted(stratified_order(groups, seed)[:size])))
 
 
 def _eval_count(eval_size: float, rows: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltasam.experiment.paired import LEVEL, Difference, Estimate
+from deltasam.experiment.paired import Difference, Estimate
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class MethodSummary:
         """
         if self.diverged:
             return "diverged"
-        if self.difference is None or self.difference.holm is None:
-            return "unknown"
-        if self.difference.holm > LEVEL:
-            return "noise"
-        return "better" if self.difference.estimate.mean > 0 else "worse"
+        return self.difference.verdict if self.difference else "unknown"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
-"""Every metric of a model on a split, by torchmetrics."""
+"""Every metric of a model on a split, by torchmetrics, scikit-learn and scipy."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+from scipy import stats
+from sklearn.metrics import matthews_corrcoef
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torchmetrics.functional import classification, regression
+from torchmetrics.functional import classification
 
 from deltasam.experiment import processes
 from deltasam.experiment.batches import Batches
@@ -43,6 +46,22 @@ def evaluate(
     return processes.on_main(lambda: _metrics(logits, labels, kind))  # one account of them, on whatever machines
 
 
+def evaluate_all(
+    model: nn.Module,
+    forward: Callable[[dict[str, Tensor]], Tensor],
+    splits: Mapping[str, Batches],
+    batch_size: int,
+    kind: str,
+) -> dict[str, float]:
+    """The metrics of a model on several splits: ``accuracy`` of the one called ``""``, ``accuracy_mismatched``, ..."""
+    found = {split: evaluate(model, forward, batches, batch_size, kind) for split, batches in splits.items()}
+    return {
+        f"{metric}_{split}" if split else metric: value
+        for split, metrics in found.items()
+        for metric, value in metrics.items()
+    }
+
+
 def _metrics(logits: Tensor, labels: Tensor, kind: str) -> dict[str, float]:
     found = regression_metrics(logits[:, 0], labels) if kind == "regression" else class_metrics(logits, labels)
     return found if torch.isfinite(logits).all() else dict.fromkeys(found, math.nan)
@@ -53,7 +72,8 @@ def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     Returns:
         ``loss`` (NLL in nats), ``accuracy``, ``f1`` (of class 1 where there are two, else the mean over classes),
-        ``matthews``, and ``ece`` (expected calibration error, 15 equal bins).
+        ``matthews`` (0 where predictions or labels are all of one class), and ``ece`` (expected calibration error,
+        15 equal bins).
     """
     classes, predictions = logits.shape[1], logits.argmax(1)
     found = {
@@ -62,7 +82,8 @@ def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "f1": classification.binary_f1_score(predictions, labels)
         if classes == 2
         else classification.multiclass_f1_score(predictions, labels, classes, average="macro"),
-        "matthews": classification.multiclass_matthews_corrcoef(predictions, labels, classes),
+        # scikit-learn's: that of torchmetrics is not 0 where all predictions are one class.
+        "matthews": matthews_corrcoef(labels.numpy(), predictions.numpy()) if len(labels.unique()) > 1 else 0.0,
         "ece": classification.multiclass_calibration_error(logits.softmax(1), labels, classes),
     }
     return {name: float(value) for name, value in found.items()}
@@ -73,11 +94,13 @@ def regression_metrics(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 
     A correlation with a constant prediction is NaN.
     """
-    labels = labels.to(predictions.dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The variance of predictions or target is close to zero")
+    predictions, labels = predictions.double(), labels.double()
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        # scipy's: the ranks of torchmetrics are of 32 bits, and it calls the correlation with a constant 0.
         return {
             "loss": float(mse_loss(predictions, labels)),
-            "pearson": float(regression.pearson_corrcoef(predictions, labels)),
-            "spearman": float(regression.spearman_corrcoef(predictions, labels)),
+            "pearson": float(stats.pearsonr(predictions, labels).statistic),
+            "spearman": float(stats.spearmanr(predictions, labels).statistic),
         }

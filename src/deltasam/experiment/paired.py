@@ -49,6 +49,15 @@ class Difference:
     seeds_needed: int | None = None
     """Roughly how many seeds would show a difference this large, were it real; None where unknown or huge."""
 
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``noise``, or ``unknown`` (nothing to judge noise by)."""
+        if self.holm is None:
+            return "unknown"
+        if self.holm > LEVEL:
+            return "noise"
+        return "better" if self.estimate.mean > 0 else "worse"
+
 
 def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
     """Mean of the values with its 95 % t interval.

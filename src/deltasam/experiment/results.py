@@ -72,6 +72,8 @@ class RunResult:
     """The most and the least weighted training examples; empty for methods without weights."""
     weights: list[float] = field(default_factory=list)
     """Mean weight of every training example, unordered; empty for methods without weights."""
+    reported: tuple[str, ...] = ()
+    """The metrics that results on this data are reported by, the main one first; empty in old results."""
 
     def labelled(self) -> RunResult:
         """The same with the short spec, for tables and charts."""
@@ -93,6 +95,7 @@ class RunResult:
             data["steps"] = [StepRecord(**x) for x in data["steps"]]
             data["evaluations"] = [EvaluationRecord(**x) for x in data["evaluations"]]
             data["examples"] = [ExampleRecord(**x) for x in data["examples"]]
+            data["reported"] = tuple(data.get("reported", ()))
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error

@@ -25,7 +25,7 @@ from deltasam.experiment.paired import (
 )
 from deltasam.experiment.results import RunResult
 
-__all__ = ["Comparison", "MethodSummary", "compare", "conclusion"]
+__all__ = ["Comparison", "MethodSummary", "by_method", "compare", "conclusion", "mean_of", "summarise", "values_of"]
 
 
 def compare(results: Sequence[RunResult], baseline: str | None = None) -> Comparison:
@@ -38,14 +38,19 @@ def compare(results: Sequence[RunResult], baseline: str | None = None) -> Compar
     Raises:
         UserError: No runs, runs given twice, runs with different main metrics, or an unknown baseline.
     """
-    runs = _by_method(results)
+    runs = by_method(results)
     reference = _find_baseline(list(runs), baseline)
-    methods = [_summary(method, by_seed, runs[reference]) for method, by_seed in runs.items()]
+    methods = [summarise(method, by_seed, runs[reference]) for method, by_seed in runs.items()]
     methods = [m if m.method != reference else dataclasses.replace(m, difference=None) for m in methods]
     return Comparison(results[0].metric, reference, tuple(_with_holm(methods)))
 
 
-def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
+def by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
+    """The runs by method and seed.
+
+    Raises:
+        UserError: No runs, runs given twice, or runs with different main metrics.
+    """
     if not results:
         raise UserError("no finished runs to compare; run at least one method")
     runs: dict[str, dict[int, RunResult]] = {}
@@ -72,28 +77,31 @@ def _find_baseline(methods: list[str], wanted: str | None) -> str:
     return methods[0]
 
 
-def _summary(method: str, runs: dict[int, RunResult], baseline: dict[int, RunResult]) -> MethodSummary:
+def summarise(method: str, runs: dict[int, RunResult], baseline: dict[int, RunResult]) -> MethodSummary:
+    """One method's runs over the seeds, compared with the baseline's; p-values are not corrected yet."""
     main = next(iter(runs.values())).metric
-    metric, loss, ece = (_values(runs, name) for name in (main, "loss", "ece"))
+    metric, loss, ece = (values_of(runs, name) for name in (main, "loss", "ece"))
     memory = [run.peak_memory_mib for run in runs.values() if run.peak_memory_mib is not None]
     return MethodSummary(
         method=method,
         seeds=tuple(sorted(runs)),
         diverged=tuple(sorted((metric.keys() - finite(metric)) | (loss.keys() - finite(loss)))),
-        metric=_mean(metric),
-        loss=_mean(loss),
-        ece=_mean(ece),
-        difference=paired_difference(finite(metric), finite(_values(baseline, main))),
+        metric=mean_of(metric),
+        loss=mean_of(loss),
+        ece=mean_of(ece),
+        difference=paired_difference(finite(metric), finite(values_of(baseline, main))),
         relative_seconds=_relative_seconds(runs, baseline),
         peak_memory_mib=max(memory, default=None),
     )
 
 
-def _values(runs: dict[int, RunResult], name: str) -> dict[int, float]:
+def values_of(runs: dict[int, RunResult], name: str) -> dict[int, float]:
+    """A metric by seed, of the runs that have it."""
     return {seed: run.metrics[name] for seed, run in runs.items() if name in run.metrics}
 
 
-def _mean(values: dict[int, float]) -> Estimate | None:
+def mean_of(values: dict[int, float]) -> Estimate | None:
+    """The mean of the finite values; None without any."""
     numbers = list(finite(values).values())
     return estimate(numbers) if numbers else None
 
@@ -111,8 +119,8 @@ def _relative_seconds(runs: dict[int, RunResult], baseline: dict[int, RunResult]
 
 def _with_holm(methods: list[MethodSummary]) -> Iterable[MethodSummary]:
     """Fill in what depends on how many methods are compared: each is one more chance to be fooled."""
-    p_values = {m.method: m.difference.p_value for m in methods if m.difference}
-    tested = {method: p for method, p in p_values.items() if p is not None}
+    pvalues_of = {m.method: m.difference.p_value for m in methods if m.difference}
+    tested = {method: p for method, p in pvalues_of.items() if p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     for m in methods:
         if m.difference and m.method in corrected:

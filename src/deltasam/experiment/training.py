@@ -171,6 +171,7 @@ class Run:
             metrics=self.evaluations[-1].metrics,
             seconds_per_step=statistics.median(s.seconds for s in self.steps[1:] or self.steps),
             peak_memory_mib=self._peak_mib(),
+            reported=self.data.reported,
             steps=self.steps,
             evaluations=self.evaluations,
             examples=self.weights.records(self.data),

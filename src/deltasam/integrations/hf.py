@@ -32,7 +32,7 @@ from deltasam.experiment.results import write_atomically
 from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
-from deltasam.spec import make_method
+from deltasam.spec import full_spec, make_method
 
 STATE = "method.json"
 """The method's state in a checkpoint."""
@@ -98,7 +98,7 @@ class MethodTrainerMixin:
                 f"deltasam.integrations.hf.TrainingArguments(..., method='sam:rho=0.05')"
             )
         if self._ready is None:
-            make_method(spec, nn.Linear(1, 1))
+            full_spec(spec)  # a wrong one is refused now, not when training starts
         self._check_ready()
         AccelerateRuntime(self.accelerator)  # made to see what cannot work now, not when training starts
         self.args.method = spec

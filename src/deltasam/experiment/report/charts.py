@@ -37,7 +37,7 @@ class Charts:
         Without ``dots`` the points of the lines are there for the pointer to find, but not seen.
         """
         scale = alt.Scale(domain=span, zero=False, nice=True) if span else alt.Scale(zero=False)
-        tooltip = ["method:N", _tip("step", "step", ".0f"), _tip(f"mean({field})", title, ".4~g")]
+        tooltip = ["method:N", tip("step", "step", ".0f"), tip(f"mean({field})", title, ".4~g")]
         base = alt.Chart(alt.NamedData(rows)).encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
         )
@@ -47,7 +47,7 @@ class Charts:
         mean = base.mark_line(strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))).encode(
             y=alt.Y(f"mean({field}):Q", title=title, scale=scale), tooltip=tooltip
         )
-        return _spec(
+        return spec(
             alt.LayerChart(layer=[seeds, mean]),
             _CURVE_HEIGHT,
             f"Lines of {title} against training step, one per method.",
@@ -61,19 +61,19 @@ class Charts:
         interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round")
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
         seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
-        low, high = _tip("low", "95 % interval from", "+.4~g"), _tip("high", "to", "+.4~g")
-        summary = ["method:N", _tip("mean", "mean difference", "+.4~g"), low, high, "verdict:N"]
+        low, high = tip("low", "95 % interval from", "+.4~g"), tip("high", "to", "+.4~g")
+        summary = ["method:N", tip("mean", "mean difference", "+.4~g"), low, high, "verdict:N"]
         layers = [
-            _reference(rows, 0),
+            reference(rows, 0),
             interval.encode(x=x["low"], x2="high:Q"),
             mean.encode(x=x["mean"], tooltip=summary),
             seeds.encode(
                 x=x["value"],
-                tooltip=["method:N", "seed:N", _tip("value", "difference", "+.4~g")],
+                tooltip=["method:N", "seed:N", tip("value", "difference", "+.4~g")],
             ),
             self._labels(rows),
         ]
-        return _spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
+        return spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
 
     def costs(self, rows: str) -> Spec:
         """One row per method: a bar for the mean time per step, a tick for every seed."""
@@ -81,15 +81,15 @@ class Charts:
         title = "milliseconds per step"
         bars = base.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
             x=alt.X("mean(milliseconds):Q", title=title, axis=alt.Axis(tickCount=5)),
-            tooltip=["method:N", _tip("mean(milliseconds)", title, ".4~g")],
+            tooltip=["method:N", tip("mean(milliseconds)", title, ".4~g")],
         )
         seeds = base.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
             x="milliseconds:Q",
             color=alt.value("var(--text)"),
-            tooltip=["method:N", "seed:N", _tip("milliseconds", title, ".4~g")],
+            tooltip=["method:N", "seed:N", tip("milliseconds", title, ".4~g")],
         )
         layers = alt.LayerChart(layer=[bars, seeds, self._labels(rows)])
-        return _spec(layers, len(self.methods) * _ROW_HEIGHT, "Bars of the time per step, one per method.")
+        return spec(layers, len(self.methods) * _ROW_HEIGHT, "Bars of the time per step, one per method.")
 
     def weights(self, rows: str) -> Spec:
         """A stepped outline per method: the share of examples at each weight."""
@@ -101,13 +101,13 @@ class Charts:
             color=self._color(),
             tooltip=[
                 "method:N",
-                _tip("low", "weight from", ".3f"),
-                _tip("high", "to", ".3f"),
-                _tip("share", "share of examples", ".1%"),
+                tip("low", "weight from", ".3f"),
+                tip("high", "to", ".3f"),
+                tip("share", "share of examples", ".1%"),
             ],
         )
-        layers = alt.LayerChart(layer=[_reference(rows, 1), outline])
-        return _spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
+        layers = alt.LayerChart(layer=[reference(rows, 1), outline])
+        return spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
 
     def _color(self) -> alt.Color:
         scale = alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
@@ -125,17 +125,18 @@ class Charts:
         return text.encode(x=alt.value(0), y=self._rows(), text="method:N")
 
 
-def _reference(rows: str, x: float) -> alt.Chart:
+def reference(rows: str, x: float) -> alt.Chart:
     """A dashed line at the value that means no difference."""
-    line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
-    return line.encode(x=alt.datum(x))
+    once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
+    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(x=alt.datum(x))
 
 
-def _tip(field: str, title: str, number_format: str) -> alt.Tooltip:
+def tip(field: str, title: str, number_format: str) -> alt.Tooltip:
+    """One line of a tooltip."""
     return alt.Tooltip(f"{field}:Q", title=title, format=number_format)
 
 
-def _spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
+def spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
     """The finished specification, as wide as its place on the page."""
     sized = chart.properties(width="container", height=height, description=description, background="transparent")
     styled = (
@@ -154,5 +155,5 @@ def _spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
         )
         .configure_text(font="system-ui, sans-serif", fontSize=12)
     )
-    spec: Spec = styled.to_dict()
-    return spec
+    finished: Spec = styled.to_dict()
+    return finished

@@ -22,6 +22,8 @@ class Figure:
     spec: Spec
     methods: Sequence[str] = ()
     """What the legend lists; empty where the chart names its methods itself."""
+    numbered: bool = False
+    """Whether the chart names them by their place in the legend."""
 
 
 def figures(

@@ -1,21 +1,16 @@
-"""Write the report: one HTML file that needs nothing else."""
+"""The report of one comparison."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import vl_convert
-
-from deltasam.experiment import rounding
 from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.report.figures import figures
-from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
+from deltasam.experiment.report.rendering import write_page
+from deltasam.experiment.results import ExampleRecord, RunResult
 from deltasam.experiment.statistics import compare, conclusion
 
 _EXAMPLES = 10
@@ -46,49 +41,19 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
     comparison = compare(results)
     charts = Charts([m.method for m in comparison.methods], comparison.baseline)
     shown, rows = figures(comparison, results, charts)
-    page = _environment().get_template("report.html.jinja").render(
+    write_page(
+        "report.html.jinja",
+        path,
+        charts={figure.key: figure.spec for figure in shown},
+        rows=rows,
+        config=config,
         answer=conclusion(comparison),
         comparison=comparison,
         colors=charts.colors,
         figures=shown,
-        data={"datasets": rows, "charts": {figure.key: figure.spec for figure in shown}},
         examples=_examples(results),
         results=results,
-        config=dict(_flat(config)),
-        script=_script(),
-    )  # fmt: skip
-    # Data may hold halves of surrogate pairs, which no UTF-8 file can.
-    write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deltasam.experiment.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
-    environment.filters |= {
-        "plain": rounding.plain,
-        "mean_margin": rounding.mean_margin,
-        "signed_interval": rounding.signed_interval,
-        "p_value": rounding.p_value,
-        "ratio": rounding.ratio,
-        "gibibytes": rounding.gibibytes,
-    }
-    # tojson escapes what could end a script element; browsers refuse NaN, so writing it is an error.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    return environment
-
-
-@functools.cache
-def _script() -> str:
-    """Vega and the page's own script as one module; bundling takes a second, so once per process."""
-    own = resources.files("deltasam.experiment.report").joinpath("report.js").read_text(encoding="utf-8")
-    bundle: str = vl_convert.javascript_bundle(own)
-    return bundle
 
 
 def _examples(results: Sequence[RunResult]) -> list[ExampleTable]:
@@ -103,12 +68,3 @@ def _examples(results: Sequence[RunResult]) -> list[ExampleTable]:
         half = (len(ranked) + 1) // 2
         tables.append(ExampleTable(run.method, run.seed, ranked[:half][:_EXAMPLES], ranked[half:][::-1][:_EXAMPLES]))
     return tables
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options under dotted names."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

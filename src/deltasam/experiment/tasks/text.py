@@ -7,7 +7,7 @@ from torch import Tensor
 from deltasam.data.dataset import TextData
 from deltasam.experiment.batches import Batches, check_length
 from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.metrics import evaluate
+from deltasam.experiment.metrics import evaluate_all
 from deltasam.experiment.model import load_classifier
 from deltasam.experiment.objective import example_losses, logits_of
 from deltasam.experiment.tasks.task import Task
@@ -23,7 +23,9 @@ class TextTask(Task):
         check_length(self.model, config.max_length)
         self.model.to(device).train()
         split = (self.tokenizer, config.max_length, device)
-        self.train_batches, self.evaluation_batches = Batches(data.train, *split), Batches(data.evaluation, *split)
+        self.train_batches = Batches(data.train, *split)
+        splits = {"": data.evaluation, **data.further}
+        self.evaluation_batches = {name: Batches(rows, *split) for name, rows in splits.items()}
 
     def __len__(self) -> int:
         return len(self.train_batches)
@@ -36,7 +38,8 @@ class TextTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Loss, and what there is for classes or for scores."""
-        return evaluate(self.model, self.logits, self.evaluation_batches, 2 * self._config.batch_size, self._kind)
+        size = 2 * self._config.batch_size
+        return evaluate_all(self.model, self.logits, self.evaluation_batches, size, self._kind)
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [rows, outputs] of a batch, in the configuration's precision."""

@@ -1,0 +1,36 @@
+"""What else decides the numbers of a run, and where they were made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deltasam.experiment import processes
+
+if TYPE_CHECKING:
+    from deltasam.data.dataset import Data
+
+
+def provenance(data: Data) -> dict[str, Any]:
+    """What decides numbers beside the options: the data's contents, the libraries' versions, how many processes."""
+    libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
+    return {"data_sha256": data.fingerprint, **libraries, "processes": processes.count()}
+
+
+def machine() -> dict[str, Any]:
+    """What times depend on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {"system": platform.platform(), "python": platform.python_version(), "processor": _processor()}
+    return {**found, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,59 @@
+"""Which figures the page of a table has, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltasam.experiment import rounding
+from deltasam.experiment.overview import Overview
+from deltasam.experiment.report import overview_series as series
+from deltasam.experiment.report.figures import Figure
+from deltasam.experiment.report.overview_charts import OverviewCharts
+from deltasam.experiment.report.series import Row
+
+Rows = dict[str, list[Row]]
+
+
+def panels(overview: Overview, charts: OverviewCharts) -> tuple[list[Figure], Rows]:
+    """One small chart of differences for each task that has any."""
+    found, rows = [], {f"panel-{i}": series.forest_rows(row) for i, row in enumerate(overview.rows)}
+    for row, (key, data) in zip(overview.rows, rows.items(), strict=True):
+        if data:
+            title = f"{row.metrics[0]} on {row.name} minus {overview.baseline}'s"
+            spec = charts.forest(key, title, series.centred(data), len(data))
+            found.append(Figure(key, row.name, row.metrics[0], spec))
+    return found, rows
+
+
+def across_tasks(overview: Overview, charts: OverviewCharts) -> tuple[list[Figure], Rows]:
+    """Ranks, and what the average difference costs."""
+    rows = {"ranks": series.rank_rows(overview), "tradeoff": series.tradeoff_rows(overview)}
+    ranks = [_ranks(overview, charts)] if rows["ranks"] else []
+    tradeoff = [_tradeoff(overview, charts, rows["tradeoff"])] if len(rows["tradeoff"]) > 1 else []
+    return [*ranks, *tradeoff], rows
+
+
+def _ranks(overview: Overview, charts: OverviewCharts) -> Figure:
+    mean: Mapping[str, float] = overview.ranking.mean
+    spec = charts.ranks("ranks", sorted(mean, key=mean.__getitem__))
+    if overview.ranking.critical_difference:
+        bars = "Two methods differ if their bars, each as wide as Nemenyi's critical difference, do not overlap."
+    elif overview.ranking.p_value is not None:
+        bars = f"They do not differ by more than chance (Friedman {rounding.p_value(overview.ranking.p_value)})."
+    else:
+        bars = "They were not tested: that takes three methods and all runs."
+    reading = (
+        f"Dots are mean ranks, rings below them the ranks on single tasks; left is better. {bars} The test takes tasks "
+        "for independent, which variants of one data set are not."
+    )
+    return Figure("ranks", f"Ranks over {len(overview.ranking.ranks)} tasks", reading, spec)
+
+
+def _tradeoff(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Figure:
+    reading = (
+        f"Average difference to {overview.baseline} over {len(overview.whole_rows)} tasks with its 95 % interval: "
+        "higher is better, further left is cheaper; an interval across the dashed line may be noise."
+    )
+    spec = charts.tradeoff("tradeoff", "average difference", f"time per step over {overview.baseline}'s")
+    methods = [row["method"] for row in rows]
+    return Figure("tradeoff", "What it costs and what it brings", reading, spec, methods, numbered=True)

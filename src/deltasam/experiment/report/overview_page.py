@@ -1,0 +1,46 @@
+"""The page of a whole table of experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deltasam.experiment.overview import TableRow, answer, cell_text, details, survey
+from deltasam.experiment.report.overview_charts import OverviewCharts
+from deltasam.experiment.report.overview_figures import across_tasks, panels
+from deltasam.experiment.report.rendering import write_page
+
+
+def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, Any], path: Path) -> None:
+    """Write a table of experiments, tasks x methods, as one self-contained web page.
+
+    Args:
+        rows: The tasks in order; runs may be missing.
+        title: What the table is called.
+        facts: How the runs were made; values may be nested mappings.
+        path: The HTML file.
+
+    Raises:
+        UserError: Rows that make no table, or the file cannot be written.
+    """
+    overview = survey(rows)
+    charts = OverviewCharts(overview.methods, overview.baseline)
+    small, small_rows = panels(overview, charts)
+    large, large_rows = across_tasks(overview, charts)
+    write_page(
+        "overview.html.jinja",
+        path,
+        charts={figure.key: figure.spec for figure in [*small, *large]},
+        rows={**small_rows, **large_rows},
+        config=facts,
+        title=title,
+        answer=answer(overview),
+        details=details(overview),
+        overview=overview,
+        table_rows=rows,
+        colors=charts.colors,
+        panels=small,
+        figures=large,
+        text=cell_text,
+    )

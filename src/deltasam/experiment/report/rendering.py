@@ -1,0 +1,92 @@
+"""Write a page: one HTML file that needs nothing else, with its charts and the data they draw."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from deltasam.experiment import rounding
+from deltasam.experiment.report.charts import Spec
+from deltasam.experiment.report.series import Row
+from deltasam.experiment.results import write_atomically
+
+
+def write_page(
+    template: str,
+    path: Path,
+    *,
+    charts: Mapping[str, Spec],
+    rows: Mapping[str, Sequence[Row]],
+    config: Mapping[str, Any],
+    **values: Any,
+) -> None:
+    """Write a template of this package, filled in.
+
+    Args:
+        template: Its name; extends ``base.html.jinja``.
+        path: The HTML file.
+        charts: By key; drawn into the element ``chart-KEY``.
+        rows: The named data the charts draw.
+        config: Options to list; values may be nested mappings.
+        values: What else the template shows.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    page = _environment().get_template(template).render(
+        data={"datasets": rows, "charts": charts}, config=dict(_flat(config)), script=_script(), **values
+    )  # fmt: skip
+    # Data may hold halves of surrogate pairs, which no UTF-8 file can.
+    write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deltasam.experiment.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": rounding.plain,
+        "mean_margin": rounding.mean_margin,
+        "signed_interval": rounding.signed_interval,
+        "p_value": rounding.p_value,
+        "ratio": rounding.ratio,
+        "gibibytes": rounding.gibibytes,
+        "breakable": _breakable,
+    }
+    # tojson escapes what could end a script element; browsers refuse NaN, so writing it is an error.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment
+
+
+@functools.cache
+def _script() -> str:
+    """Vega and the page's own script as one module; bundling takes a second, so once per process."""
+    own = resources.files("deltasam.experiment.report").joinpath("report.js").read_text(encoding="utf-8")
+    bundle: str = vl_convert.javascript_bundle(own)
+    return bundle
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores, where a column is narrow."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested options under dotted names."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

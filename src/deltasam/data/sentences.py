@@ -81,6 +81,11 @@ class SentenceData:
     metric: ClassVar[str] = "spearman"
     """The mean over the evaluation sets of the rank correlation of cosine similarity and gold score."""
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results are reported by: the mean, then every set's."""
+        return (self.metric, *(f"{self.metric}_{name}" for name in self.evaluation))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all that decides a run's numbers: equal sentences, pairs and contrast, equal fingerprint."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from deltasam.weight_space import wide
+
 # Mirror-BERT's: of a shorter sentence a span would be too much.
 SHORTEST_MASKED = 30
 
 
 def embed(model: nn.Module, inputs: dict[str, Tensor], pooling: str, precision: str) -> Tensor:
-    """Embeddings [n, d] in float32; ``bf16`` runs the model under autocast.
+    """Embeddings [n, d] in float32 or wider; ``bf16`` runs the model under autocast.
 
     Args:
         model: An encoder.
@@ -25,7 +27,7 @@ def embed(model: nn.Module, inputs: dict[str, Tensor], pooling: str, precision: 
     mask = inputs["attention_mask"]
     with torch.autocast(mask.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         states: Tensor = model(**inputs).last_hidden_state
-    states = states.float()
+    states = wide(states)
     if pooling == "cls":
         return states[:, 0]
     tokens = mask[:, :, None].to(states.dtype)

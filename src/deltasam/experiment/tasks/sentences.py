@@ -13,6 +13,7 @@ from deltasam.experiment import processes
 from deltasam.experiment.batches import check_length, shuffled
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.contrastive import contrastive_loss, embed, mask_span
+from deltasam.experiment.inference import outputs_of
 from deltasam.experiment.model import load_encoder
 from deltasam.experiment.similarity import similarity_metrics
 from deltasam.experiment.tasks.task import Task
@@ -51,7 +52,14 @@ class SentenceTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Rank correlations, and the training loss on the evaluation sentences with nothing dropped or masked."""
-        embeddings = self._measured_embeddings()
+        by_length = sorted(range(len(self._measured)), key=lambda i: len(self._measured[i]))
+        found = outputs_of(
+            self.model,
+            lambda some: self.embeddings([self._measured[i] for i in some]),
+            by_length,
+            2 * self._config.batch_size,
+        )
+        embeddings = found[torch.tensor(by_length).argsort()]
         return processes.on_main(lambda: self._metrics(embeddings))
 
     def embeddings(self, sentences: list[str]) -> Tensor:
@@ -63,24 +71,6 @@ class SentenceTask(Task):
     def _masked(self, sentence: str) -> str:
         length = self._data.contrast.masked_characters
         return mask_span(sentence, self.tokenizer.mask_token, length) if length else sentence
-
-    def _measured_embeddings(self) -> Tensor:
-        """Embeddings of the evaluation sentences, dropout off; several processes share them out."""
-        training, size = self.model.training, 2 * self._config.batch_size
-        by_length = sorted(range(len(self._measured)), key=lambda i: len(self._measured[i]))
-        chunks = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                mine = [
-                    self.embeddings([self._measured[i] for i in chunk]).cpu()
-                    for chunk in chunks[processes.rank() :: processes.count()]
-                ]
-        finally:
-            self.model.train(training)
-        theirs = processes.gather(mine)
-        sorted_embeddings = torch.cat([theirs[i % len(theirs)][i // len(theirs)] for i in range(len(chunks))])
-        return sorted_embeddings[torch.tensor(by_length).argsort()]
 
     def _metrics(self, embeddings: Tensor) -> dict[str, float]:
         places = {sentence: place for place, sentence in enumerate(self._measured)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable
@@ -135,6 +136,18 @@ def test_takes_a_part() -> None:
         assert f"--train-size {size} is impossible; give from 2" in refused(data.take, size, 0)
 
 
+def test_evaluates_on_fewer_pairs(folder: Path) -> None:
+    whole = load_sts(folder, sets=["sts12", "sts13"])
+    some = load_sts(folder, sets=["sts12", "sts13"], most_pairs=2)
+    assert some.train == whole.train
+    assert [len(pairs) for pairs in some.evaluation.values()] == [2, 2]
+    rows = zip(*dataclasses.astuple(whole.evaluation["sts13"]), strict=True)
+    assert set(zip(*dataclasses.astuple(some.evaluation["sts13"]), strict=True)) < set(rows)
+    assert some.fingerprint != whole.fingerprint
+    assert load_sts(folder, sets=["sts12", "sts13"], most_pairs=9) == whole
+    assert "a correlation needs 2 or more" in refused(load_sts, folder, sets=["sts12"], most_pairs=1)
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0}, {"masked_characters": -1}, {"pooling": "max"}])
 def test_a_contrast_that_cannot_be(wrong: dict[str, object]) -> None:
     assert str(*wrong.values()) in refused(Contrast, **wrong)
@@ -150,6 +163,11 @@ def test_real_sets() -> None:
     assert data.selection is not None
     assert len(data.selection) == 1500
     assert len(data.train) == 10536
+    smaller = load_sts(SHARED, sets=["sts12"], most_pairs=300)
+    order = {pair: i for i, pair in enumerate(zip(*dataclasses.astuple(data.evaluation["sts12"]), strict=True))}
+    kept = [order[pair] for pair in zip(*dataclasses.astuple(smaller.evaluation["sts12"]), strict=True)]
+    assert len(kept) == 300
+    assert max(kept) > 2800  # of all subsets, not of the first
     absent = [name for name in STANDARD_SETS if name not in years]
     if absent:
         assert f"no file of {', '.join(absent)} (" in refused(load_sts, SHARED)

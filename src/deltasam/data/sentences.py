@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from deltasam.data.split import stratified_order
+from deltasam.data.split import SPLIT_SEED, stratified_order
 from deltasam.errors import UserError
 
 
@@ -30,6 +30,18 @@ class ScoredPairs:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def take(self, size: int) -> ScoredPairs:
+        """So many of the pairs, or all where there are fewer: always the same ones, drawn at random, in their order.
+
+        Raises:
+            UserError: They would be too few.
+        """
+        if size < 2:
+            raise UserError(f"{size} pairs of a set: a correlation needs 2 or more")
+        rows = sorted(stratified_order([None] * len(self), SPLIT_SEED)[:size])
+        first, second, scores = zip(*((self.first[i], self.second[i], self.scores[i]) for i in rows), strict=True)
+        return ScoredPairs(first, second, scores)
 
 
 @dataclass(frozen=True)

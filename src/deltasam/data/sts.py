@@ -30,6 +30,7 @@ def load_sts(
     selection: str | None = "stsb/dev",
     sentences: Path | None = None,
     contrast: Contrast | None = None,
+    most_pairs: int | None = None,
 ) -> SentenceData:
     """Read evaluation sets, a set to select on, and training sentences.
 
@@ -39,19 +40,23 @@ def load_sts(
         selection: The set to choose hyper-parameters on; None for none.
         sentences: See `read_sentences`; both columns of ``stsb/train`` unless given, as in Mirror-BERT.
         contrast: How a sentence is told from others; as in Mirror-BERT unless given.
+        most_pairs: Evaluate on so many pairs of each set, where time is short; None: on all.
 
     Raises:
         UserError: A set is not there, or a file cannot be used; the message says which, where and what to do.
     """
     if selection in sets:
         raise UserError(f"{folder}: {selection} is both reported and selected on; choose on a set that is not reported")
-    asked = [*sets, *([selection] if selection else []), *([] if sentences else ["stsb/train"])]
-    files = _find(folder, asked)
+    measured = [*sets, *([selection] if selection else [])]
+    files = _find(folder, [*measured, *([] if sentences else ["stsb/train"])])
+    pairs = {name: read_pairs(files[name]) for name in measured}
+    if most_pairs is not None:
+        pairs = {name: found.take(most_pairs) for name, found in pairs.items()}
     return SentenceData(
         name="sts",
         train=read_sentences(sentences or files["stsb/train"]),
-        evaluation={_metric_name(name): read_pairs(files[name]) for name in sets},
-        selection=read_pairs(files[selection]) if selection else None,
+        evaluation={_metric_name(name): pairs[name] for name in sets},
+        selection=pairs[selection] if selection else None,
         contrast=contrast or Contrast(),
     )
 

@@ -138,6 +138,11 @@ class Method(abc.ABC):
         """Whether it takes gradients of single rows of a batch, and so must see every use of a parameter."""
         return False
 
+    @property
+    def fresh_dropout(self) -> bool:
+        """Whether later passes draw dropout masks of their own; else they see those of the first."""
+        return False
+
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
         """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
 

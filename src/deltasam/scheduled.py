@@ -53,6 +53,7 @@ class Scheduled(Method):
         self._steps, self._total = 0, total_steps or 0
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
         self._following = inner.register_step_post_hook(self._count)
+        self.method.follow(optimizer, total_steps=total_steps)
 
     def factor(self) -> float:
         """The factor on the radius at this step."""

@@ -88,4 +88,6 @@ def _short(run: RunResult) -> dict[str, Any]:
 
 
 def _run(run: dict[str, Any]) -> RunResult:
-    return RunResult.from_json(json.dumps({"steps": [], "evaluations": [], "examples": [], "peak_memory_mib": None, **run}))
+    return RunResult.from_json(
+        json.dumps({"steps": [], "evaluations": [], "examples": [], "peak_memory_mib": None, **run})
+    )

@@ -62,10 +62,10 @@ class SummaryData:
         train = self.train.select(sorted(order[:size]))
         return replace(self, train=train, fingerprint=fingerprint(train[:], self.evaluation[:], ()))
 
-    def describe(self, row: int) -> tuple[str, str]:
-        """The summary and the document of a training row, for reports."""
-        example = self.train[row]
-        return example["summary"], example["text"]
+    def describe(self, index: int) -> dict[str, Any]:
+        """A training row for people; its label is the summary."""
+        row = self.train[index]
+        return {"row": row["row"], "text": row["text"], "label": row["summary"]}
 
 
 def load_summaries(

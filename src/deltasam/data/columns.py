@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,35 @@ def choose_columns(
         text = candidates[0]
     label = LABEL_COLUMN if label is None else label
     asked = {"--text": text, "--text-pair": text_pair, "--label": label}
-    used = {option: column for option, column in asked.items() if column is not None}
+    check_columns(where, present, {option: column for option, column in asked.items() if column is not None})
+    return Columns(text, text_pair, label)
+
+
+def check_columns(where: str, present: Sequence[str], used: Mapping[str, str]) -> None:
+    """Check that columns are there and differ.
+
+    Args:
+        where: What to call the table in messages.
+        present: The columns it has.
+        used: The column that each option names.
+
+    Raises:
+        UserError: One is not there, or is used twice.
+    """
     for option, column in used.items():
         _check_present(where, present, option, column)
     if len(set(used.values())) < len(used):
         pairs = ", ".join(f"{option} {column}" for option, column in used.items())
         raise UserError(f"{where}: one column is used twice ({pairs}); name different columns")
-    return Columns(text, text_pair, label)
 
 
-def read_texts(table: Table, column: str) -> list[str]:
+def read_texts(table: Table, column: str, options: str = "--text or --text-pair") -> list[str]:
     """Take the text of each row out of ``column``, unchanged.
+
+    Args:
+        table: Where it is.
+        column: Which.
+        options: By which options another column is named.
 
     Raises:
         UserError: A row holds no text, something that is not text, or text that UTF-8 cannot write.
@@ -79,7 +97,7 @@ def read_texts(table: Table, column: str) -> list[str]:
         if not isinstance(value, str):
             raise UserError(
                 f"{table.at(row)}: column {column!r} holds {value!r:.40}, not text; "
-                "name another column with --text or --text-pair, or write it as a string"
+                f"name another column with {options}, or write it as a string"
             )
         if not _encodable(value):
             raise UserError(f"{table.at(row)}: column {column!r} holds half of a surrogate pair; delete that character")

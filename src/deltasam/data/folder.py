@@ -32,7 +32,7 @@ def load_folder(folder: Path, text: str | None, text_pair: str | None, label: st
 def _load_plain(
     folder: Path, name: str, text: str | None, text_pair: str | None, label: str | None, task: str
 ) -> TextData:
-    train, dev = _find(folder, _TRAIN), _find(folder, _DEV)
+    train, dev = find_table(folder, _TRAIN), find_table(folder, _DEV)
     train_table, dev_table = read_table(train), read_table(dev)
     columns = choose_columns(str(train), list(train_table.columns), text, text_pair, label)
     choose_columns(str(dev), list(dev_table.columns), columns.text, columns.text_pair, columns.label)
@@ -40,7 +40,7 @@ def _load_plain(
 
 
 def _load_task(folder: Path, known: GlueTask) -> TextData:
-    train, dev = _find(folder, _TRAIN), _find(folder, known.dev)
+    train, dev = find_table(folder, _TRAIN), find_table(folder, known.dev)
     others = {split: _find_any(folder, (f"dev_{split}",)) for split in known.further}
     train_table = _read(train, known)
     columns = _layout(train_table, known)
@@ -55,8 +55,16 @@ def _load_task(folder: Path, known: GlueTask) -> TextData:
     return assemble(f"glue/{known.name}", train_table, read_like_train(dev), columns, known.goal, further)
 
 
-def _find(folder: Path, stems: tuple[str, ...]) -> Path:
-    """The one table file of a split."""
+def find_table(folder: Path, stems: tuple[str, ...]) -> Path:
+    """The one table file of a split.
+
+    Args:
+        folder: Where to look.
+        stems: What it may be called, without suffixes.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
     found = _find_any(folder, stems)
     if found is None:
         raise UserError(

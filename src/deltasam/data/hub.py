@@ -6,6 +6,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -36,19 +37,15 @@ def load_hub(
     if glue is not None and not (text or text_pair or label):
         glue.check_kind(name, task)
         return load_hub_glue(glue)
-    splits = _download(name, name if glue is None else f"{_GLUE}:{glue.name}")
-    if "train" not in splits:
-        raise UserError(f"{name}: no split called train, only {', '.join(splits)}; give the data as files")
-    train = splits["train"]
+    train, held_out = hub_splits(name, name if glue is None else f"{_GLUE}:{glue.name}")
     columns = choose_columns(name, train.column_names, text, text_pair, label)
     used = [column for column in (columns.text, columns.text_pair, columns.label) if column is not None]
     goal = goal_of(task)
     names = tuple(getattr(train.features[columns.label], "names", ()))
     if goal.kind == "classification" and names:
         goal = Goal(goal.kind, goal.metric, names)
-    held_out = next((splits[split] for split in _EVALUATION if split in splits), None)
-    evaluation = eval_size if held_out is None else _table(f"{name} (evaluation)", held_out, used)
-    return assemble(name, _table(f"{name} (train)", train, used), evaluation, columns, goal)
+    evaluation = eval_size if held_out is None else hub_table(f"{name} (evaluation)", held_out, used)
+    return assemble(name, hub_table(f"{name} (train)", train, used), evaluation, columns, goal)
 
 
 def load_hub_glue(task: GlueTask) -> TextData:
@@ -66,19 +63,35 @@ def load_hub_glue(task: GlueTask) -> TextData:
         if split not in splits:
             raise UserError(f"{where}: no such split, only {', '.join(splits)}; give the data as files")
         choose_columns(where, splits[split].column_names, columns.text, columns.text_pair, columns.label)
-        return _table(where, splits[split], used)
+        return hub_table(where, splits[split], used)
 
     further = {split: table(f"validation_{split}") for split in task.further}
     return assemble(name, table("train"), table(task.hub_dev), columns, task.goal, further)
 
 
-def _download(name: str, address: str) -> Any:
-    """The splits of a data set.
+def hub_splits(name: str, address: str) -> tuple[Any, Any]:
+    """The training split of a hub data set, and the evaluation split or None.
 
     Args:
         name: What it is called here.
-        address: What the hub calls it, and its config.
+        address: What the hub calls it, and its config: ``owner/name:config``.
+
+    Raises:
+        UserError: The hub does not answer or does not have it, or there is nothing to train on.
     """
+    splits = _download(name, address)
+    if "train" not in splits:
+        raise UserError(f"{name}: no split called train, only {', '.join(splits)}; give the data as files")
+    return splits["train"], next((splits[split] for split in _EVALUATION if split in splits), None)
+
+
+def hub_table(name: str, split: Any, columns: Sequence[str]) -> Table:
+    """Some columns of a split, called ``name`` in messages."""
+    values = {column: list(split[column]) for column in columns}
+    return Table(name, values, range(1, len(split) + 1), unit="row")
+
+
+def _download(name: str, address: str) -> Any:
     if not _NAME.fullmatch(address):
         raise UserError(f"{name}: no such file or folder; check the path given as --data")
     if not datasets.config.HF_HUB_OFFLINE and not _hub_answers():
@@ -105,8 +118,3 @@ def _hub_answers() -> bool:
         # A certificate that only the hub's client is set up to trust still means that something answers.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
-
-
-def _table(name: str, split: Any, columns: list[str]) -> Table:
-    values = {column: list(split[column]) for column in columns}
-    return Table(name, values, range(1, len(split) + 1), unit="row")

@@ -47,12 +47,17 @@ def shuffled(size: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(size, generator=generator).tolist()
 
 
-def check_length(model: PreTrainedModel, max_length: int) -> None:
+def check_length(model: PreTrainedModel, length: int, option: str = "--max-length") -> None:
     """Check that the model has a position for every token.
 
+    Args:
+        model: Whole, or the half that reads or writes so many.
+        length: Tokens.
+        option: What they are set by.
+
     Raises:
-        UserError: ``max_length`` is more than the model can read.
+        UserError: It is more than the model can read.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and 0 <= positions < max_length:  # -1, as XLNet has it, is no limit
-        raise UserError(f"--max-length {max_length}: the model reads at most {positions} tokens; give that or less")
+    if positions is not None and 0 <= positions < length:  # -1, as XLNet has it, is no limit
+        raise UserError(f"{option} {length}: the model reads at most {positions} tokens; give that or less")

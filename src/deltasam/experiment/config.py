@@ -15,7 +15,9 @@ BUNDLED_MODEL = "minilm"
 PROVENANCE = "provenance"
 """The part of a saved configuration that is a record, not an option: ``--config`` passes over it."""
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+Rules = dict[str, tuple[Callable[[Any], bool], str]]
+
+_RULES: Rules = {
     "epochs": (lambda x: x >= 1, "1 or more"),
     "batch_size": (lambda x: x >= 1, "1 or more"),
     "learning_rate": (lambda x: 0 < x < math.inf, "a positive number"),
@@ -27,6 +29,51 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layers": (lambda x: x >= 0, "0 (all) or more"),
     "evaluate_every": (lambda x: x >= 0, "0 (only at the end) or more epochs"),
 }
+_SUMMARY_RULES: Rules = {
+    "max_target_length": (lambda x: x >= 2, "2 or more tokens"),
+    "label_smoothing_factor": (lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    "max_new_tokens": (lambda x: x >= 1, "1 or more"),
+    "min_new_tokens": (lambda x: x >= 0, "0 or more"),
+    "num_beams": (lambda x: x >= 1, "1 or more"),
+    "length_penalty": (lambda x: -math.inf < x < math.inf, "a number"),
+    "no_repeat_ngram_size": (lambda x: x >= 0, "0 (allow all) or more"),
+}
+
+
+def _check(options: Any, rules: Rules) -> None:
+    for name, (valid, expected) in rules.items():
+        value = getattr(options, name)
+        if not valid(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {expected}")
+
+
+@dataclass(frozen=True)
+class SummaryOptions:
+    """How summaries are learned and written; the names are those of Hugging Face's trainer and ``generate``.
+
+    Attributes:
+        max_target_length: Tokens after which a summary that is learned from is cut.
+        label_smoothing_factor: The share of a target that is spread over all tokens.
+        max_new_tokens: The most tokens written, with the one that ends a summary.
+        min_new_tokens: The end is not written before so many tokens.
+        num_beams: Width of the beam search; 1 takes the likeliest token each time.
+        length_penalty: A beam's log-likelihood is divided by its length to this power.
+        no_repeat_ngram_size: No sequence of so many tokens is written twice; 0 allows all.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    max_target_length: int = 64
+    label_smoothing_factor: float = 0.0
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, _SUMMARY_RULES)
 
 
 @dataclass(frozen=True)
@@ -46,6 +93,7 @@ class TrainConfig:
         patience: Stop after this many evaluations without a new best; 0 never stops early.
         layers: Use only the first so many layers of the model; 0: all.
         evaluate_every: Epochs between evaluations; the end of training is always evaluated, and 0 means only that.
+        summaries: For data with summaries.
 
     Raises:
         UserError: A value is out of range.
@@ -63,12 +111,10 @@ class TrainConfig:
     patience: int = 0
     layers: int = 0
     evaluate_every: int = 1
+    summaries: SummaryOptions = SummaryOptions()
 
     def __post_init__(self) -> None:
-        for name, (valid, expected) in _RULES.items():
-            value = getattr(self, name)
-            if not valid(value):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be {expected}")
+        _check(self, _RULES)
 
 
 def refuse_difference(saved: dict[str, Any], given: dict[str, Any], where: object, remedy: str) -> None:

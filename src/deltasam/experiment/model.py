@@ -82,25 +82,37 @@ def load_pretrained(kind: Any, config: TrainConfig, **options: Any) -> tuple[Pre
     Raises:
         UserError: There is no such model, it is of another kind, or it has fewer layers.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     folder = locate_model(config.model)
+    with loading(folder):
+        if config.layers:
+            there = AutoConfig.from_pretrained(folder).num_hidden_layers
+            if config.layers > there:
+                raise UserError(f"--layers {config.layers}: the model has {there}; give that or less, or 0 for all")
+            options["num_hidden_layers"] = config.layers
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = kind.from_pretrained(folder, use_safetensors=True, ignore_mismatched_sizes=True, **options)
+    return model, tokenizer
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Load something from a folder, quietly.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from safetensors import SafetensorError
+
     try:
         with quiet_transformers():
-            if config.layers:
-                there = AutoConfig.from_pretrained(folder).num_hidden_layers
-                if config.layers > there:
-                    raise UserError(f"--layers {config.layers}: the model has {there}; give that or less, or 0 for all")
-                options["num_hidden_layers"] = config.layers
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = kind.from_pretrained(folder, use_safetensors=True, ignore_mismatched_sizes=True, **options)
+            yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the model in {folder}: {reason}; choose another --model") from error
-    return model, tokenizer
 
 
 def _head(data: TextData) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+NO_TOKEN = -100
+"""The label where there is nothing to predict."""
 
-def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str) -> Tensor:
-    """The model's logits [rows, outputs] in float32; ``bf16`` runs the model under autocast."""
+
+def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str, **options: Any) -> Tensor:
+    """The model's logits [rows, ..., outputs] in float32; ``bf16`` runs the model under autocast."""
     device = next(iter(inputs.values())).device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = model(**inputs).logits
+        logits: Tensor = model(**inputs, **options).logits
     return logits.float()
 
 
@@ -20,3 +25,16 @@ def example_losses(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     if kind == "regression":
         return mse_loss(logits[:, 0], labels, reduction="none")
     return cross_entropy(logits, labels, reduction="none")
+
+
+def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """One loss per token [rows, tokens] in nats, 0 where the label is ``NO_TOKEN``.
+
+    Args:
+        logits: [rows, tokens, vocabulary].
+        labels: [rows, tokens].
+        smoothing: The share of each label that is spread over the whole vocabulary.
+    """
+    return cross_entropy(
+        logits.transpose(1, 2), labels, reduction="none", ignore_index=NO_TOKEN, label_smoothing=smoothing
+    )

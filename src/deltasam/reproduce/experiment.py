@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.data.dataset import Data
-from deltasam.experiment import processes
 from deltasam.experiment.config import PROVENANCE
 from deltasam.experiment.folder import check_folder, claim_folder
 from deltasam.experiment.grid import Grid, read_results
@@ -52,7 +51,7 @@ class Experiment:
         found = {row.data: load(row.data, data_dir) for row in preset.rows}
         self._data = {row.name: found[row.data] for row in preset.rows}
         for row in preset.rows:
-            processes.on_main(lambda row=row: check_folder(self._of(row), self._options(row)))
+            check_folder(self._of(row), self._options(row))
 
     def run(self, *, show: Show, launcher: Launcher | None = None, after_row: Callable[[], None]) -> None:
         """Do every run that is not finished.
@@ -64,7 +63,7 @@ class Experiment:
         """
         for number, row in enumerate(self.preset.rows, 1):
             title = f"[{number}/{len(self.preset.rows)}] {row.name}"
-            processes.on_main(lambda row=row: self._claim(row))
+            self._claim(row)
             self._stage(f"{title}: search", self._search(row), self._of(row) / SEARCH, show, launcher)
             self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher)
             after_row()
@@ -87,7 +86,7 @@ class Experiment:
 
     def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
         there = len(list(grid.cells()))
-        done = processes.on_main(lambda: len(read_results(folder)))
+        done = len(read_results(folder))
         if done == there:
             return
         with show(title, there, done) as watch:

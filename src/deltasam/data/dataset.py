@@ -10,6 +10,8 @@ from deltasam.data.fingerprint import fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
+CLEAN_LABEL = "clean_label"
+
 
 class Data(Protocol):
     """What a run can be made of; a task is registered for each kind (``experiment/tasks``)."""
@@ -58,7 +60,8 @@ class TextData:
     Attributes:
         name: What to call it in tables and reports: ``demo``, ``my.csv``, ``glue/rte``.
         train: Columns ``text`` [str], ``text_pair`` [str, only where there are pairs], ``label`` [int class
-            index, or float for regression], ``row`` [int, the row in the source: traces an example back].
+            index, or float for regression], ``row`` [int, the row in the source: traces an example back];
+            with label noise also ``clean_label``, the label as it was: a row is noisy where the two differ.
         evaluation: The same columns. No row of it is in ``train``.
         kind: ``classification`` or ``regression``.
         label_names: The name of each class, in the order of the class indices. Empty for regression.

@@ -39,7 +39,7 @@ def stratified_order(groups: Sequence[Hashable], seed: int) -> list[int]:
 
 
 def split_rows(
-    where: str, groups: Sequence[Hashable], eval_size: float, option: str = "--eval-size"
+    where: str, groups: Sequence[str], eval_size: float, option: str = "--eval-size"
 ) -> tuple[list[int], list[int]]:
     """Split rows into training and evaluation, each group in proportion.
 
@@ -114,7 +114,7 @@ def hold_out(data: TextData, size: float) -> TextData:
         UserError: The size is impossible.
     """
     labels = data.train[:]["label"]
-    groups = labels if data.kind == "classification" else [None] * len(labels)
+    groups = list(map(str, labels)) if data.kind == "classification" else ["any"] * len(labels)
     train, held_out = split_rows(data.name, groups, size, option="held_out")
     reduced = replace(data, evaluation=data.train.select(held_out), further={})
     return reduced.with_train(data.train.select(train))

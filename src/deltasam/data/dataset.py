@@ -39,14 +39,15 @@ class Data(Protocol):
             UserError: There are fewer.
         """
 
-    def hold_out(self, size: float) -> Data:
-        """The training rows alone, a part of them for evaluation: to choose hyper-parameters on.
+    def for_selection(self, held_out: float) -> Data:
+        """What hyper-parameters are chosen with: nothing in it is evaluation data.
 
         Args:
-            size: A fraction below 1, or a number of rows.
+            held_out: How much of the training rows is set aside to evaluate on, a fraction below 1 or a number of rows;
+                data with a set of its own for this has no use for it.
 
         Raises:
-            UserError: There are not so many.
+            UserError: There are not so many rows.
         """
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -93,11 +94,11 @@ class TextData:
 
         return take(self, size, seed)
 
-    def hold_out(self, size: float) -> TextData:
+    def for_selection(self, held_out: float) -> TextData:
         """The training split alone, split once more, each class in proportion (``data/split.py``)."""
         from deltasam.data.split import hold_out
 
-        return hold_out(self, size)
+        return hold_out(self, held_out)
 
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people; the texts of a pair in one."""

@@ -48,8 +48,7 @@ class Experiment:
     def __init__(self, preset: Preset, folder: Path, data_dir: Path | None, device: str) -> None:
         self.preset, self.folder, self.device = preset, folder, device
         load = TABLES[preset.table]
-        found = {row.data: load(row.data, data_dir) for row in preset.rows}
-        self._data = {row.name: found[row.data] for row in preset.rows}
+        self._data = {row.name: load(row.data, data_dir, **row.options) for row in preset.rows}
         for row in preset.rows:
             check_folder(self._of(row), self._options(row))
 
@@ -93,7 +92,7 @@ class Experiment:
             grid.run(folder, watch=watch, launcher=launcher)
 
     def _search(self, row: RowPreset) -> Grid:
-        held_out = self._data[row.name].hold_out(self.preset.search.held_out)
+        held_out = self._data[row.name].for_selection(self.preset.search.held_out)
         return self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
 
     def _final(self, row: RowPreset) -> Grid:

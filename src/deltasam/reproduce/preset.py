@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from deltasam.errors import UserError
-from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.config import SummaryOptions, TrainConfig
 from deltasam.reproduce.sources import TABLES
 from deltasam.spec import full_spec
 
@@ -28,6 +28,7 @@ class RowPreset:
         data: What ``reproduce/sources.py`` finds it by: ``cola``, ``xsum``.
         train_size: Training examples per run, drawn anew for each seed; None: all.
         label_noise: Part of the training labels that is made wrong.
+        options: Of the data, as ``reproduce/sources.py`` takes them.
         training: Training options of this row alone.
     """
 
@@ -35,6 +36,7 @@ class RowPreset:
     data: str
     train_size: int | None = None
     label_noise: float = 0.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -98,7 +100,8 @@ class Preset:
         unknown = options.keys() - {f.name for f in dataclasses.fields(TrainConfig)}
         if unknown:
             raise UserError(f"training: there is no option {', '.join(sorted(unknown))}")
-        return TrainConfig(**options, device=device)
+        summaries = SummaryOptions(**options.pop("summaries", {}))
+        return TrainConfig(**options, summaries=summaries, device=device)
 
     def only(self, names: list[str]) -> Preset:
         """The same with some of its rows.

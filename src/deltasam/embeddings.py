@@ -108,7 +108,27 @@ class EmbeddingOffset:
         if self._value.shape != embeddings.shape:
             shapes = f"{list(self._value.shape)} and {list(embeddings.shape)}"
             raise ValueError(f"two passes on one batch read embeddings of shapes {shapes}")
-        return (embeddings.detach() if self._detach else embeddings) + self._value.to(embeddings.dtype)
+        return (_blocked(embeddings) if self._detach else embeddings) + self._value.to(embeddings.dtype)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+def _blocked(x: Tensor) -> Tensor:
+    """The same with gradient 0, and not detached: DDP would take the parameters before it for unused."""
+    blocked: Tensor = _Block.apply(x)  # type: ignore[no-untyped-call]
+    return blocked
 
 
 def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:

@@ -152,11 +152,15 @@ class Method(abc.ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What training must save to go on bitwise as if it had never stopped: JSON values, empty for most methods."""
+        """What training must save to go on bitwise as if it had never stopped; empty for most methods.
+
+        Nested dictionaries and lists of tensors and JSON values, which ``torch.load(weights_only=True)`` reads back.
+        The same in every process that trains, so that one of them can save it for all; later steps leave it as it is.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state, whatever device its tensors are on.
 
         Raises:
             ValueError: It was saved by another method.

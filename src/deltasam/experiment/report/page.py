@@ -1,4 +1,4 @@
-"""Write the report: one HTML file that needs nothing else."""
+"""Write the report: one HTML file that needs nothing else, with a part for each setting."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import jinja2
 import vl_convert
 
 from deltasam.experiment import rounding
+from deltasam.experiment.comparison import Comparison
+from deltasam.experiment.report.axes import axis_figures
 from deltasam.experiment.report.charts import Charts
-from deltasam.experiment.report.figures import figures
+from deltasam.experiment.report.figures import Figure, figures
+from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
+from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import compare, conclusion
 
 _EXAMPLES = 10
@@ -31,6 +35,39 @@ class ExampleTable:
     lightest: list[ExampleRecord]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What the page says of the runs of one setting.
+
+    Attributes:
+        key: Sets its charts apart from those of other parts.
+        title: Of its setting; empty where there is only one.
+        results: Its runs.
+        comparison: Of its methods.
+        colors: A CSS colour for each method.
+        figures: Its charts.
+        rows: What these draw, by the names they use.
+    """
+
+    key: str
+    title: str
+    results: list[RunResult]
+    comparison: Comparison
+    colors: dict[str, str]
+    figures: list[Figure]
+    rows: dict[str, list[Row]]
+
+    @property
+    def answer(self) -> str:
+        """What the comparison shows, in words."""
+        return conclusion(self.comparison)
+
+    @property
+    def examples(self) -> list[ExampleTable]:
+        """The most and the least weighted examples of each method that weights them."""
+        return _examples(self.results)
+
+
 def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: Path) -> None:
     """Write the comparison of the runs as one self-contained web page.
 
@@ -42,23 +79,28 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
     Raises:
         UserError: No runs, runs that cannot be compared, or the file cannot be written.
     """
-    results = [r.labelled() for r in results]
-    comparison = compare(results)
-    charts = Charts([m.method for m in comparison.methods], comparison.baseline)
-    shown, rows = figures(comparison, results, charts)
-    page = _environment().get_template("report.html.jinja").render(
-        answer=conclusion(comparison),
-        comparison=comparison,
-        colors=charts.colors,
-        figures=shown,
-        data={"datasets": rows, "charts": {figure.key: figure.spec for figure in shown}},
-        examples=_examples(results),
-        results=results,
-        config=dict(_flat(config)),
-        script=_script(),
-    )  # fmt: skip
+    settings = by_setting([r.labelled() for r in results]) or {None: []}
+    parts = [_part(i, setting, runs, alone=len(settings) < 2) for i, (setting, runs) in enumerate(settings.items())]
+    over, over_rows = axis_figures({s: part.comparison for s, part in zip(settings, parts, strict=True) if s})
+    data = {part.key: _data(part.figures, part.rows) for part in parts} | {"over": _data(over, over_rows)}
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(parts=parts, over=over, data=data, config=dict(_flat(config)), script=_script())
+    )
     # Data may hold halves of surrogate pairs, which no UTF-8 file can.
     write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _part(position: int, setting: Setting | None, results: list[RunResult], *, alone: bool) -> Part:
+    comparison = compare(results)
+    charts = Charts([m.method for m in comparison.methods], comparison.baseline)
+    title = "" if alone else setting.title if setting else "setting not recorded"
+    return Part(f"part-{position}", title, results, comparison, charts.colors, *figures(comparison, results, charts))
+
+
+def _data(shown: Sequence[Figure], rows: Mapping[str, list[Row]]) -> dict[str, Any]:
+    return {"charts": {figure.key: figure.spec for figure in shown}, "datasets": rows}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 
 from deltasam.data.dataset import Data
 from deltasam.experiment.config import PROVENANCE
-from deltasam.experiment.folder import check_folder, claim_folder
+from deltasam.experiment.folder import check_folder, claim_folder, read_options
 from deltasam.experiment.grid import Grid, read_results
 from deltasam.experiment.launchers import Launcher, Watch
 from deltasam.experiment.overview import TableRow
@@ -80,8 +80,10 @@ class Experiment:
         return [self._table_row(row) for row in self.preset.rows]
 
     def recorded(self, row: RowPreset) -> dict[str, Any]:
-        """What decided the numbers of a row."""
-        return {**self._options(row), "reported": list(self._data[row.name].reported)}
+        """What decides the numbers of a row, and where they were made, if it is begun."""
+        begun = check_folder(self._of(row), options := self._options(row))
+        saved = read_options(self._of(row)) if begun else options
+        return {**saved, "reported": list(self._data[row.name].reported)}
 
     def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
         there = len(list(grid.cells()))

@@ -139,6 +139,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def compares_predictions(self) -> bool:
+        """Whether it must see the logits that the loss is made of."""
+        return False
+
+    @property
     def fresh_dropout(self) -> bool:
         """Whether later passes draw dropout masks of their own; else they see those of the first."""
         return False

@@ -69,6 +69,16 @@ class Scheduled(Method):
         """As the method."""
         return self.method.per_example
 
+    @property
+    def compares_predictions(self) -> bool:
+        """As the method."""
+        return self.method.compares_predictions
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """As the method."""
+        return self.method.fresh_dropout
+
     def state_dict(self) -> dict[str, Any]:
         """The steps so far, and the method's state."""
         return {"steps": self._steps, "method": self.method.state_dict()}

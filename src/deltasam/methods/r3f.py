@@ -50,6 +50,11 @@ class R3F(AsWritten, name="r3f"):
         self.dropout = one_of("R3F", "dropout", dropout, ("fresh", "same"))
 
     @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def fresh_dropout(self) -> bool:
         """As ``dropout`` says."""
         return self.dropout == "fresh"

@@ -39,6 +39,11 @@ class RDrop(AsWritten, name="r_drop"):
         self.alpha = nonnegative("RDrop", "alpha", alpha)
 
     @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def fresh_dropout(self) -> bool:
         """Always."""
         return True

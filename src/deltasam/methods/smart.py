@@ -79,6 +79,11 @@ class SMART(AsWritten, name="smart"):
         self._following: RemovableHandle | None = None
 
     @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def fresh_dropout(self) -> bool:
         """As ``dropout`` says."""
         return self.dropout == "fresh"

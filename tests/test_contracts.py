@@ -26,7 +26,8 @@ METHODS = [*deltasam.method_names(), "delta_sam:weights=slopes", "delta_sam:weig
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
 # Large enough for the perturbation to matter, and noise that float32 resolves.
 # BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, delta-SAM by slopes.
-SETTINGS = {"rho": 0.3, "sigma": 0.05, "unsupported": "loop"}
+SETTINGS = {"rho": 0.3, "unsupported": "loop"}
+NOISE = {"sigma": 0.05}
 MEETING = "mlp"
 
 
@@ -62,7 +63,8 @@ def build(name: str, model: nn.Module, **changes: Any) -> Method:
     cls = Method.registry[name]
     known = deltasam.hyperparameters(cls)
     given = dict([way.split("=")]) if way else {}
-    return cls(model, **{k: v for k, v in {**SETTINGS, **given, **changes}.items() if k in known})
+    settings = {**SETTINGS, **(NOISE if "weights" in known else {}), **given, **changes}
+    return cls(model, **{k: v for k, v in settings.items() if k in known})
 
 
 def grads(model: nn.Module) -> dict[str, Tensor | None]:
@@ -167,10 +169,12 @@ def test_puts_everything_back_after_an_exception(
 
         if where == "in the backward" and not _gets_gradient(method, case, failing):
             continue
+        known_before = copy.deepcopy(method.state_dict())
         torch.manual_seed(3)
         with pytest.raises(error):
             method.backward(closure)
         assert_same(state(case.model), before)
+        assert_same(method.state_dict(), known_before)
         assert torch.equal(torch.get_rng_state(), random_before)
 
 
@@ -188,10 +192,9 @@ def _gets_gradient(method: Method, case: cases.Case, index: int) -> bool:
 
 
 def test_accumulates(name: str, case: cases.Case) -> None:
-    method = build(name, case.model)
-    first = gradient_of(method, case.closure, seed=3)
+    first = gradient_of(build(name, case.model), case.closure, seed=3)
     torch.manual_seed(3)
-    method.backward(case.closure)
+    build(name, case.model).backward(case.closure)
     twice = {n: None if g is None else 2 * g for n, g in first.items()}
     assert relative_error(grads(case.model), twice) < 1e-12
 
@@ -200,9 +203,8 @@ def test_accumulates(name: str, case: cases.Case) -> None:
 
 
 def test_scales_with_the_loss(name: str, case: cases.Case) -> None:
-    method = build(name, case.model)
-    plain = gradient_of(method, case.closure)
-    scaled = gradient_of(method, lambda: 1024 * case.closure())
+    plain = gradient_of(build(name, case.model), case.closure)
+    scaled = gradient_of(build(name, case.model), lambda: 1024 * case.closure())
     assert_same(
         {n: g for n, g in scaled.items() if g is not None}, {n: 1024 * g for n, g in plain.items() if g is not None}
     )
@@ -342,7 +344,8 @@ def test_copies(name: str, duplicate: Any) -> None:
     size = len(pickle.dumps(case.model))
     twin = duplicate(method)
     case.model.zero_grad()
-    assert len(pickle.dumps(method)) < size + 2000  # no copy of the weights travels along
+    state = len(pickle.dumps(method.state_dict()))
+    assert len(pickle.dumps(method)) < size + state + 2000  # no copy of the weights travels along
     x = torch.randn(4, 5, dtype=torch.float64)
     for buffers in (twin.model, method.model):
         buffers.norm.reset_running_stats()
@@ -358,19 +361,24 @@ def test_copies(name: str, duplicate: Any) -> None:
 def test_equals_the_reference(
     name: str, case_name: str, dtype: torch.dtype, tolerance: float, changes: dict[str, Any], monkeypatch: Any
 ) -> None:
-    known = deltasam.hyperparameters(Method.registry[name])
     case = cases.make(case_name, dtype)
     method = build(name, case.model, **changes)
+    wanted = inspect.signature(getattr(reference, name)).parameters
     extra: dict[str, Any] = {}
-    if "sigma" in known:  # the noise is the method's own; the reference is given the same
+    if "noise" in wanted:  # it is the method's own; the reference is given the same
         extra["noise"] = [torch.randn_like(p) for p in case.model.parameters() if p.requires_grad]
         monkeypatch.setattr(method._store, "gaussian", lambda *_: extra["noise"])
-    torch.manual_seed(3)
-    losses, weights = reference.losses_function(case.model, lambda call: case.run(call, None))
-    wanted = inspect.signature(getattr(reference, name)).parameters
-    settings = {k: getattr(method, k) for k in known if k in wanted}
-    expected = getattr(reference, name)(losses, weights, **settings, **extra)
-    assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+    if "average" in wanted:  # it carries over from step to step
+        extra["average"] = {}
+    settings = {k: getattr(method, k) for k in deltasam.hyperparameters(type(method)) if k in wanted}
+    for _ in range(3 if "average" in wanted else 1):
+        torch.manual_seed(3)
+        losses, weights = reference.losses_function(case.model, lambda call: case.run(call, None))
+        expected = getattr(reference, name)(losses, weights, **settings, **extra)
+        assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+        with torch.no_grad():
+            for p in case.model.parameters():
+                p.sub_(0 if p.grad is None else p.grad)
 
 
 def test_exact_norms_are_refused_where_examples_meet() -> None:
@@ -412,14 +420,13 @@ def per_example(step: deltasam.Step) -> dict[str, Tensor]:
 
 def test_padding_changes_nothing(name: str) -> None:
     case = cases.make("padded")
-    method = build(name, case.model)
     torch.manual_seed(3)
-    short = method.backward(case.closure)
+    short = build(name, case.model).backward(case.closure)
     before = grads(case.model)
     case.pad()
     case.model.zero_grad()
     torch.manual_seed(3)
-    long = method.backward(case.closure)
+    long = build(name, case.model).backward(case.closure)
     assert relative_error(grads(case.model), before) < 1e-10
     for key, value in per_example(short).items():
         torch.testing.assert_close(per_example(long)[key], value, rtol=1e-8, atol=1e-10)
@@ -428,14 +435,13 @@ def test_padding_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("case_name", cases.CASES)
 def test_order_changes_nothing(name: str, case_name: str) -> None:
     case = cases.make(case_name, dropout=False)
-    method = build(name, case.model)
     order = torch.tensor([2, 0, 3, 1])
     torch.manual_seed(3)
-    straight = method.backward(case.closure)
+    straight = build(name, case.model).backward(case.closure)
     before = grads(case.model)
     case.model.zero_grad()
     torch.manual_seed(3)
-    shuffled = method.backward(lambda: case.run(case.model, order))
+    shuffled = build(name, case.model).backward(lambda: case.run(case.model, order))
     assert relative_error(grads(case.model), before) < 1e-9
     for key, value in per_example(straight).items():
         torch.testing.assert_close(per_example(shuffled)[key], value[order], rtol=1e-7, atol=1e-9)

@@ -11,7 +11,7 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 
 from deltasam import weight_space
 from deltasam.method import Method, Step
-from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, FriendlySAM, PerInstanceSAM
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
 from deltasam.per_example.record import NotCoveredError
@@ -27,6 +27,7 @@ __all__ = [
     "ERM",
     "SAM",
     "DeltaSAM",
+    "FriendlySAM",
     "Method",
     "NotCoveredError",
     "PerInstanceSAM",

@@ -11,7 +11,18 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 
 from deltasam import weight_space
 from deltasam.method import Method, Step
-from deltasam.methods import ASAM, ERM, R3F, SAM, SMART, DeltaSAM, FreeLB, PerInstanceSAM, RDrop
+from deltasam.methods import (
+    ASAM,
+    ERM,
+    R3F,
+    SAM,
+    SMART,
+    DeltaSAM,
+    FreeLB,
+    FriendlySAM,
+    PerInstanceSAM,
+    RDrop,
+)
 from deltasam.outputs import Output
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
@@ -31,6 +42,7 @@ __all__ = [
     "SMART",
     "DeltaSAM",
     "FreeLB",
+    "FriendlySAM",
     "Method",
     "NotCoveredError",
     "Output",

@@ -118,6 +118,23 @@ def asam(losses: Losses, w: Weights, *, rho: float, eta: float) -> Weights:
     return erm(losses, moved(w, {n: unit[n] * v for n, v in scaled.items()}, step(rho, scaled)))
 
 
+def friendly_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, momentum: float, memory: Weights) -> Weights:
+    """``grad L(w + rho d / |d|)``, ``d = g - sigma m``; then ``m <- momentum m + (1 - momentum) g``.
+
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        sigma: How much of the memory is subtracted.
+        momentum: Share of the memory that is kept.
+        memory: m, changed in place; empty before the first step, whose d is g and which m begins with.
+    """
+    g = erm(losses, w)
+    d = {n: v - sigma * memory[n] for n, v in g.items()} if memory else g
+    memory |= {n: momentum * memory[n] + (1 - momentum) * v for n, v in g.items()} if memory else g
+    return erm(losses, moved(w, d, step(rho, d)))
+
+
 def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weights:
     """``mean over groups of m examples of grad L_group(w + rho g_group / |g_group|)``."""
     n = len(losses(w))

@@ -122,7 +122,7 @@ class SentenceData:
             rows=tuple(row if self.rows is None else self.rows[row] for row in rows),
         )
 
-    def for_selection(self, held_out: float) -> SentenceData:  # noqa: ARG002  # training sentences have no scores
+    def for_selection(self, held_out: float) -> SentenceData:
         """The same, evaluated on the selection set alone: what hyper-parameters are chosen with.
 
         Raises:

@@ -127,7 +127,7 @@ class _Block(torch.autograd.Function):
 
 def _blocked(x: Tensor) -> Tensor:
     """The same with gradient 0, and not detached: DDP would take the parameters before it for unused."""
-    blocked: Tensor = _Block.apply(x)  # type: ignore[no-untyped-call]
+    blocked: Tensor = _Block.apply(x)
     return blocked
 
 

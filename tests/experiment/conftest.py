@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from deltasam.data import TextData, load_data
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.overview import TableRow
 from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
+from deltasam.experiment.setting import Setting
 
 Factory = Callable[..., list[RunResult]]
 
@@ -40,8 +42,11 @@ def make_run() -> Callable[..., RunResult]:
 def make_results() -> Factory:
     """A factory: methods and seeds in, runs in paired design out."""
 
-    def make(methods: Sequence[str], seeds: int = 3, **options: object) -> list[RunResult]:
-        return [_training(m, seed, **options) for m in methods for seed in range(seeds)]  # type: ignore[arg-type]
+    def make(
+        methods: Sequence[str], seeds: int = 3, settings: Sequence[Setting | None] = (None,), **options: object
+    ) -> list[RunResult]:
+        runs = [_training(m, seed, **options) for m in methods for seed in range(seeds)]  # type: ignore[arg-type]
+        return [dataclasses.replace(run, setting=setting) for setting in settings for run in runs]
 
     return make
 

@@ -145,6 +145,18 @@ def test_a_table_that_is_still_running(make_rows):
     assert "16 of 45 runs are missing" in conclusion(overview)
 
 
+def test_averages_and_ranks_are_over_whole_tasks_and_untested_until_all_are(make_rows):
+    rows = make_rows(5, 3, effects={"m1": 0.1})
+    rows[1] = without(rows[1], "m2", seeds=(0,))
+    overview = survey(rows)
+    whole = [row for i, row in enumerate(rows) if i != 1]
+    assert list(overview.ranking.ranks) == [row.name for row in whole]
+    assert column(overview, "m1").average.mean == pytest.approx(np.mean([values(row, "m1") for row in whole]))
+    assert column(overview, "m1").difference.holm is None
+    assert overview.ranking.p_value is None
+    assert survey(whole).ranking.p_value < 0.05
+
+
 def test_what_is_said_early_is_not_taken_back(make_rows):
     """However the missing runs turn out: they are counted from the start."""
     rows = make_rows(6, 6, effects={"m1": 0.03, "m2": 0.02})
@@ -188,6 +200,13 @@ def test_a_diverged_method_ranks_last_and_is_never_better(make_rows):
     assert (column(overview, "m1").average, column(overview, "m1").verdict) == (None, "diverged")
     assert "Diverged: m1 on task 1 (1 of 5 runs)" in details(overview)
     assert "m1 on 3 of 4 tasks" in answer(overview)
+
+
+def test_a_loss_without_end_ranks_last_too(make_rows):
+    (row,) = make_rows(1, 3, effects={"m1": 0.2})
+    row.results[1] = dataclasses.replace(row.results[1], metrics=row.results[1].metrics | {"loss": math.inf})
+    assert row.labels[row.results[1].method] == "m1"
+    assert survey([row]).ranking.ranks["task 0"]["m1"] == 3.0
 
 
 def test_a_baseline_that_diverged_everywhere(make_rows):

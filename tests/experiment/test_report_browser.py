@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltasam.experiment.report import write_report
+from deltasam.experiment.setting import Setting
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -18,6 +19,11 @@ KINDS = {
     "one run": (["erm"], 1, {}),
     "one seed": (["erm", "sam"], 1, {}),
     "diverged": (["erm", "sam", "asam"], 2, {"diverged": [("sam", 0), ("asam", 0), ("asam", 1)]}),
+    "settings": (
+        ["erm", "sam", "delta_sam"],
+        3,
+        {"settings": [Setting(n, x) for n in (100, 500) for x in (0, 0.2, 0.4)]},
+    ),
     "ten methods": (["erm", *(f"method_{i}:rho=0.05,alpha=0.1" for i in range(9))], 5, {"regression": True}),
 }
 
@@ -76,7 +82,7 @@ def test_hostile_text_stays_text(opened):
 
 def test_hostile_text_in_a_tooltip_stays_text(opened):
     page, _ = opened("hostile", 1400, "light")
-    page.locator("#chart-costs .mark-rect path").nth(2).hover()
+    page.locator("#chart-part-0-costs .mark-rect path").nth(2).hover()
     page.wait_for_function("document.querySelector('#vg-tooltip-element.visible')")
     assert HOSTILE[0] in page.locator("#vg-tooltip-element").inner_text()
     assert page.evaluate("window.hacked") is None

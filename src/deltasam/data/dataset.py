@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -31,6 +32,10 @@ class Data(Protocol):
     @property
     def fingerprint(self) -> str:
         """Equal contents, equal fingerprint."""
+
+    @property
+    def train(self) -> Sized:
+        """The training rows."""
 
     def take(self, size: int, seed: int) -> Data:
         """So many of the training rows, drawn with a seed; what is evaluated stays.

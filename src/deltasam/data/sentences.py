@@ -122,7 +122,7 @@ class SentenceData:
             rows=tuple(row if self.rows is None else self.rows[row] for row in rows),
         )
 
-    def for_selection(self, held_out: float) -> SentenceData:
+    def for_selection(self, held_out: float) -> SentenceData:  # training sentences have no scores
         """The same, evaluated on the selection set alone: what hyper-parameters are chosen with.
 
         Raises:

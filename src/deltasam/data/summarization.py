@@ -70,9 +70,7 @@ class SummaryData:
         """
         kept, taken = split_rows(self.name, ["any"] * len(self.train), held_out, option="held_out")
         train, evaluation = self.train.select(kept), self.train.select(taken)
-        return replace(
-            self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ())
-        )
+        return replace(self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ()))
 
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people; its label is the summary."""

@@ -99,7 +99,7 @@ class Experiment:
         return self._grid(row, self._data[row.name], list(self.chosen(row).values()), self.preset.seeds)
 
     def _grid(self, row: RowPreset, data: Data, methods: list[str], seeds: list[int]) -> Grid:
-        setting = Setting(row.train_size, row.label_noise)
+        setting = Setting(row.train_size or len(data.train), row.label_noise)
         return Grid(data, self.preset.config(row, self.device), methods, seeds, [setting])
 
     def _table_row(self, row: RowPreset) -> TableRow:

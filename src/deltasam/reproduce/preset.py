@@ -156,7 +156,9 @@ def load_preset(table: str, scale: str) -> Preset:
         preset = _read(yaml.safe_load(preset_text(table, scale)))
     except yaml.YAMLError as error:
         raise UserError(f"--scale {scale}: no YAML: {' '.join(str(error).split())}") from error
-    except (TypeError, AttributeError, KeyError) as error:
+    except UserError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(f"--scale {scale}: {error}; deltasam reproduce {table} --show prints a preset") from error
     if preset.table != table:
         raise UserError(f"--scale {scale}: it is for {preset.table}; deltasam reproduce {preset.table}")

@@ -228,6 +228,18 @@ def test_lengths_of_what_is_written(task: SummaryTask, beams: int) -> None:
     assert lengths[1:] == [1 + 9]
 
 
+def test_search_as_published(task: SummaryTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BART's settings for CNN/DailyMail reach ``generate``; without beams what only beams have stays away."""
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(task.model, "generate", lambda **options: given.append(options) or torch.zeros(1, 1).long())
+    lengths = {"max_new_tokens": 20, "min_new_tokens": 5, "no_repeat_ngram_size": 3}
+    with_options(task, num_beams=4, length_penalty=2.0, **lengths)._write([0])
+    with_options(task, num_beams=1)._write([0])
+    beams, greedy = ({k: v for k, v in o.items() if k not in ("input_ids", "attention_mask")} for o in given)
+    assert beams == {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "do_sample": False, **lengths}
+    assert greedy == {"num_beams": 1, "do_sample": False, **lengths}
+
+
 def test_no_sequence_twice(task: SummaryTask) -> None:
     likes = torch.zeros(len(task.tokenizer))
     likes[[9, 10]] = torch.tensor([100.0, 50.0])

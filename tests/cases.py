@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ class Case:
     pads: bool = False
     """Whether ``pad`` may be called to add columns of padding to the batch."""
     pad: Callable[[], None] = lambda: None
+    shares: Tensor = field(default_factory=lambda: torch.full((EXAMPLES,), 1 / EXAMPLES, dtype=torch.float64))
+    """What each prediction counts in the mean loss."""
+    lengths: list[int] = field(default_factory=list)
+    """How many tokens each example has."""
+    embedding: nn.Module | None = None
+    """What turns them into vectors."""
 
     def closure(self) -> Tensor:
         """One forward of the whole batch."""
@@ -58,6 +64,23 @@ def mlp() -> Case:
     return case
 
 
+class Words(Network):
+    """The same on the mean of the embeddings of its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+        real = attention_mask[..., None].to(self.table.weight)
+        return super().forward((self.table(input_ids) * real).sum(1) / real.sum(1))
+
+
+def words() -> Case:
+    """Tokens and BatchNorm, for methods that perturb embeddings."""
+    return TextCase(Words(), [TOKENS, 3, 5, 2])
+
+
 def _bert_model(**options: Any) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -75,11 +98,13 @@ class TextCase(Case):
         self.ids = torch.randint(5, 50, (EXAMPLES, max(lengths)))
         self.mask = torch.tensor([[float(t < n) for t in range(max(lengths))] for n in lengths]).long()
         self.labels = torch.randint(0, 3, (EXAMPLES,))
-        super().__init__(model, self._run, pads=True, pad=self._pad)
+        super().__init__(model, self._run, pads=True, pad=self._pad, lengths=lengths)
+        self.embedding = next(m for m in model.modules() if isinstance(m, nn.Embedding))
 
     def _run(self, model: Callable[..., Any], rows: Tensor | None) -> Tensor:
         keep = slice(None) if rows is None else rows
-        logits = model(input_ids=self.ids[keep], attention_mask=self.mask[keep]).logits
+        output = model(input_ids=self.ids[keep], attention_mask=self.mask[keep])
+        logits = output if isinstance(output, Tensor) else output.logits
         return F.cross_entropy(logits, self.labels[keep], reduction="none")
 
     def _pad(self) -> None:
@@ -110,7 +135,9 @@ def gpt2() -> Case:
         losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         return losses.mean(1)
 
-    return Case(GPT2LMHeadModel(config), run)
+    model = GPT2LMHeadModel(config)
+    shares = F.pad(torch.full((EXAMPLES, TOKENS - 1), 1 / (EXAMPLES * (TOKENS - 1)), dtype=torch.float64), (0, 1))
+    return Case(model, run, shares=shares, lengths=[TOKENS] * EXAMPLES, embedding=model.transformer.wte)
 
 
 def lora() -> Case:
@@ -136,7 +163,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 def make(name: str, dtype: torch.dtype = torch.float64, *, dropout: bool = True) -> Case:
     """A case by name: seeded, in training mode, weights large enough for clear gradients."""
     torch.manual_seed(7)
-    case = CASES[name]()
+    case = {**CASES, "words": words}[name]()
     case.model.to(dtype).train()
     for module in case.model.modules():
         if isinstance(module, nn.Dropout) and not dropout:

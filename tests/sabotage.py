@@ -70,7 +70,7 @@ class UnpicklableError(Exception):
 
 def short_work(cell: Cell, watch: Watch) -> RunResult:
     """No training: only what a launcher has to do with it. The method's name says what happens."""
-    seed, method = cell
+    seed, method, _ = cell
     for step in range(3):
         watch(Standing(cell, step, 2, None, step == 2))
     if method == "warns":

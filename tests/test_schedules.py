@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import cases
 import deltasam
 from deltasam import reference
 
@@ -42,7 +43,10 @@ def test_factors(spec: str, expected: list[float]) -> None:
     assert factors(spec) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", [n for n in deltasam.method_names() if n != "erm"])
+NEUTRAL = {name: cls.neutral for name, cls in deltasam.Method.registry.items() if cls.neutral}
+
+
+@pytest.mark.parametrize("name", [n for n in NEUTRAL if "rho" in NEUTRAL[n]])
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: str) -> None:
     torch.manual_seed(0)
@@ -69,6 +73,24 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
                 p -= 0.5 * gradient[n]
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_is_neutral_at_0_is_scaled(name: str) -> None:
+    gradients = []
+    for value, schedule in ((0.4, "@decay=0.5"), (0.3, "")):  # half way down to a half: three quarters
+        case = cases.make("bert")
+        values = ",".join(f"{key}={value}" for key in NEUTRAL[name])
+        method = deltasam.make_method(f"{name}:{values}{schedule}", case.model)
+        optimizer = torch.optim.SGD(case.model.parameters(), lr=0.0)
+        method.follow(optimizer, total_steps=4)
+        for _ in range(2 if schedule else 0):
+            optimizer.step()
+        torch.manual_seed(1)
+        method.backward(case.closure)
+        gradients.append([p.grad for p in case.model.parameters() if p.grad is not None])
+    for scheduled, fixed in zip(*gradients, strict=True):
+        torch.testing.assert_close(scheduled, fixed, rtol=1e-10, atol=1e-12)
 
 
 def test_an_unperturbed_step_costs_one_forward() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,22 +23,30 @@ def _one_process(tmp_path: Path) -> Iterator[None]:
 
 
 def make(*, static_graph: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
-    model = DistributedDataParallel(nn.Linear(3, 2), static_graph=static_graph, find_unused_parameters=not static_graph)
-    return model, lambda: model(torch.ones(4, 3)).square().mean(1)
+    net = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(6, 2))
+    model = DistributedDataParallel(net, static_graph=static_graph, find_unused_parameters=not static_graph)
+    x, y = torch.randint(9, (4, 2)), torch.tensor([0, 1, 0, 1])
+    return model, lambda: F.cross_entropy(model(x), y, reduction="none")
+
+
+def method(name: str, model: nn.Module) -> deltasam.Method:
+    made = deltasam.make_method(name, model)
+    made.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    return made
 
 
 @pytest.mark.parametrize("name", [n for n in deltasam.method_names() if n != "erm"])
 def test_a_static_graph_is_refused_until_it_is_known(name: str) -> None:
     model, closure = make(static_graph=True)
     with pytest.raises(RuntimeError, match=r"static_graph=True.*take the first step with ERM"):
-        deltasam.make_method(name, model).backward(closure)
+        method(name, model).backward(closure)
     model, closure = make(static_graph=True)
     deltasam.ERM(model).backward(closure)
-    deltasam.make_method(name, model).backward(closure)
+    method(name, model).backward(closure)
 
 
 @pytest.mark.parametrize("name", deltasam.method_names())
 def test_other_data_parallel_models_are_not(name: str) -> None:
     model, closure = make(static_graph=False)
-    deltasam.make_method(name, model).backward(closure)
-    assert model.module.weight.grad.isfinite().all()
+    method(name, model).backward(closure)
+    assert model.module[2].weight.grad.isfinite().all()

@@ -11,7 +11,7 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 
 from deltasam import weight_space
 from deltasam.method import Method, Step
-from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, PerInstanceSAM
+from deltasam.methods import ASAM, ERM, R3F, SAM, SMART, DeltaSAM, FreeLB, PerInstanceSAM, RDrop
 from deltasam.outputs import Output
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
@@ -26,12 +26,16 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ASAM",
     "ERM",
+    "R3F",
     "SAM",
+    "SMART",
     "DeltaSAM",
+    "FreeLB",
     "Method",
     "NotCoveredError",
     "Output",
     "PerInstanceSAM",
+    "RDrop",
     "Runtime",
     "Schedule",
     "Scheduled",

@@ -43,6 +43,14 @@ class RandomState:
             setter(*arguments)
 
 
+def reseed(seed: int) -> None:
+    """Start every generator that ``RandomState`` knows anew."""
+    torch.manual_seed(seed)  # those of all devices too
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
 def accelerators(model: nn.Module) -> set[torch.device]:
     """The devices other than the CPU that a model is on: they have random states of their own."""
     return {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}

@@ -138,6 +138,16 @@ class Method(abc.ABC):
         """Whether it takes gradients of single rows of a batch, and so must see every use of a parameter."""
         return False
 
+    @property
+    def compares_predictions(self) -> bool:
+        """Whether it must see the logits that the loss is made of."""
+        return False
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """Whether later passes draw dropout masks of their own; else they see those of the first."""
+        return False
+
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
         """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
 
@@ -147,11 +157,15 @@ class Method(abc.ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What training must save to go on bitwise as if it had never stopped: JSON values, empty for most methods."""
+        """What training must save to go on bitwise as if it had never stopped; empty for most methods.
+
+        Nested dictionaries and lists of tensors and JSON values, which ``torch.load(weights_only=True)`` reads back.
+        The same in every process that trains, so that one of them can save it for all; later steps leave it as it is.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state, whatever device its tensors are on.
 
         Raises:
             ValueError: It was saved by another method.

@@ -4,9 +4,9 @@ A closure runs one forward pass and returns
 
 - a scalar loss, or
 - a 1-D tensor with one loss per example, or
-- an object with ``.loss`` (any Hugging Face output, or an ``Output``) or a mapping with ``"loss"``, holding one of the
-  two. Where it is a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method
-  that asks.
+- an object with ``.loss`` (any Hugging Face output, ``Output``) or a mapping with ``"loss"``, holding one of the two.
+  Where it is a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method that
+  asks. ``logits``, and ``logit_weights`` beside them, are for methods that compare predictions.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_EXPECTED = "a scalar loss, a 1-D tensor with one loss per example, or an output with .loss"
+
 
 @dataclass(frozen=True)
 class Output:
-    """What a closure may return for methods that compare predictions.
+    """What a closure may return to a method that compares predictions, where these cannot be told from the loss.
 
     Attributes:
-        loss: Mean loss [], or one loss per example [n].
-        logits: Of every prediction [n, ..., classes].
-        logit_weights: What the loss of each prediction is multiplied with in the mean loss [n, ...]: 0 for one that
-            does not count, such as padding; with a share or a scale of the loss in it. Where there is one prediction
-            per example, 1 / n each unless given.
+        loss: One [], or one per example [n].
+        logits: [..., classes], or one number per example [n] or [n, 1]; None: what the model returned.
+        logit_weights: What each prediction's own loss is multiplied with in the (mean) loss [logits.shape[:-1]]: 0
+            where it does not count, else one over the number that do, times every other factor of the loss. None:
+            found from how the loss depends on the logits.
     """
 
     loss: Tensor
@@ -38,12 +40,12 @@ class Output:
     def times(self, factor: float) -> Output:
         """The same for the loss times a factor."""
         weights = self.logit_weights
-        if weights is None and self.logits is not None and self.logits.ndim == 2:
-            weights = self.logits.new_full(self.logits.shape[:1], 1 / len(self.logits))
         return Output(factor * self.loss, self.logits, None if weights is None else factor * weights)
 
 
-_EXPECTED = "a scalar loss, a 1-D tensor with one loss per example, or an output with .loss"
+def part_of(output: Any, name: str) -> Any:
+    """A part of what a closure or a model returned; None where it has no such part."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def loss_of(output: Any) -> Tensor:
@@ -68,7 +70,7 @@ def example_losses_of(output: Any, method: str) -> Tensor:
         TypeError: There is no loss in it.
         ValueError: It is not one loss per example.
     """
-    given = output.get("example_losses") if isinstance(output, Mapping) else getattr(output, "example_losses", None)
+    given = part_of(output, "example_losses")
     losses = losses_of(output if given is None else given())
     if losses.ndim != 1:
         raise ValueError(
@@ -85,11 +87,7 @@ def losses_of(output: Any) -> Tensor:
         TypeError: There is no loss in it.
         ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
     """
-    loss = output
-    if isinstance(output, Mapping):
-        loss = output.get("loss")
-    elif not isinstance(output, Tensor):
-        loss = getattr(output, "loss", None)
+    loss = output if isinstance(output, Tensor) else part_of(output, "loss")
     if not isinstance(loss, Tensor):
         hint = " (its loss is None: were labels given?)" if loss is None and output is not None else ""
         raise TypeError(f"the closure returned {type(output).__name__}{hint}; it must return {_EXPECTED}")

@@ -7,7 +7,7 @@ advances the random state and the buffers. Every later pass replays its randomne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge
 from deltasam import weight_space
 from deltasam.dropout_masks import DropoutMasks
 from deltasam.graph import refuse_what_goes_wrong
-from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved
+from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved, reseed
 from deltasam.outputs import loss_of
 from deltasam.runtime import Runtime
 from deltasam.sharded import grad_by_backward, local, reshard, sharded_modules
@@ -76,13 +76,16 @@ class Passes:
         return output
 
     @contextmanager
-    def at(self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None) -> Iterator[Point]:
+    def at(
+        self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None, fresh: bool = False
+    ) -> Iterator[Point]:
         """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
 
         Args:
             vector: One tensor per parameter, or None where it does not move. None: nothing moves.
             factor: A scale for all of it.
             scales: The radius is measured in these units, one tensor per parameter.
+            fresh: Draw other dropout masks than the first pass, the same in every such pass of the step.
         """
         vector = [None] * len(self.params) if vector is None else vector
         with moved(self.params, vector, factor, self.store) as (weights, saved):
@@ -93,8 +96,11 @@ class Passes:
             reshard(self._sharded)
             later = _LATER.set(True)
             try:
-                self._start.restore()
-                with self._masks.replay():
+                if fresh:
+                    reseed(self.seed())
+                else:
+                    self._start.restore()
+                with nullcontext() if fresh else self._masks.replay():
                     output = self._closure()
                 yield Point(output, lambda: weight_space.distance(weights, saved, kept, of=params))
             finally:
@@ -113,12 +119,20 @@ class Passes:
         Raises:
             RuntimeError: It would be wrong: reentrant checkpoints, the first graph of a static one.
         """
-        if not self._looked_through:
-            refuse_what_goes_wrong(loss)
-            self._looked_through = True
+        self.look_through(loss)
         if wrt is None and self._sharded:
             return grad_by_backward(lambda: self._runtime.scaled(loss).backward(retain_graph=retain_graph), self.params)
         return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
+
+    def look_through(self, loss: Tensor) -> None:
+        """Look once for what would make gradients of the loss wrong.
+
+        Raises:
+            RuntimeError: There is: reentrant checkpoints, the first graph of a static one.
+        """
+        if not self._looked_through:
+            refuse_what_goes_wrong(loss)
+            self._looked_through = True
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add the gradient of a loss [] to ``.grad``; returns the loss, detached."""
@@ -161,12 +175,18 @@ class Passes:
 
     def noise(self) -> list[Tensor]:
         """Standard normal noise of the parameters' shapes; it follows from the random state without advancing it."""
-        seed = int(torch.randint(2**62, ()))
-        self._end.restore()
+        seed = self.seed()
         if self._sharded:
             seed += torch.distributed.get_rank()  # every part has noise of its own
         generator = torch.Generator().manual_seed(seed)
         return self.store.gaussian([local(p.data) for p in self.params], generator)
+
+    def seed(self) -> int:
+        """A number that follows from the random state without advancing it."""
+        before = torch.get_rng_state()
+        seed = int(torch.randint(2**62, ()))
+        torch.set_rng_state(before)
+        return seed
 
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
         """The mean of a vector over all processes; the vector itself where there is one."""

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 Weights = dict[str, Tensor]
 Losses = Callable[[Weights], Tensor]
 LossesOfCopies = Callable[[Sequence[Weights]], Tensor]
+Predict = Callable[..., tuple[Tensor, Tensor]]
 
 
 def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[Losses, Weights]:
@@ -195,3 +196,163 @@ def delta_sam_ascent(losses: Losses, w: Weights, *, weights: str, sigma: float, 
     p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
     p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)
     return gradient((p * losses(w)).mean(), w)
+
+
+def predict_function(
+    model: nn.Module, run: Callable[[Callable[..., Any]], Tensor], embedding: nn.Module | None = None
+) -> tuple[Predict, Weights]:
+    """A model and a batch as a function ``predict(w, offset=None, detach=False)``, and the weights it has now.
+
+    It gives one loss per example [n] and the logits that the model returned. Every call starts from the random state of
+    this moment; for other dropout masks make another.
+
+    Args:
+        model: The model; it is not changed.
+        run: As for ``losses_function``; calls the model once.
+        embedding: The module to whose output the offset is added, after that was detached if so wanted.
+    """
+    seen: list[Any] = []
+
+    def remembering(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            seen.append(call(*args, **kwargs))
+            return seen[-1]
+
+        return called
+
+    losses, weights = losses_function(model, lambda call: run(remembering(call)))
+
+    def predict(w: Weights, offset: Tensor | None = None, detach: bool = False) -> tuple[Tensor, Tensor]:
+        seen.clear()
+        if offset is None or embedding is None:
+            of_each = losses(w)
+        else:
+            hook = embedding.register_forward_hook(lambda _m, _i, x: (x.detach() if detach else x) + offset)
+            of_each = losses(w)
+            hook.remove()
+        return of_each, seen[0] if isinstance(seen[0], Tensor) else seen[0].logits
+
+    return predict, weights
+
+
+def symmetric_kl(x: Tensor, y: Tensor) -> Tensor:
+    """``KL(p, q) + KL(q, p)`` of each prediction, for logits x of p and y of q."""
+    p, q = x.softmax(-1), y.softmax(-1)
+    return (p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)
+
+
+def r_drop(predict: Predict, again: Predict, w: Weights, *, alpha: float, shares: Tensor) -> Weights:
+    """``grad [mean_i (L_i + L_i') / 2 + alpha sum_k s_k (KL(p_k, p_k') + KL(p_k', p_k)) / 2]``.
+
+    Args:
+        predict: With the dropout masks of the first forward.
+        again: With other masks.
+        w: The weights.
+        alpha: Of the divergence.
+        shares: What each prediction counts in the mean loss; so for the others.
+    """
+    (losses, x), (others, y) = predict(w), again(w)
+    return gradient((losses + others).mean() / 2 + alpha * (shares * symmetric_kl(x, y)).sum() / 2, w)
+
+
+def r3f(
+    predict: Predict, again: Predict, w: Weights, *, lam: float, eps: float, drawn: Tensor, shares: Tensor
+) -> Weights:
+    """``grad [mean_i L_i + lam sum_k s_k (KL(p_k, q_k) + KL(q_k, p_k))]``, q from noisy embeddings without gradient.
+
+    Args:
+        predict: With the dropout masks of the first forward.
+        again: With those of the noisy one.
+        w: The weights.
+        lam: Of the divergence.
+        eps: Size of the noise.
+        drawn: The noise at size 1 [n, T, d], 0 at padding.
+        shares: As in ``r_drop``.
+    """
+    (losses, x), (_, y) = predict(w), again(w, eps * drawn, detach=True)
+    return gradient(losses.mean() + lam * (shares * symmetric_kl(x, y)).sum(), w)
+
+
+def freelb(
+    predict: Predict,
+    w: Weights,
+    *,
+    steps: int,
+    adv_lr: float,
+    init_mag: float,
+    max_norm: float,
+    drawn: Tensor,
+    lengths: Sequence[int],
+) -> Weights:
+    """``mean_t grad_w L(w, x + delta_t)``, ``delta_{t+1} = project(delta_t + adv_lr g / |g|)`` for each example.
+
+    Args:
+        predict: The model.
+        w: The weights.
+        steps: How many.
+        adv_lr: Of the ascent.
+        init_mag: ``delta_1`` is this times the drawn noise over ``sqrt(length * d)``.
+        max_norm: The longest an offset may be; 0: any.
+        drawn: Uniform in (-1, 1) [n, T, d], 0 at padding.
+        lengths: How many tokens each example has.
+    """
+    d = drawn.shape[-1]
+    delta = torch.stack([init_mag * z / (n * d) ** 0.5 for z, n in zip(drawn, lengths, strict=True)])
+    total = {name: torch.zeros_like(v) for name, v in w.items()}
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_()
+        loss = predict(w, delta)[0].mean()
+        (ascent,) = torch.autograd.grad(loss, delta, retain_graph=True)
+        for name, g in gradient(loss, w).items():
+            total[name] += g / steps
+        rows = []
+        for row, g, n in zip(delta.detach(), ascent, lengths, strict=True):
+            g[n:] = 0
+            row = row + adv_lr * g / g.norm()
+            rows.append(row * max_norm / row.norm() if 0 < max_norm < row.norm() else row)
+        delta = torch.stack(rows)
+    return total
+
+
+def smart(
+    predict: Predict,
+    again: Predict,
+    w: Weights,
+    *,
+    alpha: float,
+    mu: float,
+    step_size: float,
+    sigma: float,
+    steps: int,
+    drawn: Tensor,
+    lengths: Sequence[int],
+    average: Weights,
+    shares: Tensor,
+) -> Weights:
+    """``grad [mean_i L_i + alpha D(p, p_adversarial) + mu D(p, p_average)]``, D as in ``r3f``.
+
+    Args:
+        predict: With the dropout masks of the first forward.
+        again: With those of the moved ones.
+        w: The weights.
+        alpha: Of the smoothness.
+        mu: Of the proximity.
+        step_size: Of the ascent on D, whose gradient is divided by its largest entry of each token.
+        sigma: Size of the noise it starts at.
+        steps: How many.
+        drawn: The noise at size 1 [n, T, d], 0 at padding.
+        lengths: How many tokens each example has.
+        average: Weights that stay as they are.
+        shares: As in ``r_drop``.
+    """
+    losses, x = predict(w)
+    delta = sigma * drawn
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_()
+        (ascent,) = torch.autograd.grad((shares * symmetric_kl(x.detach(), again(w, delta)[1])).sum(), delta)
+        largest = ascent.abs().amax(-1, keepdim=True)
+        rows = delta.detach() + step_size * torch.where(largest > 0, ascent / largest, 0.0)
+        delta = torch.stack([torch.cat([r[:n], 0 * r[n:]]) for r, n in zip(rows, lengths, strict=True)])
+    smoothness = (shares * symmetric_kl(x, again(w, delta)[1])).sum()
+    proximity = (shares * symmetric_kl(x, predict(average)[1].detach())).sum()
+    return gradient(losses.mean() + alpha * smoothness + mu * proximity, w)

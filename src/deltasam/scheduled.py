@@ -53,6 +53,7 @@ class Scheduled(Method):
         self._steps, self._total = 0, total_steps or 0
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
         self._following = inner.register_step_post_hook(self._count)
+        self.method.follow(optimizer, total_steps=total_steps)
 
     def factor(self) -> float:
         """The factor on the radius at this step."""
@@ -67,6 +68,16 @@ class Scheduled(Method):
     def per_example(self) -> bool:
         """As the method."""
         return self.method.per_example
+
+    @property
+    def compares_predictions(self) -> bool:
+        """As the method."""
+        return self.method.compares_predictions
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """As the method."""
+        return self.method.fresh_dropout
 
     def state_dict(self) -> dict[str, Any]:
         """The steps so far, and the method's state."""

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from command_line import Cli
+from deltasam.data import load_data
 from deltasam.experiment.grid import read_results
+from deltasam.experiment.setting import Setting
 
 
 def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
@@ -27,6 +29,37 @@ def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], t
     used = yaml.safe_load((out / "config.yaml").read_text())
     assert used["seeds"] == [0, 1]
     assert used["provenance"]["data_sha256"]
+
+
+def test_axes_give_a_comparison_each(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    axes = ["--train-size", "8,all", "--label-noise", "0,0.25"]
+    command = [*compare_two, "--epochs", "1", "--seeds", "0", *axes, "--output", tmp_path]
+    done = cli(*command)
+    assert done.exit_code == 0, done.stderr
+    rows = len(load_data(compare_two[2], text="review", label="verdict").train)
+    settings = [Setting(8), Setting(8, 0.25), Setting(rows), Setting(rows, 0.25)]
+    assert [r.setting for r in read_results(tmp_path)] == [s for s in settings for _ in range(2)]
+    heads = [line for line in done.stdout.splitlines() if "training examples" in line]
+    assert heads == [s.title for s in settings]
+    assert heads[1] == "8 training examples, 25 % label noise"
+    assert done.stdout.count("One seed says nothing about noise") == 4
+    used = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (used["train_size"], used["label_noise"]) == ([8, "all"], [0.0, 0.25])
+    again = cli("compare", "--config", tmp_path / "config.yaml", "--output", tmp_path)
+    assert (again.exit_code, again.stdout) == (0, done.stdout)
+
+
+def test_a_single_setting_is_not_talked_about(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    done = cli(*compare_two, "--methods", "erm", "--seeds", "0", "--label-noise", "0", "--output", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert "training examples" not in done.stdout
+    assert read_results(tmp_path)[0].setting == Setting(16)
+    used = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (used["train_size"], used["label_noise"]) == (16, None)
+    # A folder from before there was noise goes on.
+    del used["label_noise"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(used))
+    assert cli(*compare_two, "--methods", "erm", "--seeds", "0", "--output", tmp_path).exit_code == 0
 
 
 def test_same_command_again_runs_nothing(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from command_line import Cli
 from deltasam.data import load_data
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.setting import Setting
 from deltasam.experiment.tasks import text
 
 
@@ -121,6 +122,23 @@ def test_a_finished_training_is_left_alone(cli: Cli, common: list[str], tmp_path
         assert done.exit_code == 2
         assert "is finished; choose another --output" in done.stderr
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_label_noise(cli: Cli, common: list[str], tmp_path: Path) -> None:
+    command = ["train", *common, "--method", "delta_sam", "--seed", "1"]
+    for noise in ("0", "0.25"):
+        done = cli(*command, "--label-noise", noise, "--output", tmp_path / noise)
+        assert done.exit_code == 0, done.stderr
+    clean, noisy = (RunResult.from_json((tmp_path / n / "history.json").read_text()) for n in ("0", "0.25"))
+    assert clean.setting is not None
+    assert noisy.setting == Setting(clean.setting.train_size, 0.25)
+    assert clean.setting.label_noise == 0
+    assert yaml.safe_load((tmp_path / "0.25/config.yaml").read_text())["label_noise"] == 0.25
+    assert clean.steps[0].loss != noisy.steps[0].loss
+    refused = cli(*command, "--label-noise", "1", "--output", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "--label-noise 1: give a share" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_resume(cli: Cli, common: list[str], tmp_path: Path) -> None:

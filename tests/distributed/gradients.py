@@ -5,6 +5,7 @@ The first process prints, as JSON, the relative error of each case, or the error
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
-from deltasam import reference, weight_space
+from deltasam import embeddings, reference, weight_space
 
 RHO, ROWS = 0.3, 12
 SPECS = [
@@ -35,6 +36,15 @@ SPECS = [
     f"per_instance_sam:rho={RHO},m=2",
     f"sam:rho={RHO},share=global@every=2",
 ]
+# Those that perturb no weights: the process's own examples are all there is to them.
+OTHERS = [
+    "r_drop:alpha=2",
+    "r3f:lam=2,eps=0.5",
+    "freelb:adv_lr=0.5,init_mag=0.3,max_norm=0.6",
+    "smart:alpha=2,mu=1,step_size=0.3,sigma=0.1,steps=2",
+    "smart:alpha=0,mu=1",
+]
+SPECS += OTHERS
 
 
 class Net(nn.Module):
@@ -82,6 +92,8 @@ def noise() -> dict[str, Tensor]:
 
 def expected(spec: str) -> reference.Weights:
     """The mean over the processes, each with its own rows, by the equations; computed in every process alike."""
+    if spec in OTHERS:
+        return expected_of_others(spec)
     method = deltasam.make_method(spec.partition("@")[0], model())
     size = dist.get_world_size()
     whole, w = reference.losses_function(model(), losses)
@@ -101,6 +113,35 @@ def expected(spec: str) -> reference.Weights:
     ascents = [reference.delta_sam_ascent(part, w, **options) for part in parts]
     ascent = {n: sum(a[n] for a in ascents) / size for n in w}
     return reference.erm(whole, reference.moved(w, ascent, reference.step(RHO, ascent)))
+
+
+def average() -> reference.Weights:
+    """Where SMART's average of the weights is."""
+    trained = {n: p.detach() for n, p in model().named_parameters() if p.requires_grad}
+    return {n: p + 0.1 * noise()[n] for n, p in trained.items()}
+
+
+def drawn(x: Tensor) -> Tensor:
+    """Noise in (-1, 1) that goes with the token."""
+    return (1e4 * x).sin()
+
+
+def expected_of_others(spec: str) -> reference.Weights:
+    """The mean over the processes of what each finds from its own rows."""
+    method, net, size = deltasam.make_method(spec, model()), model(), dist.get_world_size()
+    oracle, gradients = getattr(reference, method.name), []
+    for rank in range(size):
+        predict, w = reference.predict_function(net, lambda call, r=rank: losses(call, r), net.table)
+        rows = data()[0].chunk(size)[rank]
+        given = {k: getattr(method, k) for k in deltasam.hyperparameters(type(method))}
+        given |= {"predict": predict, "again": predict, "w": w, "average": average(), "lengths": [4] * len(rows)}
+        given |= {
+            "drawn": drawn(net.table.weight.detach()[rows]),
+            "shares": torch.full((len(rows),), 1 / len(rows), dtype=torch.float64),
+        }
+        known = inspect.signature(oracle).parameters
+        gradients.append(oracle(**{k: v for k, v in given.items() if k in known}))
+    return {n: sum(g[n] for g in gradients) / size for n in w}
 
 
 def full(t: Tensor | None, like: Tensor) -> Tensor:
@@ -149,6 +190,12 @@ def case(stack: str, spec: str) -> float | str:
     if "delta_sam" in spec:
         fix_noise(method, net)
     method.follow(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1), total_steps=4)
+    if "average" in method.state_dict():
+        for n, place in method.state_dict()["average"].items():
+            value = average()[n.removeprefix("module.")]
+            place.copy_(
+                distribute_tensor(value, place.device_mesh, place.placements) if isinstance(place, DTensor) else value
+            )
     try:
         for _ in range(2):  # the second time without the engine's check
             net.zero_grad()
@@ -216,6 +263,8 @@ def without_synchronisation(spec: str) -> float | str:
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    # Uniform noise is drawn from (0, 1) and then brought to (-1, 1).
+    embeddings.draw = lambda sampler, x, *_: (drawn(x) + 1) / 2 if sampler is torch.rand else drawn(x)  # type: ignore[assignment]
     result: dict[str, Any] = {f"{stack} | {spec}": case(stack, spec) for stack in STACKS for spec in SPECS}
     result["norms"] = norms()
     counted = ("erm", f"per_instance_sam:rho={RHO}", f"sam:rho={RHO},share=global")

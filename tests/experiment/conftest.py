@@ -1,9 +1,11 @@
-"""Data and options of a short real run, and synthetic runs that look like real ones."""
+"""Data and options of a short real run, synthetic runs that look like real ones, and a browser to look at pages."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 
 from deltasam.data import TextData, load_data
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.overview import TableRow
 from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
+from deltasam.experiment.setting import Setting
 
 Factory = Callable[..., list[RunResult]]
 
@@ -38,10 +42,52 @@ def make_run() -> Callable[..., RunResult]:
 def make_results() -> Factory:
     """A factory: methods and seeds in, runs in paired design out."""
 
-    def make(methods: Sequence[str], seeds: int = 3, **options: object) -> list[RunResult]:
-        return [_training(m, seed, **options) for m in methods for seed in range(seeds)]  # type: ignore[arg-type]
+    def make(
+        methods: Sequence[str], seeds: int = 3, settings: Sequence[Setting | None] = (None,), **options: object
+    ) -> list[RunResult]:
+        runs = [_training(m, seed, **options) for m in methods for seed in range(seeds)]  # type: ignore[arg-type]
+        return [dataclasses.replace(run, setting=setting) for setting in settings for run in runs]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[..., list[TableRow]]:
+    return _rows
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs chromium or google-chrome on the PATH")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file; returns the page with its charts drawn, and what went wrong meanwhile."""
+    pages = []
+
+    def open_(path: Path, width: int, scheme: str):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.set_default_timeout(8000)
+        pages.append(page)
+        troubles: list[str] = []
+        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on("request", lambda r: troubles.append(f"request: {r.url}") if r.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        page.wait_for_function("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))")
+        return page, troubles
+
+    yield open_
+    for page in pages:
+        page.close()
 
 
 def _run(method: str, seed: int, value: float, **other: object) -> RunResult:
@@ -49,6 +95,32 @@ def _run(method: str, seed: int, value: float, **other: object) -> RunResult:
     metrics = {"accuracy": value, "loss": 0.4, "ece": 0.05}
     fields = {"metric": "accuracy", "metrics": metrics, "seconds_per_step": 0.1, "peak_memory_mib": 512.0}
     return RunResult(method=method, seed=seed, **{**fields, **other})  # type: ignore[arg-type]
+
+
+def _rows(
+    tasks: int | Sequence[str] = 10,
+    methods: int | Sequence[str] = 10,
+    seeds: int = 5,
+    effects: Mapping[str, float] | None = None,
+    rng: int = 0,
+    metrics: tuple[str, ...] = ("accuracy",),
+) -> list[TableRow]:
+    """A table in paired design: all methods share the seed's noise, and ``effects`` are added to some."""
+    noise = np.random.default_rng(rng)
+    labels = ["erm", *(f"m{i}" for i in range(1, methods))] if isinstance(methods, int) else list(methods)
+    names = [f"task {i}" for i in range(tasks)] if isinstance(tasks, int) else list(tasks)
+    rows = []
+    for t, name in enumerate(names):
+        shared = noise.uniform(0.5, 0.9) + noise.normal(0, 0.01, seeds)
+        values = shared + noise.normal(0, 0.007, (len(labels), seeds))
+        specs = {label if label == "erm" else f"{label}:rho=0.0{t + 1}": label for label in labels}
+        results = [
+            _run(spec, s, 0.0, seconds_per_step=0.1 * (1 + i),
+                 metrics=dict.fromkeys(metrics, float(values[i, s]) + (effects or {}).get(label, 0.0)) | {"loss": 0.4})
+            for s in range(seeds) for i, (spec, label) in enumerate(specs.items())
+        ]  # fmt: skip
+        rows.append(TableRow(name, metrics, results, specs))
+    return rows
 
 
 def _training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.grid import Grid, read_results
 from deltasam.experiment.launchers import Cell, Standing
 from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
+from deltasam.experiment.setting import Setting
 
 METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01,share=micro-batch"]
 
@@ -20,7 +22,7 @@ METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01,share=micro-batc
 @pytest.fixture(scope="module")
 def grid(data: TextData, tiny_model: Path) -> Grid:
     config = TrainConfig(model=str(tiny_model), epochs=2, batch_size=8)
-    return Grid(data, config, METHODS, [0, 1], train_size=16)
+    return Grid(data, config, METHODS, [0, 1], [Setting(16)])
 
 
 def numbers(results: list[RunResult]) -> list[str]:
@@ -49,7 +51,7 @@ def run(grid: Grid, folder: Path, stop_after: int | None = None) -> tuple[list[R
             raise KeyboardInterrupt
 
     results = grid.run(folder, watch=watch)
-    return results, [(method, done) for (_, method), done in begun.items()]
+    return results, [(method, done) for (_, method, _), done in begun.items()]
 
 
 def test_interrupted_anywhere_equals_unbroken(grid: Grid, tmp_path: Path) -> None:
@@ -64,6 +66,54 @@ def test_interrupted_anywhere_equals_unbroken(grid: Grid, tmp_path: Path) -> Non
     assert numbers(found) == numbers(expected)
     assert numbers(read_results(tmp_path / "broken")) == numbers(expected)
     assert [p.name for p in (tmp_path / "broken").iterdir()] == ["results.jsonl"]
+
+
+def test_every_setting_is_a_comparison_of_its_own(grid: Grid, tmp_path: Path) -> None:
+    settings = [Setting(16), Setting(16, 0.25), Setting(8)]
+    wide = dataclasses.replace(grid, settings=settings, seeds=[0])
+    expected, begun = run(wide, tmp_path / "whole")
+    assert [(r.setting, r.method) for r in expected] == [(s, m) for s in settings for m in METHODS]
+    assert [steps for _, steps in begun] == [0] * 6
+    assert [len(r.steps) for r in expected] == [4, 4, 4, 4, 2, 2]
+    for position, setting in enumerate(settings):  # alone it is the same
+        alone, _ = run(dataclasses.replace(wide, settings=[setting]), tmp_path / f"alone-{position}")
+        assert numbers(alone) == numbers(expected[2 * position : 2 * position + 2])
+    with pytest.raises(KeyboardInterrupt):
+        run(wide, tmp_path / "broken", stop_after=15)  # the fourth run, after its first epoch
+    assert len(read_results(tmp_path / "broken")) == 3
+    found, begun = run(wide, tmp_path / "broken")
+    assert begun == [(METHODS[1], 2), (METHODS[0], 0), (METHODS[1], 0)]
+    assert numbers(found) == numbers(expected) == numbers(read_results(tmp_path / "broken"))
+
+
+def test_noise_is_in_the_labels_that_are_shown(grid: Grid, tmp_path: Path) -> None:
+    noisy = dataclasses.replace(grid, methods=METHODS[1:], seeds=[3], settings=[Setting(16, 0.25)])
+    (result,), _ = run(noisy, tmp_path)
+    clean = {row["row"]: grid.data.label_names[row["label"]] for row in grid.data.train}
+    assert sum(clean[e.row] != e.label for e in result.examples) == 4
+
+
+def test_results_from_before_there_were_settings(grid: Grid, tmp_path: Path) -> None:
+    small = dataclasses.replace(grid, seeds=[0])
+    expected, _ = run(small, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["setting"], line["reported"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
+    assert read_results(tmp_path)[0].setting is None
+    found, begun = run(small, tmp_path)
+    assert [method for method, _ in begun] == METHODS[1:]
+    assert [r.setting for r in found] == [Setting(16)] * 2
+    assert numbers(found)[1:] == numbers(expected)[1:]
+
+
+def test_what_no_setting_can_have_is_said_first(grid: Grid) -> None:
+    with pytest.raises(UserError, match="--train-size 5000 is impossible"):
+        dataclasses.replace(grid, settings=[Setting(16), Setting(5000)]).check()
+    with pytest.raises(UserError, match=r"--label-noise 0.01 of 16 training rows changes 0"):
+        dataclasses.replace(grid, settings=[Setting(16), Setting(16, 0.01)]).check()
+    with pytest.raises(UserError, match="--label-noise 1: give a share"):
+        Setting(16, 1)
 
 
 def test_nothing_is_done_twice(grid: Grid, tmp_path: Path) -> None:

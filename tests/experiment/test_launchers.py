@@ -21,6 +21,7 @@ from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, 
 from deltasam.experiment.launchers.processes import Processes
 from deltasam.experiment.launchers.worker import Warned, do_apart
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.setting import Setting
 from sabotage import Killed, NotHere, Sabotaged, short_work
 
 METHODS = ["erm", "sam:rho=0.02,share=micro-batch"]
@@ -49,7 +50,7 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 @pytest.fixture(scope="module")
 def grid(data: TextData, tiny_model: Path) -> Grid:
     config = TrainConfig(model=str(tiny_model), epochs=2, batch_size=8)
-    return Grid(data, config, METHODS, [0, 1], train_size=16)
+    return Grid(data, config, METHODS, [0, 1], [Setting(16)])
 
 
 def numbers(results: list[RunResult]) -> list[str]:
@@ -66,9 +67,9 @@ def numbers(results: list[RunResult]) -> list[str]:
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, tmp_path: Path) -> None:
     expected = grid.run(tmp_path / "in sequence", watch=lambda standing: None)
-    victim, marks, told = (0, "erm"), tmp_path / "marks", list[Standing]()
+    victim, marks, told = Cell(0, "erm", Setting(16)), tmp_path / "marks", list[Standing]()
     marks.mkdir()
-    with pytest.warns(RuntimeWarning, match=r"erm seed 0: the process at work on it died .* it is done again"):
+    with pytest.warns(RuntimeWarning, match=r"erm seed 0 n=16: the process at work on it died .* it is done again"):
         found = grid.run(tmp_path / "out", watch=told.append, launcher=Sabotaged(launcher, Killed(victim, 3, 1, marks)))
     assert numbers(found) == numbers(expected)
     assert numbers(read_results(tmp_path / "out")) == numbers(expected)  # the victim is the first line all the same
@@ -80,8 +81,8 @@ def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) -> None:
-    deadly = Sabotaged(launcher, Killed((1, "sam:rho=0.02,share=micro-batch"), 1, 99, tmp_path))
-    cells = [(0, "erm"), (1, "sam:rho=0.02,share=micro-batch")]
+    deadly = Sabotaged(launcher, Killed(Cell(1, "sam:rho=0.02,share=micro-batch"), 1, 99, tmp_path))
+    cells = [Cell(0, "erm"), Cell(1, "sam:rho=0.02,share=micro-batch")]
     with (
         pytest.warns(RuntimeWarning, match="sam seed 1"),
         pytest.raises(UserError, match=r"^sam seed 1: the process at work on it died 3 times \((SIGKILL|Worker)"),
@@ -99,7 +100,7 @@ def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) 
     ],
 )
 def test_errors_as_they_come_back(method: str, kind: type[Exception], message: str) -> None:
-    sent = ForkingPickler.dumps(do_apart(short_work, (0, method), lambda standing: None, threads=1))
+    sent = ForkingPickler.dumps(do_apart(short_work, Cell(0, method), lambda standing: None, threads=1))
     with pytest.raises(kind, match=message) as caught:
         ForkingPickler.loads(sent).unpack(set())
     assert type(caught.value) is kind
@@ -108,7 +109,7 @@ def test_errors_as_they_come_back(method: str, kind: type[Exception], message: s
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_an_error_stops_the_comparison(launcher: Launcher) -> None:
-    cells: list[Cell] = [(0, "erm"), (0, "refuses"), *[(seed, "erm") for seed in range(1, 99999)]]
+    cells: list[Cell] = [Cell(0, "erm"), Cell(0, "refuses"), *[Cell(seed, "erm") for seed in range(1, 99999)]]
     done = []
     with pytest.raises(UserError, match=r"^the file is missing; give another$"):
         done.extend(launcher.launch(short_work, cells, lambda standing: None))
@@ -117,12 +118,12 @@ def test_an_error_stops_the_comparison(launcher: Launcher) -> None:
 
 def test_what_was_finished_before_an_error_is_kept(grid: Grid, tmp_path: Path) -> None:
     def fail(standing: Standing) -> None:
-        if standing.cell == (1, "erm"):
+        if standing.cell == Cell(1, "erm", Setting(16)):
             raise ZeroDivisionError("a defect")
 
     with pytest.raises(ZeroDivisionError, match="a defect"):
         grid.run(tmp_path, watch=lambda standing: None, launcher=Sabotaged(InSequence(), fail))
-    assert [(r.seed, r.method) for r in read_results(tmp_path)] == list(grid.cells())[:2]
+    assert [(r.seed, r.method) for r in read_results(tmp_path)] == [cell[:2] for cell in grid.cells()][:2]
 
 
 @pytest.mark.filterwarnings("default::RuntimeWarning")
@@ -130,14 +131,14 @@ def test_warnings_come_back_and_are_given_once() -> None:
     seen: set[Warned] = set()
     with warnings.catch_warnings(record=True) as given:
         for seed in range(3):
-            do_apart(short_work, (seed, "warns"), lambda standing: None, threads=1).unpack(seen)
+            do_apart(short_work, Cell(seed, "warns"), lambda standing: None, threads=1).unpack(seen)
     assert [(str(w.message), Path(w.filename).name) for w in given] == [("mind the step", "sabotage.py")]
 
 
 def test_workers_are_used_again_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    cells = [(seed, "erm") for seed in range(6)]
+    cells = [Cell(seed, "erm") for seed in range(6)]
     done = list(Processes(2).launch(short_work, cells, lambda standing: None))
     assert sorted(r.seed for r in done) == list(range(6))
     assert {r.metrics["threads"] for r in done} == {2}
@@ -149,14 +150,14 @@ def test_workers_are_used_again_and_share_the_cores(monkeypatch: pytest.MonkeyPa
 def test_threads_that_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # what PyTorch makes of it when it is loaded
-    [done] = Processes(2).launch(short_work, [(0, "erm")], lambda standing: None)
+    [done] = Processes(2).launch(short_work, [Cell(0, "erm")], lambda standing: None)
     assert done.metrics["threads"] == 3
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_gpu_of_the_cluster_for_each_run(cluster: None, gpu: bool) -> None:
     launcher = find_launcher("ray", None, gpu=gpu)
-    [done] = launcher.launch(short_work, [(0, "erm")], lambda standing: None)
+    [done] = launcher.launch(short_work, [Cell(0, "erm")], lambda standing: None)
     assert done.metrics["gpu"] == (0 if gpu else -1)
 
 
@@ -170,18 +171,19 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     launcher = find_launcher("ray", None, gpu=False)
     with pytest.raises(UserError, match=r"cannot reach the Ray cluster: no running instance; check RAY_ADDRESS"):
-        list(launcher.launch(short_work, [(0, "erm")], lambda standing: None))
+        list(launcher.launch(short_work, [Cell(0, "erm")], lambda standing: None))
 
 
 def test_a_machine_that_cannot_do_the_work(cluster: None) -> None:
     launcher = find_launcher("ray", None, gpu=False)
     with pytest.raises(UserError, match=r"erm seed 0 could not begin .*No module named 'deltasam'.*install the same"):
-        list(launcher.launch(NotHere(), [(0, "erm")], lambda standing: None))
+        list(launcher.launch(NotHere(), [Cell(0, "erm")], lambda standing: None))
 
 
 def test_names_of_checkpoints(tmp_path: Path) -> None:
     cells: list[Cell] = [
-        (seed, method)
+        Cell(seed, method, setting)
+        for setting in (None, Setting(8), Setting(16), Setting(16, 0.2), Setting(16, 0.25))
         for seed in (0, 1, 10)
         for method in ("sam:rho=0.1", "sam:rho=0.10", "SAM:rho=0.1", "a/b:x=../../c", "a:b:x=1", "a\\b", "x" * 300)
     ]
@@ -199,7 +201,9 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
 def test_a_finished_run_leaves_no_checkpoint(grid: Grid, tmp_path: Path) -> None:
     small = dataclasses.replace(grid, methods=["erm"], seeds=[0])
     small.run(tmp_path, watch=lambda standing: None)
-    checkpoint_path(tmp_path, (0, "erm")).touch()  # stopped between the result and the end of the checkpoint
+    checkpoint_path(
+        tmp_path, Cell(0, "erm", Setting(16))
+    ).touch()  # stopped between the result and the end of the checkpoint
     small.run(tmp_path, watch=lambda standing: None)
     assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
 

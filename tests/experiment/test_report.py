@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 from deltasam.errors import UserError
 from deltasam.experiment.report import series, write_report
 from deltasam.experiment.results import EvaluationRecord, StepRecord
+from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import compare, conclusion
 
 METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
@@ -24,6 +26,11 @@ def page(results, path: Path, config=None) -> str:
 
 
 def data(text: str) -> dict:
+    """What the page's own script reads of the first setting."""
+    return parts(text)["part-0"]
+
+
+def parts(text: str) -> dict:
     """What the page's own script reads, found the way a browser finds it: up to the first end tag."""
     return json.loads(re.search(r'id="report-data">(.*?)</script', text, re.DOTALL)[1])
 
@@ -144,3 +151,57 @@ def test_contrast_meets_wcag_aa(scheme):
         for ground in ("page", "card") if name not in ("page", "card", "grid") else ():
             light, dark = sorted((luminance(color), luminance(colors[ground])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= needed, f"{name} on {ground}"
+
+
+@pytest.fixture
+def wide(make_results):
+    """Runs in four settings, two along each axis."""
+    settings = [Setting(100), Setting(100, 0.4), Setting(500), Setting(500, 0.4)]
+    return [dataclasses.replace(r, setting=s) for s in settings for r in make_results(METHODS, 3)]
+
+
+def test_each_setting_has_a_part_of_its_own(wide, tmp_path):
+    noisy = [r for r in wide if r.setting == Setting(500, 0.4)]
+    for i, run in enumerate(wide):  # sam is much better, in one setting only
+        if run in noisy and run.method.startswith("sam"):
+            better = run.metrics["accuracy"] + 0.1 + 0.001 * run.seed
+            wide[i] = dataclasses.replace(run, metrics={**run.metrics, "accuracy": better})
+    text = page(wide, tmp_path)
+    titles = re.findall(r"<article[^>]*>\n<h2>(.*?)</h2>", text)
+    assert titles == [s.title for s in dict.fromkeys(r.setting for r in wide)]
+    answers = [html.unescape(answer) for answer in re.findall(r"<dd>(.*?)</dd>", text)]
+    assert answers == [conclusion(compare(runs)) for runs in by_setting(wide).values()]
+    assert answers[0] == answers[1] == answers[2] != answers[3]  # the other three are the same runs
+    assert len(re.findall('<table class="methods"', text)) == 4
+    drawn = parts(text)
+    assert set(drawn) == {"over", "part-0", "part-1", "part-2", "part-3"}
+    assert drawn["part-3"]["datasets"]["differences"] != drawn["part-1"]["datasets"]["differences"]
+    places = {f"chart-{part}-{key}" for part in drawn for key in drawn[part]["charts"]}
+    assert places == set(re.findall(r'class="chart" id="([^"]*)"', text))
+    assert len(re.findall(r' id="', text)) == len(set(re.findall(r' id="([^"]*)"', text)))
+
+
+def test_charts_over_the_axes(wide, tmp_path):
+    over = parts(page(wide, tmp_path))["over"]
+    assert len(over["charts"]) == 8  # level and difference: over noise at two sizes, over size with and without noise
+    rows = over["datasets"]["axis-0-difference"]
+    assert {row["place"] for row in rows} == {"0 %", "40 %"}
+    comparison = compare([r for r in wide if r.setting == Setting(100, 0.4)])
+    (sam,) = [m for m in comparison.others if m.method.startswith("sam")]
+    (row,) = [r for r in rows if r["place"] == "40 %" and r["method"] == sam.method]
+    assert row["mean"] == pytest.approx(sam.difference.estimate.mean, rel=1e-4)
+    assert row["low"] == pytest.approx(sam.difference.estimate.low, rel=1e-4)
+
+
+def test_axes_stand_in_order(make_results, tmp_path):
+    runs = [dataclasses.replace(r, setting=Setting(n)) for n in (1000, 20, 300) for r in make_results(METHODS, 2)]
+    over = parts(page(runs, tmp_path))["over"]
+    assert over["charts"]["axis-0-level"]["layer"][0]["encoding"]["x"]["sort"] == ["20", "300", "1000"]
+    assert len(over["charts"]) == 2
+
+
+def test_one_setting_is_the_page_as_it_was(make_results, tmp_path):
+    runs = make_results(METHODS, 2)
+    plain = page(runs, tmp_path)
+    assert page([dataclasses.replace(r, setting=Setting(320, 0.2)) for r in runs], tmp_path) == plain
+    assert parts(plain)["over"] == {"charts": {}, "datasets": {}}

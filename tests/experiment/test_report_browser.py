@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from deltasam.experiment.report import write_report
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+from deltasam.experiment.setting import Setting
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -22,19 +19,13 @@ KINDS = {
     "one run": (["erm"], 1, {}),
     "one seed": (["erm", "sam"], 1, {}),
     "diverged": (["erm", "sam", "asam"], 2, {"diverged": [("sam", 0), ("asam", 0), ("asam", 1)]}),
+    "settings": (
+        ["erm", "sam", "delta_sam"],
+        3,
+        {"settings": [Setting(n, x) for n in (100, 500) for x in (0, 0.2, 0.4)]},
+    ),
     "ten methods": (["erm", *(f"method_{i}:rho=0.05,alpha=0.1" for i in range(9))], 5, {"regression": True}),
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +37,8 @@ def reports(make_results, tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, reports):
-    """Opens a report; returns the page with its charts drawn, and what went wrong meanwhile."""
-    pages = []
-
-    def open_(kind: str, width: int, scheme: str):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.set_default_timeout(8000)
-        pages.append(page)
-        troubles: list[str] = []
-        address = (reports / f"{kind}.html").as_uri()
-        page.on("console", lambda message: troubles.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        page.on("request", lambda r: troubles.append(f"request: {r.url}") if r.url != address else None)
-        page.goto(address)
-        page.wait_for_function("[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))")
-        return page, troubles
-
-    yield open_
-    for page in pages:
-        page.close()
+def opened(open_page, reports):
+    return lambda kind, width, scheme: open_page(reports / f"{kind}.html", width, scheme)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +82,7 @@ def test_hostile_text_stays_text(opened):
 
 def test_hostile_text_in_a_tooltip_stays_text(opened):
     page, _ = opened("hostile", 1400, "light")
-    page.locator("#chart-costs .mark-rect path").nth(2).hover()
+    page.locator("#chart-part-0-costs .mark-rect path").nth(2).hover()
     page.wait_for_function("document.querySelector('#vg-tooltip-element.visible')")
     assert HOSTILE[0] in page.locator("#vg-tooltip-element").inner_text()
     assert page.evaluate("window.hacked") is None

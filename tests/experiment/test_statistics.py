@@ -10,6 +10,7 @@ from scipy import stats
 from deltasam.errors import UserError
 from deltasam.experiment.paired import Difference, estimate, holm, seeds_needed
 from deltasam.experiment.results import RunResult, StepRecord
+from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import Comparison, compare, conclusion
 
 MakeRun = Callable[..., RunResult]
@@ -72,6 +73,16 @@ def test_holm_is_over_the_methods_compared(make_run):
     p_values = [stats.ttest_rel(x, ERM).pvalue for x in (SAM, worse)]
     corrected = [difference_of(comparison, m).holm for m in ("sam", "asam")]
     assert corrected == pytest.approx([2 * p_values[0], p_values[1]])
+
+
+def test_settings_are_never_pooled(make_run):
+    mixed = [make_run("erm", 0, 0.8, setting=Setting(16)), make_run("sam", 0, 0.9, setting=Setting(16, 0.2))]
+    with pytest.raises(UserError, match=r"runs in 2 settings \(n=16, n=16 noise=0.2, ...\); compare each alone"):
+        compare(mixed)
+    old = [mixed[0], make_run("sam", 0, 0.9)]
+    with pytest.raises(UserError, match="compare each alone"):
+        compare(old)
+    assert by_setting([*mixed, *old]) == {Setting(16): [mixed[0]] * 2, Setting(16, 0.2): [mixed[1]], None: [old[1]]}
 
 
 def test_difference_is_over_the_seeds_both_have(make_run):

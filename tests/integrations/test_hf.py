@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 import deltasam
+import regularisers
 import tiny_trainers as tiny
 from deltasam.guards import WeightStore
 from deltasam.integrations.hf import Trainer, TrainingArguments
@@ -360,4 +361,4 @@ def test_a_step_before_training_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_method_is_here() -> None:
-    assert {spec.partition(":")[0] for spec in tiny.SPECS} >= set(deltasam.method_names())
+    assert {spec.partition(":")[0] for spec in [*tiny.SPECS, *regularisers.SPECS]} >= set(deltasam.method_names())

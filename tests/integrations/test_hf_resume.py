@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -133,9 +132,9 @@ def test_stopped_or_killed_and_resumed(spec: str, kind: type, tmp_path: Path, ki
 def test_what_was_found_out_is_in_the_checkpoint(spec: str, tmp_path: Path) -> None:
     first = trainer(tmp_path, spec, Opaque, Stop(2))
     first.train()
-    saved = json.loads((tmp_path / "checkpoint-2" / STATE).read_text())
+    saved = torch.load(tmp_path / "checkpoint-2" / STATE, weights_only=True)
     assert saved == {"method": first.method.spec, "state": first.method.state_dict()}
-    assert "strange" in json.dumps(saved["state"])
+    assert "strange" in str(saved["state"])
 
 
 def test_another_method_is_refused(tmp_path: Path) -> None:
@@ -151,7 +150,7 @@ def test_another_method_is_refused(tmp_path: Path) -> None:
 def test_a_schedule_does_not_begin_again(tmp_path: Path) -> None:
     trainer(tmp_path, "sam:rho=0.1@every=2", tiny.Classifier, Stop(2)).train()
     (tmp_path / "checkpoint-2" / STATE).unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-2 has no method.json.*give a method without a schedule"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no method.pt.*give a method that keeps no state"):
         trainer(tmp_path, "sam:rho=0.1@every=2").train(resume_from_checkpoint=True)
 
 
@@ -165,4 +164,14 @@ def test_a_checkpoint_is_written_whole(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Exception, match="No space left"):
         run.train()
-    assert not list((tmp_path / "checkpoint-2").glob("*method.json*"))
+    assert not list((tmp_path / "checkpoint-2").glob("*method.pt*"))
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    trainer(tmp_path, "sam:rho=0.1@every=2", tiny.Classifier, Stop(2)).train()
+    path = tmp_path / "checkpoint-2" / STATE
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2/method.pt is damaged \(.*\); resume from an earlier checkpoint"
+    ):
+        trainer(tmp_path, "sam:rho=0.1@every=2").train(resume_from_checkpoint=True)

@@ -13,6 +13,7 @@ from deltasam.cli.compare import compare
 from deltasam.cli.errors import install_hint, refusal
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
+from deltasam.cli.reproduce import reproduce
 from deltasam.cli.train import train
 from deltasam.errors import UserError
 from deltasam.experiment.processes import joined
@@ -71,5 +72,6 @@ def _deltasam(
 
 app.command()(train)
 app.command()(compare)
+app.command()(reproduce)
 app.command()(fidelity)
 app.command()(methods)

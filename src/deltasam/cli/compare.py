@@ -17,11 +17,14 @@ from deltasam.experiment.launchers import find_launcher
 from deltasam.experiment.provenance import provenance
 
 if TYPE_CHECKING:
+    from deltasam.data.dataset import TextData
     from deltasam.experiment.grid import Grid
     from deltasam.experiment.launchers import Launcher
     from deltasam.experiment.results import RunResult
+    from deltasam.experiment.setting import Setting
 
 REPORT = "report.html"
+ALL = "all"
 
 
 def compare(
@@ -32,7 +35,8 @@ def compare(
         "erm,sam,delta_sam,per_instance_sam"
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas: a run of each method per seed.")] = "0,1",
-    train_size: Annotated[int, typer.Option(help="Training examples per run; drawn anew for each seed.")] = 320,
+    train_size: options.TrainSizes = "320",
+    label_noise: options.LabelNoises = None,
     output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/demo"),
     text: options.Text = None,
     text_pair: options.TextPair = None,
@@ -60,6 +64,8 @@ def compare(
 
     Ends in a table, one sentence on what it shows, and a report with charts. Without options: the demo.
 
+    With several training sizes or shares of wrong labels, each combination is a comparison of its own.
+
     Interrupted, it goes on where it stopped when the same command is given again, also with other --workers.
 
     One after the other or side by side, the numbers are the same; with OMP_NUM_THREADS=1 to the last bit.
@@ -73,17 +79,23 @@ def compare(
     deltasam compare --methods erm,sam:rho=0.02,sam:rho=0.05,sam:rho=0.1 --seeds 0,1,2,3,4 --output runs/rho
 
     deltasam compare --seeds 0,1,2,3,4 --workers 4 --output runs/wide
+
+    deltasam compare --label-noise 0,0.2,0.4 --seeds 0,1,2,3,4 --output runs/noise
+
+    deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
     """
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
-    choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds))
+    axes: dict[str, list[Any]] = {"train_size": _sizes(train_size), "label_noise": _noises(label_noise)}
+    recorded = {name: _recorded(values) for name, values in axes.items()}
+    choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds), **recorded)
     if processes.count() > 1 and (launcher != "local" or workers not in (None, 1)):
         raise UserError(
             "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
         )
     where = find_launcher(launcher, workers, gpu=settings.device.startswith("cuda"))
     with interruptible("go on with the same command"):
-        _compare(output, choices, settings, checkpoint_every, where)
+        _compare(output, choices, axes, settings, checkpoint_every, where)
 
 
 def _methods(text: str) -> list[str]:
@@ -91,23 +103,45 @@ def _methods(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return options.distinct([int(seed) for seed in text.split(",")], "--seeds")
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--seeds {text!r}: write whole numbers separated by commas, as in 0,1,2") from error
+    return options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
+
+
+def _sizes(text: str) -> list[int | str]:
+    form = "whole numbers or all, separated by commas, as in 100,500,all"
+    return options.numbers(text, "--train-size", lambda part: part if part == ALL else int(part), form)
+
+
+def _noises(text: str | None) -> list[float]:
+    return options.numbers(text or "0", "--label-noise", float, "shares separated by commas, as in 0,0.2,0.4")
+
+
+def _recorded(values: list[Any]) -> Any:
+    """A single value as itself, and no noise as nothing: what folders hold from before these could be several."""
+    return values if len(values) > 1 else (values[0] or None)
+
+
+def _settings(data: TextData, axes: dict[str, list[Any]]) -> list[Setting]:
+    from deltasam.experiment.setting import Setting
+
+    sizes = options.distinct([len(data.train) if size == ALL else size for size in axes["train_size"]], "--train-size")
+    return [Setting(size, noise) for size in sizes for noise in axes["label_noise"]]
 
 
 def _compare(
-    output: Path, choices: dict[str, Any], settings: TrainConfig, checkpoint_every: int, launcher: Launcher
+    output: Path,
+    choices: dict[str, Any],
+    axes: dict[str, list[Any]],
+    config: TrainConfig,
+    checkpoint_every: int,
+    launcher: Launcher,
 ) -> None:
     from deltasam.experiment.folder import check_folder, claim_folder
     from deltasam.experiment.grid import Grid
 
     processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
-    grid = Grid(data, settings, choices["methods"], choices["seeds"], choices["train_size"], checkpoint_every)
+    settings = _settings(data, axes)
+    grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every)
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
@@ -128,12 +162,16 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
     from rich.console import Console
 
     from deltasam.experiment.report import write_report
+    from deltasam.experiment.setting import by_setting
     from deltasam.experiment.statistics import compare, conclusion
     from deltasam.experiment.table import comparison_table
 
     write_report(results, recorded, output / REPORT)
-    comparison = compare([r.labelled() for r in results])
-    console = Console()
-    console.print(comparison_table(comparison))
-    console.print(conclusion(comparison), markup=False, highlight=False)
+    console, settings = Console(), by_setting([r.labelled() for r in results])
+    for setting, runs in settings.items():
+        comparison = compare(runs)
+        if setting and len(settings) > 1:
+            console.print(f"\n{setting.title}", style="bold", highlight=False)
+        console.print(comparison_table(comparison))
+        console.print(conclusion(comparison), markup=False, highlight=False)
     console.print(f"Report: {output / REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,22 @@ Label = Annotated[str | None, _data(help="Column with the label, or the score. D
 EvalData = Annotated[str | None, _data(help="File to evaluate on. Without it rows of the data are set aside.")]
 EvalSize = Annotated[float, _data(help="How much to set aside: a fraction below 1, or a number of rows.")]
 Task = Annotated[str, _data(help="classification, or regression for scores.")]
+
+TrainSizes = Annotated[
+    str,
+    _data(
+        help="Training examples per run, drawn anew for each seed; all for all of them. Several sizes, 100,500,all, "
+        "give a comparison each; a smaller set is part of the larger ones."
+    ),
+]
+_NOISE_HELP = (
+    "Share of the training labels made wrong: each of exactly so many examples gets one of the other classes; scores "
+    "change places. Seeded; evaluation labels stay."
+)
+LabelNoise = Annotated[float | None, _data(help=_NOISE_HELP, show_default="none")]
+LabelNoises = Annotated[
+    str | None, _data(help=f"{_NOISE_HELP} Several shares, 0,0.2,0.4, give a comparison each.", show_default="none")
+]
 
 Model = Annotated[str, _model(help="minilm (bundled), a local folder, or a name on the Hugging Face hub.")]
 Layers = Annotated[int, _model(help="Use only the first so many layers of the model: faster, weaker; 0: all.")]
@@ -106,6 +123,25 @@ def source_of(argument: str | None, option: str | None) -> str:
     if argument is not None and option is not None:
         raise UserError(f"the data is given twice, {argument} and --data {option}; give one")
     return argument or option or "demo"
+
+
+def numbers(text: str, option: str, read: Callable[[str], Any], form: str) -> list[Any]:
+    """The numbers of a list option.
+
+    Args:
+        text: As it was given: numbers with commas between them.
+        option: Its name.
+        read: Makes a number of a text.
+        form: What to write, for the message.
+
+    Raises:
+        UserError: One is no number, or there twice.
+    """
+    try:
+        values = [read(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r}: write {form}") from error
+    return distinct(values, option)
 
 
 def distinct(values: list[Any], option: str) -> list[Any]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deltasam.experiment.launchers import run_name
+from deltasam.experiment.launchers import Cell, run_name
 
 if TYPE_CHECKING:
-    from deltasam.experiment.launchers import Cell, Standing
+    from deltasam.experiment.launchers import Standing
     from deltasam.experiment.training import Run
 
 
@@ -32,7 +32,7 @@ class RunProgress(_Bars):
     def begin(self, run: Run) -> None:
         """Show a run that is about to take its first, or next, step."""
         self.reset(self._steps, total=run.total_steps, completed=len(run.steps), note="")
-        self.update(self._steps, description=run_name((run.seed, run.method.spec)))
+        self.update(self._steps, description=run_name(Cell(run.seed, run.method.spec)))
 
     def advance_step(self, run: Run) -> None:
         """Show the step just taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ def train(
     eval_data: options.EvalData = None,
     eval_size: options.EvalSize = 0.2,
     task: options.Task = "classification",
+    label_noise: options.LabelNoise = None,
     method: Annotated[str, typer.Option(help="A method, as name:key=value (see: deltasam methods).")] = "sam",
     seed: Annotated[int, typer.Option(help="Of the head, the data order and the dropout masks.")] = 0,
     model: options.Model = TrainConfig.model,
@@ -69,14 +71,22 @@ def train(
 
     deltasam train --config out/config.yaml --seed 1 --output out-seed-1
 
+    deltasam train --data reviews.csv --label-noise 0.2 --method delta_sam --output out-noise
+
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)
-    choices = options.resolved(ctx.params, settings, method=spec)
+    choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)
     processes.on_main(lambda: _check_output(output, choices, resume))
     with interruptible(f"go on with the same command and --resume (output {output})"):
-        _fit(output, choices, options.load(ctx.params), settings, checkpoint_every)
+        _fit(output, choices, _data(choices), settings, checkpoint_every)
+
+
+def _data(choices: dict[str, Any]) -> TextData:
+    from deltasam.data import add_label_noise
+
+    return add_label_noise(options.load(choices), choices["label_noise"] or 0.0, choices["seed"])
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
@@ -95,6 +105,7 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
     from deltasam.cli.progress import RunProgress
     from deltasam.experiment.checkpoint import resume_run, save_when_due
     from deltasam.experiment.folder import claim_folder
+    from deltasam.experiment.setting import Setting
     from deltasam.experiment.training import Run, train_run
 
     run = Run(data, settings, choices["method"], choices["seed"])
@@ -111,8 +122,9 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
     with RunProgress() as progress:
         progress.begin(run)
         result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
+    setting = Setting(len(data.train), choices["label_noise"] or 0.0)
     if processes.is_main():
-        _finish(output, run, result)
+        _finish(output, run, dataclasses.replace(result, setting=setting))
         checkpoint.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -9,6 +10,8 @@ from deltasam.data.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+CLEAN_LABEL = "clean_label"
 
 
 class Data(Protocol):
@@ -30,11 +33,26 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """Equal contents, equal fingerprint."""
 
+    @property
+    def train(self) -> Sized:
+        """The training rows."""
+
     def take(self, size: int, seed: int) -> Data:
         """So many of the training rows, drawn with a seed; what is evaluated stays.
 
         Raises:
             UserError: There are fewer.
+        """
+
+    def for_selection(self, held_out: float) -> Data:
+        """What hyper-parameters are chosen with: nothing in it is evaluation data.
+
+        Args:
+            held_out: How much of the training rows is set aside to evaluate on, a fraction below 1 or a number of rows;
+                data with a set of its own for this has no use for it.
+
+        Raises:
+            UserError: There are not so many rows.
         """
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -48,7 +66,8 @@ class TextData:
     Attributes:
         name: What to call it in tables and reports: ``demo``, ``my.csv``, ``glue/rte``.
         train: Columns ``text`` [str], ``text_pair`` [str, only where there are pairs], ``label`` [int class
-            index, or float for regression], ``row`` [int, the row in the source: traces an example back].
+            index, or float for regression], ``row`` [int, the row in the source: traces an example back];
+            with label noise also ``clean_label``, the label as it was: a row is noisy where the two differ.
         evaluation: The same columns. No row of it is in ``train``.
         kind: ``classification`` or ``regression``.
         label_names: The name of each class, in the order of the class indices. Empty for regression.
@@ -79,6 +98,12 @@ class TextData:
         from deltasam.data.split import take
 
         return take(self, size, seed)
+
+    def for_selection(self, held_out: float) -> TextData:
+        """The training split alone, split once more, each class in proportion (``data/split.py``)."""
+        from deltasam.data.split import hold_out
+
+        return hold_out(self, held_out)
 
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people; the texts of a pair in one."""

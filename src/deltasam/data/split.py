@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,13 +38,16 @@ def stratified_order(groups: Sequence[Hashable], seed: int) -> list[int]:
     return sorted(shuffled, key=place.__getitem__)
 
 
-def split_rows(where: str, groups: Sequence[str], eval_size: float) -> tuple[list[int], list[int]]:
+def split_rows(
+    where: str, groups: Sequence[str], eval_size: float, option: str = "--eval-size"
+) -> tuple[list[int], list[int]]:
     """Split rows into training and evaluation, each group in proportion.
 
     Args:
         where: What to call the table in messages.
         groups: The class of each row; one and the same for all when there are no classes.
         eval_size: A fraction below 1, or a count of rows.
+        option: What set the size, for messages.
 
     Returns:
         The training rows and the evaluation rows, each in the order of the table.
@@ -58,10 +62,10 @@ def split_rows(where: str, groups: Sequence[str], eval_size: float) -> tuple[lis
             f"{where}: only one row has label {single[0]!r}, it cannot be in training and evaluation; "
             "add rows, delete it, or give the evaluation rows with --eval-data"
         )
-    count = _eval_count(eval_size, len(groups))
+    count = _eval_count(eval_size, len(groups), option)
     if not len(sizes) <= count <= len(groups) - len(sizes):
         raise UserError(
-            f"{where}: --eval-size {eval_size:g} means {count} of {len(groups)} rows; give from {len(sizes)} to "
+            f"{where}: {option} {eval_size:g} means {count} of {len(groups)} rows; give from {len(sizes)} to "
             f"{len(groups) - len(sizes)}, so that both splits can hold every class"
         )
     order = stratified_order(groups, SPLIT_SEED)
@@ -69,7 +73,7 @@ def split_rows(where: str, groups: Sequence[str], eval_size: float) -> tuple[lis
     lost = sorted(sizes.keys() - {groups[row] for row in train})
     if lost:
         raise UserError(
-            f"{where}: --eval-size {eval_size:g} leaves no training row with label {lost[0]!r}; make it smaller"
+            f"{where}: {option} {eval_size:g} leaves no training row with label {lost[0]!r}; make it smaller"
         )
     return train, evaluation
 
@@ -99,9 +103,26 @@ def take(data: TextData, size: int, seed: int) -> TextData:
     return data.with_train(data.train.select(sorted(stratified_order(groups, seed)[:size])))
 
 
-def _eval_count(eval_size: float, rows: int) -> int:
+def hold_out(data: TextData, size: float) -> TextData:
+    """The training split alone, a part of it for evaluation, each class in proportion: the same rows each time.
+
+    Args:
+        data: Its evaluation splits are left out.
+        size: A fraction below 1, or a number of rows.
+
+    Raises:
+        UserError: The size is impossible.
+    """
+    labels = data.train[:]["label"]
+    groups = list(map(str, labels)) if data.kind == "classification" else ["any"] * len(labels)
+    train, held_out = split_rows(data.name, groups, size, option="held_out")
+    reduced = replace(data, evaluation=data.train.select(held_out), further={})
+    return reduced.with_train(data.train.select(train))
+
+
+def _eval_count(eval_size: float, rows: int, option: str) -> int:
     if 0 < eval_size < 1:
         return round(eval_size * rows)
     if eval_size >= 1 and float(eval_size).is_integer():
         return int(eval_size)
-    raise UserError(f"--eval-size {eval_size:g}: give a fraction between 0 and 1, or a whole number of rows")
+    raise UserError(f"{option} {eval_size:g}: give a fraction between 0 and 1, or a whole number of rows")

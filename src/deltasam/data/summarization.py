@@ -62,6 +62,16 @@ class SummaryData:
         train = self.train.select(sorted(order[:size]))
         return replace(self, train=train, fingerprint=fingerprint(train[:], self.evaluation[:], ()))
 
+    def for_selection(self, held_out: float) -> SummaryData:
+        """The training rows alone, a part of them for evaluation: the same rows each time.
+
+        Raises:
+            UserError: The size is impossible.
+        """
+        kept, taken = split_rows(self.name, ["any"] * len(self.train), held_out, option="held_out")
+        train, evaluation = self.train.select(kept), self.train.select(taken)
+        return replace(self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ()))
+
     def describe(self, index: int) -> dict[str, Any]:
         """A training row for people; its label is the summary."""
         row = self.train[index]

@@ -85,6 +85,22 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: broken gzip file ({error}); compress or download it again") from error
 
 
+def decode(name: str, content: bytes) -> str:
+    """The text in a file's content, without byte order mark.
+
+    Raises:
+        UserError: It is not UTF-8; says where.
+    """
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}, line {line}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; convert the "
+            f"file, for example: iconv -f WINDOWS-1252 -t UTF-8 {Path(name).name}"
+        ) from error
+
+
 def parse_delimited(
     name: str, content: bytes, delimiter: str, *, quoted: bool = True, header: Sequence[str] | None = None
 ) -> Table:
@@ -97,7 +113,7 @@ def parse_delimited(
         quoted: Whether a quotation mark at the start of a field opens a quoted one. GLUE files do not quote.
         header: The column names, when the file has no header line.
     """
-    lines = io.StringIO(_decode(name, content), newline="")
+    lines = io.StringIO(decode(name, content), newline="")
     reader = csv.reader(
         lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     )
@@ -138,13 +154,13 @@ def _parse_parquet(name: str, content: bytes) -> Table:
 
 def _parse_json_lines(name: str, content: bytes) -> Table:
     # Not splitlines(): that also breaks at characters JSON allows inside a string, such as U+2028.
-    lines = enumerate(_decode(name, content).split("\n"), start=1)
+    lines = enumerate(decode(name, content).split("\n"), start=1)
     records = {place: _load_json(name, line, place) for place, line in lines if line.strip()}
     return _from_records(name, list(records.values()), list(records), "line")
 
 
 def _parse_json(name: str, content: bytes) -> Table:
-    text = _decode(name, content)
+    text = decode(name, content)
     if not text.lstrip().startswith("["):
         return _parse_json_lines(name, content)
     records = _load_json(name, text, first_line=1)
@@ -175,17 +191,6 @@ def _from_records(name: str, records: list[Any], places: Sequence[int], unit: st
     names = dict.fromkeys(key for record in records for key in record)
     columns = {column: [record.get(column) for record in records] for column in names}
     return _filled(Table(name, columns, places, unit))
-
-
-def _decode(name: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}, line {line}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; convert the "
-            f"file, for example: iconv -f WINDOWS-1252 -t UTF-8 {Path(name).name}"
-        ) from error
 
 
 def _check_header(name: str, header: Sequence[str]) -> None:

@@ -63,9 +63,9 @@ def fidelity(
 
 
 def default_methods() -> list[str]:
-    """Every registered method but the exact one, plain training first: it is the zero line."""
-    others = [name for name in method_names() if name not in (ERM.name, PerInstanceSAM.name)]
-    return [ERM.name, *others]
+    """Every method with a radius but the exact one, after plain training: that is the zero line."""
+    with_rho = [name for name in method_names() if "rho" in hyperparameters(Method.registry[name])]
+    return [ERM.name, *(name for name in with_rho if name != PerInstanceSAM.name)]
 
 
 def at_radius(spec: str, rho: float) -> str:

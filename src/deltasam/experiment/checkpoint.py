@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.config import refuse_difference
-from deltasam.experiment.results import replacing
+from deltasam.experiment.tensor_file import DamagedError, read_tensors, write_tensors
 from deltasam.experiment.training import Run
 
 
@@ -25,15 +21,7 @@ def save_checkpoint(path: Path, run: Run) -> None:
     """
     content = {"identity": run.identity(), "state": run.state_dict()}
     if processes.is_main():
-        _write(path, content)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what PyTorch makes of a failed write
-            raise OSError(str(error).splitlines()[0]) from error
+        write_tensors(path, content)
 
 
 def save_when_due(path: Path, run: Run, every: int) -> None:
@@ -52,16 +40,9 @@ def resume_run(path: Path, run: Run) -> None:
     remedy = f"delete {path} to start this run from its beginning"
     source = path if processes.count() == 1 else io.BytesIO(processes.on_main(path.read_bytes))
     try:
-        # PyTorch does not compare the checksums it writes; a flipped bit would train on unnoticed.
-        with zipfile.ZipFile(source) as archive:
-            broken = archive.testzip()
-        if isinstance(source, io.BytesIO):
-            source.seek(0)
-        if broken is not None:
-            raise UserError(f"the checkpoint {path} is damaged (checksum of {broken}); {remedy}")
-        saved: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = read_tensors(source)
         identity, state = saved["identity"], saved["state"]
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+    except (DamagedError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the checkpoint {path} is damaged ({reason}); {remedy}") from error
     refuse_difference(identity, run.identity(), f"the checkpoint {path}", f"give the same options, or {remedy}")

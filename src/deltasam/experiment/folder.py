@@ -34,7 +34,7 @@ def check_folder(folder: Path, options: dict[str, Any]) -> bool:
     remedy = "choose another --output"
     if not (folder / CONFIG).is_file():
         raise UserError(f"the folder {folder} already holds other files; {remedy}")
-    saved = _read(folder / CONFIG)
+    saved = read_options(folder)
     refuse_difference({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
     return True
 
@@ -59,7 +59,13 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"cannot write --output {folder}: {nearest} is read-only; choose another --output")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_options(folder: Path) -> dict[str, Any]:
+    """What ``claim_folder`` wrote.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    path = folder / CONFIG
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,7 +1,8 @@
-"""Every method with every seed; what is finished is kept at once."""
+"""Every method with every seed in every setting; what is finished is kept at once."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch
 from deltasam.experiment.results import RunResult, write_atomically
+from deltasam.experiment.setting import Setting
 from deltasam.experiment.training import Run, train_run
 
 RESULTS = "results.jsonl"
@@ -27,11 +29,11 @@ class Grid:
     """The runs of a comparison.
 
     Attributes:
-        data: All of it; the run with seed s trains on ``data.take(train_size, s)``.
+        data: All of it; the run with seed s in a setting trains on ``setting.data_for(data, s)``.
         config: How to train, the same for every run.
         methods: Full specs.
         seeds: One run of each method per seed.
-        train_size: Training examples per run.
+        settings: One comparison for each.
         checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
     """
 
@@ -39,16 +41,18 @@ class Grid:
     config: TrainConfig
     methods: list[str]
     seeds: list[int]
-    train_size: int
+    settings: list[Setting]
     checkpoint_every: int = 0
 
     def cells(self) -> Iterator[Cell]:
-        """Seed and method of each run: all methods of a seed first, so that every prefix is paired."""
-        return ((seed, method) for seed in self.seeds for method in self.methods)
+        """Each run: one setting after the other, in it all methods of a seed first, so that every prefix is paired."""
+        return (Cell(seed, method, s) for s in self.settings for seed in self.seeds for method in self.methods)
 
     def check(self) -> None:
-        """Make the first run and drop it: raises what would stop it, before anything is written or shown."""
-        self._make_run(*next(self.cells()))
+        """Make the first run and all data, and drop them: raises what would stop a run, before anything is written."""
+        for setting in self.settings:
+            setting.data_for(self.data, self.seeds[0])
+        self._make_run(next(self.cells()))
 
     def run(self, folder: Path, *, watch: Watch, launcher: Launcher | None = None) -> list[RunResult]:
         """Do the runs that ``folder`` does not hold yet; those that were interrupted go on.
@@ -59,35 +63,48 @@ class Grid:
             launcher: Where the runs are done; one after the other in this process unless given.
         """
         launcher, order = launcher or InSequence(), list(self.cells())
-        results = {(r.seed, r.method): r for r in processes.on_main(lambda: read_results(folder))}
+        results = {_cell(r): r for r in processes.on_main(lambda: self._finished(folder))}
         for cell in results:  # one that was stopped just after it was written
             _forget_checkpoint(folder, cell)
         work = partial(self._finish, folder if launcher.shares_disk else None)
         with closing(launcher.launch(work, [c for c in order if c not in results], watch)) as finished:
             for result in finished:
-                results[result.seed, result.method] = result
+                results[_cell(result)] = result
                 if processes.is_main():
                     lines = [results[cell].to_json() + "\n" for cell in order if cell in results]
                     write_atomically(folder / RESULTS, "".join(lines))
-                _forget_checkpoint(folder, (result.seed, result.method))
+                _forget_checkpoint(folder, _cell(result))
         return [results[cell] for cell in order]
 
-    def _make_run(self, seed: int, method: str) -> Run:
-        return Run(self.data.take(self.train_size, seed), self.config, method, seed)
+    def _finished(self, folder: Path) -> list[RunResult]:
+        """What the folder holds; results from before there were settings are of the only one."""
+        found = read_results(folder)
+        if len(self.settings) > 1:
+            return found
+        return [dataclasses.replace(r, setting=r.setting or self.settings[0]) for r in found]
+
+    def _make_run(self, cell: Cell) -> Run:
+        data = cell.setting.data_for(self.data, cell.seed) if cell.setting else self.data
+        return Run(data, self.config, cell.method, cell.seed)
 
     def _finish(self, folder: Path | None, cell: Cell, watch: Watch) -> RunResult:
-        run = self._make_run(*cell)
+        run = self._make_run(cell)
         checkpoint = folder and checkpoint_path(folder, cell)
         if checkpoint and processes.on_main(checkpoint.exists):
             resume_run(checkpoint, run)
-        watch(Standing.of(run))
+        watch(Standing.of(cell, run))
 
         def after_step(run: Run) -> None:
-            watch(Standing.of(run))
+            watch(Standing.of(cell, run))
             if checkpoint:
                 save_when_due(checkpoint, run, self.checkpoint_every)
 
-        return train_run(run, on_step=after_step, on_evaluation=lambda run: None)
+        result = train_run(run, on_step=after_step, on_evaluation=lambda run: None)
+        return dataclasses.replace(result, setting=cell.setting)
+
+
+def _cell(result: RunResult) -> Cell:
+    return Cell(result.seed, result.method, result.setting)
 
 
 def _forget_checkpoint(folder: Path, cell: Cell) -> None:
@@ -97,10 +114,9 @@ def _forget_checkpoint(folder: Path, cell: Cell) -> None:
 
 def checkpoint_path(folder: Path, cell: Cell) -> Path:
     """Where a run is kept while it is at work: no other run has the same, and any system takes it for a file name."""
-    seed, method = cell
-    name = re.sub(r"\W", "_", method.partition(":")[0])[:40]
-    digest = hashlib.sha256(method.encode()).hexdigest()[:8]
-    return folder / f"checkpoint-{name}-{digest}-seed-{seed}.pt"
+    name = re.sub(r"\W", "_", cell.method.partition(":")[0])[:40]
+    digest = hashlib.sha256(f"{cell.method} {cell.setting}".encode()).hexdigest()[:8]
+    return folder / f"checkpoint-{name}-{digest}-seed-{cell.seed}.pt"
 
 
 def read_results(folder: Path) -> list[RunResult]:

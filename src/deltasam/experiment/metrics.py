@@ -16,6 +16,7 @@ from torchmetrics.functional import classification
 
 from deltasam.experiment import processes
 from deltasam.experiment.batches import Batches
+from deltasam.experiment.inference import outputs_of
 
 
 def evaluate(
@@ -32,16 +33,8 @@ def evaluate(
         batch_size: Rows per forward pass.
         kind: ``classification`` or ``regression``.
     """
-    training, rows = model.training, batches.by_length()
-    chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    model.eval()
-    try:
-        with torch.no_grad():
-            mine = [forward(batches.batch(chunk)[0]).cpu() for chunk in chunks[processes.rank() :: processes.count()]]
-    finally:
-        model.train(training)
-    theirs = processes.gather(mine)
-    logits = torch.cat([theirs[i % len(theirs)][i // len(theirs)] for i in range(len(chunks))])
+    rows = batches.by_length()
+    logits = outputs_of(model, lambda some: forward(batches.batch(some)[0]), rows, batch_size)
     labels = batches.labels[rows]
     return processes.on_main(lambda: _metrics(logits, labels, kind))  # one account of them, on whatever machines
 

@@ -46,10 +46,29 @@ def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedMode
     from transformers import AutoModelForSequenceClassification
 
     model, tokenizer = load_pretrained(AutoModelForSequenceClassification, config, **_head(data))
+    _enable_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def load_encoder(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model without a head, for its last layer's states, and its tokenizer.
+
+    Raises:
+        UserError: There is no such model, or it has an encoder and a decoder.
+    """
+    from transformers import AutoModel
+
+    model, tokenizer = load_pretrained(AutoModel, config)
+    if model.config.is_encoder_decoder:
+        raise UserError(f"--model {config.model}: has an encoder and a decoder; choose one that has one of them")
+    _enable_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def _enable_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None:  # decoders have none; any token does, the attention mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
 
 
 def load_pretrained(kind: Any, config: TrainConfig, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

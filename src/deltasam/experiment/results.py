@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.errors import UserError
+from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
 
 
@@ -74,6 +75,8 @@ class RunResult:
     """Mean weight of every training example, unordered; empty for methods without weights."""
     reported: tuple[str, ...] = ()
     """The metrics that results on this data are reported by, the main one first; empty in old results."""
+    setting: Setting | None = None
+    """How much it was trained on, and how clean; None in old results."""
 
     def labelled(self) -> RunResult:
         """The same with the short spec, for tables and charts."""
@@ -96,6 +99,7 @@ class RunResult:
             data["evaluations"] = [EvaluationRecord(**x) for x in data["evaluations"]]
             data["examples"] = [ExampleRecord(**x) for x in data["examples"]]
             data["reported"] = tuple(data.get("reported", ()))
+            data["setting"] = Setting(**data["setting"]) if data.get("setting") else None
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error

@@ -24,6 +24,7 @@ from deltasam.experiment.paired import (
     seeds_needed,
 )
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.setting import by_setting
 
 __all__ = ["Comparison", "MethodSummary", "by_method", "compare", "conclusion", "mean_of", "summarise", "values_of"]
 
@@ -36,7 +37,8 @@ def compare(results: Sequence[RunResult], baseline: str | None = None) -> Compar
         baseline: Spec or name of the method to compare with. By default ``erm``, else the first method.
 
     Raises:
-        UserError: No runs, runs given twice, runs with different main metrics, or an unknown baseline.
+        UserError: No runs, runs given twice, runs of several settings or with different main metrics, or an
+            unknown baseline.
     """
     runs = by_method(results)
     reference = _find_baseline(list(runs), baseline)
@@ -53,6 +55,9 @@ def by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
     """
     if not results:
         raise UserError("no finished runs to compare; run at least one method")
+    settings = list(by_setting(results))
+    if len(settings) > 1:
+        raise UserError(f"runs in {len(settings)} settings ({settings[0]}, {settings[1]}, ...); compare each alone")
     runs: dict[str, dict[int, RunResult]] = {}
     for run in results:
         if run.metric != results[0].metric or run.metric not in run.metrics:

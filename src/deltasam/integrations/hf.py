@@ -11,7 +11,6 @@ The trainer's own ``training_step`` is the closure: its way to compute, normalis
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,13 +27,13 @@ try:
 except ModuleNotFoundError as error:
     raise missing("hf", error) from error
 
-from deltasam.experiment.results import write_atomically
+from deltasam.experiment.tensor_file import DamagedError, read_tensors, write_tensors
 from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
 from deltasam.spec import full_spec, make_method
 
-STATE = "method.json"
+STATE = "method.pt"
 """The method's state in a checkpoint."""
 
 
@@ -204,7 +203,7 @@ class MethodTrainerMixin:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         if self.args.should_save and self.method is not None:
             saved = {"method": self.method.spec, "state": self.method.state_dict()}
-            write_atomically(Path(output_dir) / STATE, json.dumps(saved))
+            write_tensors(Path(output_dir) / STATE, saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -216,16 +215,19 @@ def _restore(method: Method, path: Path) -> None:
     """Bring a method to the state in a checkpoint.
 
     Raises:
-        ValueError: The checkpoint is of another method, or of none and the method cannot do without.
+        ValueError: The checkpoint is damaged, of another method, or of none and the method cannot do without.
     """
     if not path.exists():
         if method.state_dict():
             raise ValueError(
                 f"{path.parent} has no {path.name}, so where {method.spec} stood cannot be told; resume from a "
-                f"checkpoint of this trainer, or give a method without a schedule"
+                f"checkpoint of this trainer, or give a method that keeps no state and has no schedule"
             )
         return
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        saved = read_tensors(path)
+    except DamagedError as error:
+        raise ValueError(f"{path} is damaged ({error}); resume from an earlier checkpoint") from error
     if saved["method"] != method.spec:
         raise ValueError(
             f"{path.parent} was trained with {saved['method']}, now {method.spec} is given; give the same, or "

@@ -190,20 +190,21 @@ class _MicroBatch:
                 self._zero_grad()
         if result.closure_loss is None:
             raise _SkippedError
-        given = result.extra.get("example_losses")
-        if given is None:
-            return result.closure_loss
         count = self._trainer.accumulate_grad_batches  # Lightning has divided the loss, but not what it does not know
-        return {
-            "loss": result.closure_loss,
-            "example_losses": lambda: (given() if callable(given) else given) / count,
-        }
+        output = {"loss": result.closure_loss, "logits": result.extra.get("logits")}
+        if (weights := result.extra.get("logit_weights")) is not None:
+            output["logit_weights"] = weights / count
+        if (given := result.extra.get("example_losses")) is not None:
+            output["example_losses"] = lambda: (given() if callable(given) else given) / count
+        return output
 
     def result(self) -> Any:
         """What Lightning would have made of the first pass, without its graph."""
         self._first.closure_loss = self._first.closure_loss.detach()
         self._first.loss = self._first.loss.mean()  # one loss per example is as good
         self._first.extra.pop("example_losses", None)
+        if (logits := self._first.extra.get("logits")) is not None:
+            self._first.extra["logits"] = logits.detach()
         return self._first
 
 

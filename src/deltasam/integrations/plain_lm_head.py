@@ -50,7 +50,7 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
     log_probs = distribution.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~counted, 0)
     with torch.no_grad():
         entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~counted, 0)
-    return FusedCausalLMOutput(
+    output = FusedCausalLMOutput(
         loss=-log_probs.sum() / (counted.sum().clamp(min=1) if items is None else items),
         log_probs=log_probs,
         entropy=entropy,
@@ -58,3 +58,5 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
         label_mask=counted,
         aux_loss=aux_loss,
     )
+    output["logits"] = logits  # for methods that compare predictions
+    return output

@@ -29,8 +29,8 @@ class SFTConfig(MethodArguments, trl.SFTConfig):
 class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
     """``trl.SFTTrainer`` with ``method``.
 
-    For a method that looks at single examples the logits are made in full: TRL's fused head hides from them how its
-    weights are used.
+    For a method that looks at single examples or at predictions the logits are made in full: TRL's fused head hides
+    from them how its weights are used.
     """
 
     _metrics: Any
@@ -46,6 +46,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.method is not None and self.method.per_example:
             self._refuse_packed()
+        if self.method is not None and (self.method.per_example or self.method.compares_predictions):
             add_plain_lm_head(self.accelerator.unwrap_model(self.model))
         return scheduler
 

@@ -3,7 +3,11 @@
 from deltasam.methods.asam import ASAM
 from deltasam.methods.delta_sam import DeltaSAM
 from deltasam.methods.erm import ERM
+from deltasam.methods.freelb import FreeLB
 from deltasam.methods.per_instance_sam import PerInstanceSAM
+from deltasam.methods.r3f import R3F
+from deltasam.methods.r_drop import RDrop
 from deltasam.methods.sam import SAM
+from deltasam.methods.smart import SMART
 
-__all__ = ["ASAM", "ERM", "SAM", "DeltaSAM", "PerInstanceSAM"]
+__all__ = ["ASAM", "ERM", "R3F", "SAM", "SMART", "DeltaSAM", "FreeLB", "PerInstanceSAM", "RDrop"]

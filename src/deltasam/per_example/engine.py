@@ -65,7 +65,7 @@ class Engine:
         return as_written()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checks found, as JSON values: nothing if nothing was checked."""
+        """What the checks found, in JSON values: nothing if nothing was checked."""
         if not self._skipped:
             return {}
         return {"skipped": dict(self._skipped), "checked": sorted(self._checked)}

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from deltasam.spec import short_spec
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
+    from deltasam.experiment.setting import Setting
     from deltasam.experiment.training import Run
 
-Cell = tuple[int, str]
-"""Seed and method of a run: what tells the runs of a grid apart."""
+
+class Cell(NamedTuple):
+    """What tells the runs of a grid apart."""
+
+    seed: int
+    method: str
+    setting: Setting | None = None
 
 
 def run_name(cell: Cell) -> str:
     """What to call a run."""
-    seed, method = cell
-    return f"{short_spec(method)} seed {seed}"
+    name = f"{short_spec(cell.method)} seed {cell.seed}"
+    return f"{name} {cell.setting}" if cell.setting else name
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ class Standing:
     finished: bool
 
     @classmethod
-    def of(cls, run: Run) -> Standing:
-        """The standing of a run."""
+    def of(cls, cell: Cell, run: Run) -> Standing:
+        """The standing of the run of a cell."""
         loss = run.steps[-1].loss if run.steps else None
-        return cls((run.seed, run.method.spec), len(run.steps), run.total_steps, loss, run.finished)
+        return cls(cell, len(run.steps), run.total_steps, loss, run.finished)
 
 
 Watch = Callable[[Standing], None]

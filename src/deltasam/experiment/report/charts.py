@@ -75,6 +75,31 @@ class Charts:
         ]
         return spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
 
+    def over(self, rows: str, axis: str, places: Sequence[str], title: str, zero: bool) -> Spec:
+        """A line per method through its means at each place of an axis, with intervals; side by side, to be told apart.
+
+        With ``zero`` a dashed line stands where there is no difference.
+        """
+        apart = alt.Scale(paddingInner=0.6, paddingOuter=0.4)  # more between places than between methods
+        base = alt.Chart(alt.NamedData(rows)).encode(
+            x=alt.X("place:O", title=axis, sort=list(places), axis=alt.Axis(labelAngle=0), scale=apart),
+            xOffset=alt.XOffset("method:N", sort=self.methods),
+            color=self._color(),
+        )
+        y = {field: alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=zero)) for field in ("mean", "low")}
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, strokeCap="round")
+        tooltip = ["method:N", alt.Tooltip("place:O", title=axis), tip("mean", title, "+.4~g" if zero else ".4~g")]
+        tooltip += [tip("low", "95 % interval from", ".4~g"), tip("high", "to", ".4~g")]
+        layers = [
+            base.mark_line(strokeWidth=1.5, opacity=0.5).encode(y=y["mean"]),
+            interval.encode(y=y["low"], y2="high:Q"),
+            base.mark_point(filled=True, size=70, opacity=1).encode(y=y["mean"], tooltip=tooltip),
+        ]
+        if zero:
+            line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
+            layers.insert(0, line.encode(y=alt.datum(0)))
+        return spec(alt.LayerChart(layer=layers), _CURVE_HEIGHT, f"Dots with intervals of {title} over {axis}.")
+
     def costs(self, rows: str) -> Spec:
         """One row per method: a bar for the mean time per step, a tick for every seed."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
@@ -110,8 +135,10 @@ class Charts:
         return spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
 
     def _color(self) -> alt.Color:
-        scale = alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
-        return alt.Color("method:N", scale=scale, legend=None)
+        return alt.Color("method:N", scale=self._scale(), legend=None)
+
+    def _scale(self) -> alt.Scale:
+        return alt.Scale(domain=self.methods, range=[self.colors[m] for m in self.methods])
 
     def _rows(self) -> alt.Y:
         """A band per method without an axis: labels stand above the marks, where a phone has room for them."""

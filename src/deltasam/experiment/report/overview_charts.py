@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import altair as alt
 
 from deltasam.experiment.report.charts import Charts, Spec, reference, spec, tip
@@ -27,10 +29,11 @@ class OverviewCharts(Charts):
             "verdict:N",
         ]
         interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round")
-        ring = alt.condition("datum.decided", alt.value(1.0), alt.value(0.0))
-        mean = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(x=x["mean"], tooltip=tooltip)
-        filled = base.mark_point(filled=True, size=80).encode(x=x["mean"], opacity=ring, tooltip=tooltip)
-        layers = [reference(rows, 0), interval.encode(x=x["low"], x2="high:Q"), mean, filled]
+        # Filled where a difference was found, hollow within noise.
+        color = alt.Fill("method:N", scale=self._scale(), legend=None)
+        fill = alt.condition("datum.decided", color, alt.value("transparent"))
+        point = base.mark_point(size=75, strokeWidth=2, opacity=1).encode(x=x["mean"], fill=fill, tooltip=tooltip)
+        layers = [reference(rows, 0), interval.encode(x=x["low"], x2="high:Q"), point]
         return spec(alt.LayerChart(layer=layers), count * _BAND, f"Dots with intervals: {title}.")
 
     def ranks(self, rows: str, order: list[str]) -> Spec:
@@ -56,13 +59,16 @@ class OverviewCharts(Charts):
         ]
         return spec(alt.LayerChart(layer=layers), len(order) * _BAND, "Dots for the mean rank of each method.")
 
-    def tradeoff(self, rows: str, title: str, cost: str) -> Spec:
-        """Cost against the average difference, the methods numbered as in the legend."""
+    def tradeoff(self, rows: str, title: str, cost: str, spans: Mapping[str, list[float]]) -> Spec:
+        """Cost against the average difference within their spans, the methods numbered as in the legend."""
         base = alt.Chart(alt.NamedData(rows)).encode(
-            x=alt.X("cost:Q", title=cost, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6)),
+            x=alt.X(
+                "cost:Q", title=cost, scale=alt.Scale(domain=spans["cost"], nice=False), axis=alt.Axis(tickCount=6)
+            ),
             color=self._color(),
         )
-        y = {field: alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=True)) for field in ("low", "mean", "top")}
+        scale = alt.Scale(domain=spans["difference"], nice=False)
+        y = {field: alt.Y(f"{field}:Q", title=title, scale=scale) for field in ("low", "mean", "top")}
         tooltip = ["method:N", tip("cost", "cost", ".2f"), tip("mean", title, "+.4~g"), "verdict:N"]
         once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
         zero = once.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(y=alt.datum(0))

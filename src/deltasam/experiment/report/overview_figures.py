@@ -9,7 +9,7 @@ from deltasam.experiment.overview import Overview
 from deltasam.experiment.report import overview_series as series
 from deltasam.experiment.report.figures import Figure
 from deltasam.experiment.report.overview_charts import OverviewCharts
-from deltasam.experiment.report.series import Row
+from deltasam.experiment.report.series import Row, difference_span
 
 Rows = dict[str, list[Row]]
 
@@ -43,8 +43,8 @@ def _ranks(overview: Overview, charts: OverviewCharts) -> Figure:
     else:
         bars = "They were not tested: that takes three methods and all runs."
     reading = (
-        f"Dots are mean ranks, rings below them the ranks on single tasks; left is better. {bars} The test takes tasks "
-        "for independent, which variants of one data set are not."
+        f"Dots are mean ranks, rings below them the ranks on single tasks; left is better. {bars} This test has "
+        "an error rate of its own, 5 %, and takes tasks for independent, which variants of one data set are not."
     )
     return Figure("ranks", f"Ranks over {len(overview.ranking.ranks)} tasks", reading, spec)
 
@@ -54,6 +54,8 @@ def _tradeoff(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Fi
         f"Average difference to {overview.baseline} over {len(overview.whole_rows)} tasks with its 95 % interval: "
         "higher is better, further left is cheaper; an interval across the dashed line may be noise."
     )
-    spec = charts.tradeoff("tradeoff", "average difference", f"time per step over {overview.baseline}'s")
+    costs = [row["cost"] for row in rows]
+    spans = {"difference": difference_span(rows), "cost": [0.95 * min(costs), 1.05 * max(costs)]}
+    spec = charts.tradeoff("tradeoff", "average difference", f"time per step over {overview.baseline}'s", spans)
     methods = [row["method"] for row in rows]
     return Figure("tradeoff", "What it costs and what it brings", reading, spec, methods, numbered=True)

@@ -9,7 +9,7 @@ from typing import Any
 from deltasam.experiment.overview import TableRow, answer, cell_text, details, survey
 from deltasam.experiment.report.overview_charts import OverviewCharts
 from deltasam.experiment.report.overview_figures import across_tasks, panels
-from deltasam.experiment.report.rendering import write_page
+from deltasam.experiment.report.rendering import drawn, write_page
 
 
 def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, Any], path: Path) -> None:
@@ -31,8 +31,7 @@ def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, A
     write_page(
         "overview.html.jinja",
         path,
-        charts={figure.key: figure.spec for figure in [*small, *large]},
-        rows={**small_rows, **large_rows},
+        data={"table": drawn([*small, *large], {**small_rows, **large_rows})},
         config=facts,
         title=title,
         answer=answer(overview),

@@ -13,17 +13,23 @@ import vl_convert
 from markupsafe import Markup
 
 from deltasam.experiment import rounding
-from deltasam.experiment.report.charts import Spec
+from deltasam.experiment.report.figures import Figure
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import write_atomically
+
+Drawn = Mapping[str, Mapping[str, Any]]
+
+
+def drawn(figures: Sequence[Figure], rows: Mapping[str, Sequence[Row]]) -> Drawn:
+    """The charts of a part of a page, and the named data that they draw."""
+    return {"charts": {figure.key: figure.spec for figure in figures}, "datasets": rows}
 
 
 def write_page(
     template: str,
     path: Path,
     *,
-    charts: Mapping[str, Spec],
-    rows: Mapping[str, Sequence[Row]],
+    data: Mapping[str, Drawn],
     config: Mapping[str, Any],
     **values: Any,
 ) -> None:
@@ -32,8 +38,7 @@ def write_page(
     Args:
         template: Its name; extends ``base.html.jinja``.
         path: The HTML file.
-        charts: By key; drawn into the element ``chart-KEY``.
-        rows: The named data the charts draw.
+        data: Charts and the data they draw, by part of the page; drawn into the element ``chart-PART-KEY``.
         config: Options to list; values may be nested mappings.
         values: What else the template shows.
 
@@ -41,7 +46,7 @@ def write_page(
         UserError: The file cannot be written.
     """
     page = _environment().get_template(template).render(
-        data={"datasets": rows, "charts": charts}, config=dict(_flat(config)), script=_script(), **values
+        data=data, config=dict(_flat(config)), script=_script(), **values
     )  # fmt: skip
     # Data may hold halves of surrogate pairs, which no UTF-8 file can.
     write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))

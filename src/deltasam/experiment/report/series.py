@@ -68,7 +68,7 @@ def difference_rows(comparison: Comparison) -> list[Row]:
 
 def difference_span(rows: Sequence[Row]) -> list[float]:
     """Everything the difference rows hold, and zero, with a little room on both sides."""
-    values = [row[key] for row in rows for key in ("low", "high", "value") if row.get(key) is not None]
+    values = [row[key] for row in rows for key in ("low", "mean", "high", "value") if row.get(key) is not None]
     low, high = min([0.0, *values]), max([0.0, *values])
     room = 0.05 * (high - low) or 0.01
     return [low - room, high + room]

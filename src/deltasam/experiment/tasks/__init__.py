@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import singledispatch
 
 from deltasam.data.dataset import Data, TextData
+from deltasam.data.sentences import SentenceData
 from deltasam.data.summarization import SummaryData
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.tasks.sentences import SentenceTask
 from deltasam.experiment.tasks.summaries import SummaryTask
 from deltasam.experiment.tasks.task import Task
 from deltasam.experiment.tasks.text import TextTask
@@ -25,4 +27,5 @@ def make_task(data: Data, config: TrainConfig, device: str) -> Task:
 
 
 make_task.register(TextData, TextTask)
+make_task.register(SentenceData, SentenceTask)
 make_task.register(SummaryData, SummaryTask)

@@ -34,7 +34,8 @@ class TextTask(Task):
         """Logits [rows, outputs] and one loss per row."""
         inputs, labels = self.train_batches.batch(rows)
         logits = self.logits(inputs)
-        return Output(example_losses(logits, labels, self._kind), logits)
+        weights = logits.new_full((len(rows),), 1 / len(rows))
+        return Output(example_losses(logits, labels, self._kind), logits, weights)
 
     def evaluate(self) -> dict[str, float]:
         """Loss, and what there is for classes or for scores."""

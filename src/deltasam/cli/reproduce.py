@@ -1,0 +1,115 @@
+"""``deltasam reproduce``: a whole table of experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltasam.cli import options
+from deltasam.cli.errors import interruptible
+from deltasam.errors import UserError
+from deltasam.experiment import processes
+from deltasam.experiment.launchers import find_launcher
+
+if TYPE_CHECKING:
+    from deltasam.experiment.launchers import Watch
+    from deltasam.reproduce import Experiment
+
+PAGE, RECORD = "report.html", "runs.jsonl"
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="Which table of the paper: glue, sts or summarization.")],
+    scale: Annotated[
+        str,
+        typer.Option(help="paper (GPUs), small (hours on two CPU cores), or a YAML file like the presets."),
+    ] = "small",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all runs and the page.", show_default="runs/TABLE-SCALE")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with a folder for each data set. Without it: from the hub.")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Only these rows of the table, separated by commas.", show_default="all")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the preset, a file to copy and change, and end.")] = False,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    launcher: options.Launcher = "local",
+) -> None:
+    """Run a table of the delta-SAM paper: tasks x methods, several seeds, hyper-parameters chosen on held-out rows.
+
+    For each row every method's candidates are tried on a part of the training data; the best of each then runs with
+    every seed, and only these runs are judged, on the evaluation data. The page is written anew after each row.
+
+    It can be interrupted or killed at any moment; the same command goes on.
+
+    [bold]Examples[/bold]
+
+    deltasam reproduce glue --data-dir data/glue --workers 2
+
+    deltasam reproduce glue --data-dir data/glue --rows "CoLA,RTE" --output runs/two
+
+    deltasam reproduce glue --show > mine.yaml   (add a method, a row)
+
+    deltasam reproduce glue --scale mine.yaml --data-dir data/glue --output runs/mine
+    """
+    from deltasam.experiment.device import find_device
+    from deltasam.reproduce import load_preset, preset_text
+
+    if show:
+        print(preset_text(table, scale), end="")
+        return
+    if processes.count() > 1:
+        raise UserError("reproduce does runs side by side: start it without torchrun, with --workers or --launcher ray")
+    preset = load_preset(table, scale)
+    if rows is not None:
+        preset = preset.only(options.distinct([name.strip() for name in rows.split(",")], "--rows"))
+    folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
+    where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
+    with interruptible("go on with the same command"):
+        from deltasam.reproduce import Experiment
+
+        experiment = Experiment(preset, folder, data_dir, find_device(device))
+        experiment.run(show=_bars, launcher=where, after_row=lambda: _write(experiment))
+        _write(experiment)
+        _print(experiment)
+
+
+@contextmanager
+def _bars(title: str, runs: int, done: int) -> Iterator[Watch]:
+    from rich.console import Console
+
+    from deltasam.cli.progress import GridProgress
+
+    Console(stderr=True).print(title, markup=False, highlight=False)
+    with GridProgress(runs, done) as progress:
+        yield progress.show
+
+
+def _write(experiment: Experiment) -> None:
+    from deltasam.experiment.report import write_table_page
+    from deltasam.reproduce import write_record
+
+    preset = experiment.preset
+    facts = {row.name: experiment.recorded(row) for row in preset.rows}
+    write_record(experiment, experiment.folder / RECORD)
+    write_table_page(experiment.table(), preset.title, {"about": preset.about, **facts}, experiment.folder / PAGE)
+
+
+def _print(experiment: Experiment) -> None:
+    from rich.console import Console
+
+    from deltasam.experiment.overview import TerminalTable, conclusion, survey
+
+    overview = survey(experiment.table())
+    console = Console()
+    console.print(TerminalTable(overview))
+    console.print(conclusion(overview), markup=False, highlight=False)
+    for what, name in (("Page", PAGE), ("Runs", RECORD)):
+        console.print(f"{what}: {experiment.folder / name}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""FreeLB: adversarial input embeddings, whose every step is also a step of training."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import embeddings
+from deltasam.as_written import AsWritten
+from deltasam.checks import nonnegative
+from deltasam.embeddings import EmbeddingOffset
+from deltasam.method import Step
+from deltasam.outputs import loss_of
+from deltasam.passes import Passes
+
+
+class FreeLB(AsWritten, name="freelb"):
+    """Mean gradient along an ascent in the input embeddings: ``mean_t grad L(w, x + delta_t)``, t = 1 to steps.
+
+    ``delta_1`` is uniform noise, ``delta_{t+1} = delta_t + adv_lr * g_t / |g_t|`` with ``g_t`` the gradient of the loss
+    with respect to it, for each example by itself, brought back to length max_norm where it is longer. All steps see
+    the same dropout masks. Needs a loss only, no logits. ``loss`` among the metrics is that at ``delta_1``, and so are
+    the statistics of BatchNorm; ``perturbed_loss`` is that at the last. Cost: ``steps`` passes.
+
+    Source: Zhu et al., "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", ICLR 2020
+    (arXiv 1909.11764), algorithm 1; the same dropout masks: section 3.3.
+
+    Args:
+        model: The model to train.
+        steps: How many gradients are averaged.
+        adv_lr: How far an ascent step goes, in the Euclidean norm over all tokens of an example.
+        init_mag: Size of the noise at the start: uniform between plus and minus init_mag over the root of (tokens times
+            width), so about 0.6 init_mag long. With adv_lr=0 and init_mag=0 it is plain training.
+        max_norm: The longest an offset may be. 0: any length.
+
+    Raises:
+        ValueError: steps is below 1, or another is negative, NaN or infinite.
+    """
+
+    neutral: ClassVar[dict[str, float]] = {"adv_lr": 0.0, "init_mag": 0.0}
+
+    def __init__(
+        self, model: nn.Module, *, steps: int = 3, adv_lr: float = 0.1, init_mag: float = 0.1, max_norm: float = 0.0
+    ) -> None:
+        super().__init__(model)
+        if steps != int(steps) or steps < 1:
+            raise ValueError(f"FreeLB(steps={steps}): steps must be a whole number, 1 or more")
+        self.steps = int(steps)
+        self.adv_lr = nonnegative("FreeLB", "adv_lr", adv_lr)
+        self.init_mag = nonnegative("FreeLB", "init_mag", init_mag)
+        self.max_norm = nonnegative("FreeLB", "max_norm", max_norm)
+
+    def _fill(self, passes: Passes) -> Step:
+        if self.adv_lr == self.init_mag == 0:
+            return Step(passes.backward(loss_of(passes.only())))
+        generator = torch.Generator().manual_seed(passes.seed())
+        offset = EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator))
+        with offset.added():
+            loss = loss_of(passes.first())
+            passes.look_through(loss)
+            self._descend(passes, loss, offset)
+        last = loss
+        for _ in range(self.steps - 1):
+            self._ascend(offset)
+            with offset.added(), passes.at() as point:
+                last = loss_of(point.output)
+                self._descend(passes, last, offset)
+        return Step(loss.detach(), {"perturbed_loss": last.detach()})
+
+    def _start(self, x: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
+        noise = 2 * embeddings.draw(torch.rand, x, real, generator) - real[..., None].to(x)
+        size = real.sum(1).clamp(min=1) * x.shape[-1]
+        return self.init_mag * noise / size.to(x).sqrt()[:, None, None]
+
+    def _descend(self, passes: Passes, loss: Tensor, offset: EmbeddingOffset) -> None:
+        offset.check()
+        passes.backward(loss / self.steps)
+
+    def _ascend(self, offset: EmbeddingOffset) -> None:
+        delta, gradient = offset.value.detach(), offset.value.grad
+        moved = delta if gradient is None else delta + self.adv_lr * embeddings.along(gradient, _length)
+        length = _length(moved)
+        if self.max_norm:
+            moved = torch.where(length > self.max_norm, moved * (self.max_norm / length), moved)
+        offset.become(moved)
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True)

@@ -1,0 +1,65 @@
+"""R-Drop: two dropout masks shall give the same prediction."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from deltasam.as_written import AsWritten
+from deltasam.checks import nonnegative
+from deltasam.method import Step
+from deltasam.outputs import loss_of
+from deltasam.passes import Passes
+from deltasam.predictions import logits_of, predictions_of, watched
+
+
+class RDrop(AsWritten, name="r_drop"):
+    """Two forwards with different dropout masks, pulled together: ``grad [(L + L') / 2 + alpha * D(p, p')]``.
+
+    D is the mean over the predictions of ``(KL(p, p') + KL(p', p)) / 2``, each weighted as in the loss; for regression
+    the squared difference. Without dropout it is plain training. Cost: two forwards and a backward of both.
+
+    Source: Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021 (arXiv 2106.14448), equations 1
+    to 4. The mean of the two losses is taken, as the authors' code for GLUE does, and not their sum: the learning rate
+    keeps its meaning, and alpha here is half of that in equation 4.
+
+    Args:
+        model: The model to train.
+        alpha: Weight of the divergence. 0 is plain training.
+
+    Raises:
+        ValueError: alpha is negative, NaN or infinite.
+    """
+
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+
+    def __init__(self, model: nn.Module, *, alpha: float = 0.7) -> None:
+        super().__init__(model)
+        self.alpha = nonnegative("RDrop", "alpha", alpha)
+
+    @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """Always."""
+        return True
+
+    def _fill(self, passes: Passes) -> Step:
+        if self.alpha == 0:
+            return Step(passes.backward(loss_of(passes.only())))
+        with watched(self.model) as seen:
+            output = passes.first()
+        loss = loss_of(output)
+        passes.look_through(loss)
+        predictions = predictions_of(output, seen, loss, "RDrop")
+        with watched(self.model) as seen, passes.at(fresh=True) as point:
+            again = loss_of(point.output)
+            divergence = predictions.divergence(logits_of(point.output, seen, "RDrop"))
+            if not predictions.are_numbers:
+                divergence = divergence / 2
+            passes.backward((loss + again) / 2 + self.alpha * divergence)
+        return Step(loss.detach(), {"perturbed_loss": again.detach(), "divergence_loss": divergence.detach()})

@@ -1,0 +1,176 @@
+"""SMART: smooth in the embeddings, and close to where the weights have been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltasam import embeddings
+from deltasam.as_written import AsWritten
+from deltasam.checks import nonnegative, one_of
+from deltasam.method import Step
+from deltasam.outputs import loss_of
+from deltasam.passes import Passes
+from deltasam.predictions import Predictions, logits_of, predictions_of, watched
+
+
+class SMART(AsWritten, name="smart"):
+    """Smoothness and proximity: ``grad [L + alpha * D(p, p_adversarial) + mu * D(p, p_average)]``.
+
+    D is the mean over the predictions of ``KL(p, q) + KL(q, p)``, each weighted as in the loss; for regression the
+    squared difference. ``p_adversarial``: the embeddings are moved by noise of size sigma and then, ``steps`` times,
+    along the gradient of D, by step_size at most in each number of a token. ``p_average``: at an exponential moving
+    average of the weights, ``beta * average + (1 - beta) * weights`` after each step of the optimizer, with the same
+    dropout masks; constant. Call ``method.follow(optimizer)`` once before training unless mu is 0; the average is part
+    of the state. Cost with steps=1: three forwards and two backwards, and a forward and a copy of the weights for the
+    average.
+
+    Source: Jiang et al., "SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through
+    Principled Regularized Optimization", ACL 2020 (arXiv 1911.03437), algorithm 1. As in the authors' code the
+    ascent is scaled token by token, not projected, and dropout masks differ; that code has no average.
+
+    Args:
+        model: The model to train.
+        alpha: Weight of the smoothness. With mu=0 and alpha=0 it is plain training.
+        mu: Weight of the proximity to the average. 0: none is kept.
+        step_size: Of the ascent.
+        sigma: Standard deviation of the noise that it starts from.
+        steps: How many ascent steps.
+        beta: How slowly the average follows the weights, from 0 to 1. The paper: 0.99, after a tenth of training 0.999.
+        dropout: ``fresh``: the moved forwards have other dropout masks, as in the authors' code; or ``same``: the
+            moved embeddings are all that differs, as the equation has it.
+
+    Raises:
+        ValueError: A number is negative, NaN or infinite, beta is above 1, steps is below 1, or no such dropout.
+    """
+
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0, "mu": 0.0}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        alpha: float = 1.0,
+        mu: float = 1.0,
+        step_size: float = 1e-3,
+        sigma: float = 1e-5,
+        steps: int = 1,
+        beta: float = 0.99,
+        dropout: str = "fresh",
+    ) -> None:
+        super().__init__(model)
+        self.alpha, self.mu = nonnegative("SMART", "alpha", alpha), nonnegative("SMART", "mu", mu)
+        self.step_size = nonnegative("SMART", "step_size", step_size)
+        self.sigma = nonnegative("SMART", "sigma", sigma)
+        if steps != int(steps) or steps < 1:
+            raise ValueError(f"SMART(steps={steps}): steps must be a whole number, 1 or more")
+        self.steps = int(steps)
+        self.beta = nonnegative("SMART", "beta", beta)
+        if beta > 1:
+            raise ValueError(f"SMART(beta={beta}): beta must be at most 1, where the average never moves")
+        self.dropout = one_of("SMART", "dropout", dropout, ("fresh", "same"))
+        self._average: dict[str, Tensor] = {}
+        self._keeps_average = self.mu > 0  # whatever a schedule makes of mu
+        self._following: RemovableHandle | None = None
+
+    @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """As ``dropout`` says."""
+        return self.dropout == "fresh"
+
+    def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
+        """Move the average after each step of an optimizer from now on; it begins at the weights as they are."""
+        if self._following is not None:
+            self._following.remove()
+        if self._keeps_average:
+            self._average = {name: p.detach().clone() for name, p in self._trained()}
+            inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
+            self._following = inner.register_step_post_hook(self._move_average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, by name of the parameter."""
+        return {"average": self._average} if self._average else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved average; after ``follow``, which begins a new one.
+
+        Raises:
+            ValueError: It is of other parameters than those that are trained.
+        """
+        saved, trained = state.get("average", {}), dict(self._trained())
+        if {n: a.shape for n, a in saved.items()} != ({n: p.shape for n, p in trained.items()} if saved else {}):
+            raise ValueError("SMART: the saved average is of other parameters than those that are trained")
+        self._average = {name: saved[name].to(p).clone() for name, p in trained.items() if saved}
+
+    def _fill(self, passes: Passes) -> Step:
+        if self.alpha == self.mu == 0:
+            return Step(passes.backward(loss_of(passes.only())))
+        generator = torch.Generator().manual_seed(passes.seed())
+        with watched(self.model) as seen:
+            output = passes.first()
+        loss = loss_of(output)
+        passes.look_through(loss)
+        predictions = predictions_of(output, seen, loss, "SMART")
+        metrics = {"divergence_loss": torch.zeros_like(loss.detach())}
+        total = loss
+        if self.mu:
+            proximity = predictions.divergence(self._at_average(passes))
+            metrics["average_divergence_loss"] = proximity.detach()
+            total = total + self.mu * proximity
+        if self.alpha:
+            metrics |= self._descend(passes, predictions, total, generator)
+        else:
+            passes.backward(total)
+        return Step(loss.detach(), metrics)
+
+    def _descend(
+        self, passes: Passes, predictions: Predictions, total: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        offset = embeddings.EmbeddingOffset(
+            self.model, lambda x, real: self.sigma * embeddings.draw(torch.randn, x, real, generator)
+        )
+        for _ in range(self.steps):
+            with self._moved(passes, offset) as (_, logits):
+                gradient = passes.grad(predictions.detached().divergence(logits), [offset.value])[0]
+            if gradient is not None:
+                direction = embeddings.along(gradient, lambda g: g.abs().amax(-1, keepdim=True))
+                offset.become(offset.value + self.step_size * direction)
+        with self._moved(passes, offset) as (output, logits):
+            divergence = predictions.divergence(logits)
+            passes.backward(total + self.alpha * divergence)
+        return {"perturbed_loss": loss_of(output).detach(), "divergence_loss": divergence.detach()}
+
+    @contextmanager
+    def _moved(self, passes: Passes, offset: embeddings.EmbeddingOffset) -> Iterator[tuple[Any, Tensor]]:
+        with offset.added(), watched(self.model) as seen, passes.at(fresh=self.fresh_dropout) as point:
+            offset.check()
+            yield point.output, logits_of(point.output, seen, "SMART")
+
+    @torch.no_grad()
+    def _at_average(self, passes: Passes) -> Tensor:
+        if not self._average:
+            raise RuntimeError(
+                f"{self.spec}: the average of the weights moves with the optimizer; call method.follow(optimizer) once "
+                f"before training, or give mu=0"
+            )
+        away = [self._average[name] - p for name, p in self._trained()]
+        with watched(self.model) as seen, passes.at(away) as point:
+            return logits_of(point.output, seen, "SMART")
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def _move_average(self, *_: Any) -> None:
+        for name, p in self._trained():
+            self._average[name].lerp_(p, 1 - self.beta)

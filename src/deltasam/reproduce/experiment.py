@@ -1,0 +1,137 @@
+"""A table of experiments on disk: for each row a search and a comparison, each going on where it stopped.
+
+What is shown follows from the finished runs; there is no other account of how far the table is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from deltasam.data.dataset import Data
+from deltasam.experiment.config import PROVENANCE
+from deltasam.experiment.folder import check_folder, claim_folder, read_options
+from deltasam.experiment.grid import Grid, read_results
+from deltasam.experiment.launchers import Launcher, Watch
+from deltasam.experiment.overview import TableRow
+from deltasam.experiment.provenance import machine, provenance
+from deltasam.experiment.results import RunResult
+from deltasam.experiment.setting import Setting
+from deltasam.reproduce.preset import Preset, RowPreset
+from deltasam.reproduce.search import candidates, choose
+from deltasam.reproduce.sources import TABLES
+
+SEARCH, FINAL = "search", "final"
+MACHINE = "machine"
+
+Show = Callable[[str, int, int], AbstractContextManager[Watch]]
+"""Shows a stage at work, given its title, how many runs it has and how many are finished."""
+
+
+class Experiment:
+    """The rows of a preset, each in a folder of its own.
+
+    Args:
+        preset: What to run.
+        folder: Where.
+        data_dir: The folder with the data; None: from the hub.
+        device: What ``torch.device`` takes.
+
+    Raises:
+        UserError: Data cannot be had, or the folder holds something else.
+    """
+
+    def __init__(self, preset: Preset, folder: Path, data_dir: Path | None, device: str) -> None:
+        self.preset, self.folder, self.device = preset, folder, device
+        load = TABLES[preset.table]
+        self._data = {row.name: load(row.data, data_dir, **row.options) for row in preset.rows}
+        for row in preset.rows:
+            check_folder(self._of(row), self._options(row))
+
+    def run(self, *, show: Show, launcher: Launcher | None = None, after_row: Callable[[], None]) -> None:
+        """Do every run that is not finished.
+
+        Args:
+            show: Shows each stage at work.
+            launcher: Where the runs are done.
+            after_row: Called when a row is finished.
+        """
+        for number, row in enumerate(self.preset.rows, 1):
+            title = f"[{number}/{len(self.preset.rows)}] {row.name}"
+            self._claim(row)
+            self._stage(f"{title}: search", self._search(row), self._of(row) / SEARCH, show, launcher)
+            self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher)
+            after_row()
+
+    def runs(self, row: RowPreset, stage: str) -> list[RunResult]:
+        """The finished runs of a row's search or comparison."""
+        return read_results(self._of(row) / stage)
+
+    def chosen(self, row: RowPreset) -> dict[str, str]:
+        """The spec of each column, for a row whose search is finished."""
+        return choose(self.preset.methods, self.runs(row, SEARCH))
+
+    def table(self) -> list[TableRow]:
+        """Every row as far as it is."""
+        return [self._table_row(row) for row in self.preset.rows]
+
+    def recorded(self, row: RowPreset) -> dict[str, Any]:
+        """What decides the numbers of a row, and where they were made, if it is begun."""
+        begun = check_folder(self._of(row), options := self._options(row))
+        saved = read_options(self._of(row)) if begun else options
+        return {**saved, "reported": list(self._data[row.name].reported)}
+
+    def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
+        there = len(list(grid.cells()))
+        done = len(read_results(folder))
+        if done == there:
+            return
+        with show(title, there, done) as watch:
+            grid.run(folder, watch=watch, launcher=launcher)
+
+    def _search(self, row: RowPreset) -> Grid:
+        held_out = self._data[row.name].for_selection(self.preset.search.held_out)
+        return self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
+
+    def _final(self, row: RowPreset) -> Grid:
+        return self._grid(row, self._data[row.name], list(self.chosen(row).values()), self.preset.seeds)
+
+    def _grid(self, row: RowPreset, data: Data, methods: list[str], seeds: list[int]) -> Grid:
+        setting = Setting(row.train_size or len(data.train), row.label_noise)
+        return Grid(data, self.preset.config(row, self.device), methods, seeds, [setting])
+
+    def _table_row(self, row: RowPreset) -> TableRow:
+        methods = self.preset.methods
+        ready = {run.method for run in self.runs(row, SEARCH)} >= set(candidates(methods))
+        chosen = self.chosen(row) if ready else {label: f"{label}, not chosen yet" for label in methods}
+        return TableRow(
+            name=row.name,
+            metrics=self._data[row.name].reported,
+            results=self.runs(row, FINAL) if ready else [],
+            labels={spec: label for label, spec in chosen.items()},
+            seeds=tuple(self.preset.seeds),
+            searched={spec: ", ".join(methods[label]) for label, spec in chosen.items() if len(methods[label]) > 1},
+        )
+
+    def _of(self, row: RowPreset) -> Path:
+        return self.folder / re.sub(r"\W+", "-", row.name.lower()).strip("-")
+
+    def _options(self, row: RowPreset) -> dict[str, Any]:
+        """What must be the same for the row to go on."""
+        return {
+            "row": dataclasses.asdict(row),
+            "training": dataclasses.asdict(self.preset.config(row, self.device)),
+            "methods": self.preset.methods,
+            "seeds": self.preset.seeds,
+            "search": dataclasses.asdict(self.preset.search),
+            PROVENANCE: provenance(self._data[row.name]),
+        }
+
+    def _claim(self, row: RowPreset) -> None:
+        options = self._options(row)
+        if not check_folder(self._of(row), options):
+            claim_folder(self._of(row), {**options, MACHINE: machine()})

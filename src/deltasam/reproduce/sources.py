@@ -1,0 +1,38 @@
+"""Where the data of each kind of table comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deltasam.data.dataset import Data
+from deltasam.errors import UserError
+
+# What the data sets are called on the hub, where that is not their own name.
+_ON_HUB = {"xsum": "EdinburghNLP/xsum", "cnn_dailymail": "abisee/cnn_dailymail:3.0.0"}
+
+
+def _glue(name: str, folder: Path | None) -> Data:
+    from deltasam.data.load import load_glue
+
+    return load_glue(name, folder)
+
+
+def _sts(name: str, folder: Path | None, *, contrast: Mapping[str, Any] | None = None, **options: Any) -> Data:
+    from deltasam.data.sentences import Contrast
+    from deltasam.data.sts import load_sts
+
+    if folder is None:
+        raise UserError(f"{name}: the sets of STS are read from files; give --data-dir, the folder that holds sts/ ")
+    return load_sts(folder, contrast=Contrast(**(contrast or {})), **options)
+
+
+def _summaries(name: str, folder: Path | None) -> Data:
+    from deltasam.data.summarization import load_summaries
+
+    return load_summaries(_ON_HUB.get(name, name) if folder is None else folder / name)
+
+
+TABLES: dict[str, Callable[..., Data]] = {"glue": _glue, "sts": _sts, "summarization": _summaries}
+"""By table: data by its name in a preset, from a folder or (None) from the hub; and its options there."""

@@ -1,0 +1,157 @@
+"""A whole table on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deltasam.cli.app import app
+from deltasam.data import load_data
+from deltasam.data.load import load_glue
+from deltasam.reproduce import read_record
+from interrupted import numbers, signalled
+
+RUNS = {"search": 2, "final": 6}
+
+
+def start(preset: Path, data_dir: Path, output: Path, *more: str) -> list[str]:
+    return ["reproduce", "glue", "--scale", str(preset), "--data-dir", str(data_dir), "--output", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def whole(preset_file: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "table"
+    done = CliRunner().invoke(app, start(preset_file, data_dir, folder), env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    (folder / "said.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+def stages(folder: Path) -> dict[str, list[str]]:
+    return {
+        f"{row}/{stage}": numbers(folder / row / stage / "results.jsonl")
+        for row in ("cola", "mrpc-noisy")
+        for stage in RUNS
+    }
+
+
+def test_every_run_of_every_stage(whole: Path) -> None:
+    assert {name: len(runs) for name, runs in stages(whole).items()} == {
+        f"{row}/{stage}": count for row in ("cola", "mrpc-noisy") for stage, count in RUNS.items()
+    }
+
+
+def test_what_is_chosen_with_is_no_evaluation_data(whole: Path, data_dir: Path) -> None:
+    data = load_glue("cola", data_dir)
+    chosen_with = data.for_selection(16)
+    train, held_out = set(chosen_with.train["row"]), set(chosen_with.evaluation["row"])
+    assert not train & held_out
+    assert train | held_out == set(range(60))
+    for rows in (chosen_with.train, chosen_with.evaluation):
+        assert rows["text"] == [data.train["text"][row] for row in rows["row"]]
+    assert len(chosen_with.evaluation) == 16
+    assert chosen_with.fingerprint != data.fingerprint
+
+
+def test_the_best_candidate_runs_with_every_seed(whole: Path) -> None:
+    tried = [json.loads(line) for line in (whole / "cola/search/results.jsonl").read_text().splitlines()]
+    best = max(tried, key=lambda run: run["metrics"][run["metric"]])["method"]
+    ran = [json.loads(line) for line in (whole / "cola/final/results.jsonl").read_text().splitlines()]
+    assert {run["method"] for run in ran if run["method"].startswith("sam")} == {best}
+    assert [run["seed"] for run in ran if run["method"] == best] == [0, 1]
+
+
+def test_a_search_run_is_the_comparison_on_the_held_out_rows(
+    whole: Path, data_dir: Path, content: dict[str, Any], tmp_path: Path
+) -> None:
+    """What the search did, done by hand with the parts of the library."""
+    from deltasam.experiment.config import TrainConfig
+    from deltasam.experiment.training import Run, train_run
+
+    data = load_glue("cola", data_dir).for_selection(16).take(16, 7)
+    run = Run(data, TrainConfig(**content["training"]), "sam:rho=0.1", 7)
+    expected = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
+    tried = [json.loads(line) for line in (whole / "cola/search/results.jsonl").read_text().splitlines()]
+    assert expected.metrics == next(r for r in tried if "rho=0.1" in r["method"])["metrics"]
+
+
+def test_killed_and_resumed_equals_unbroken(whole: Path, preset_file: Path, data_dir: Path, tmp_path: Path) -> None:
+    command = start(preset_file, data_dir, tmp_path / "broken")
+    for at in (3, 9):  # in the search, and in the comparison
+        broken = signalled(signal.SIGKILL, at, *command)
+        assert broken.returncode == -signal.SIGKILL
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert stages(tmp_path / "broken") == stages(whole)
+    assert not list((tmp_path / "broken").rglob("*.pt"))
+
+
+def test_a_finished_table_starts_no_run(whole: Path, preset_file: Path, data_dir: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("results.jsonl")}
+    assert CliRunner().invoke(app, start(preset_file, data_dir, whole)).exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("results.jsonl")} == before
+
+
+def test_other_options_are_refused(whole: Path, content: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump({**content, "seeds": [0, 1, 2]}), encoding="utf-8")
+    done = CliRunner().invoke(app, start(path, data_dir, whole))
+    assert done.exit_code == 2
+    assert "was made with seeds=0,1, now given 0,1,2; choose another --output" in done.stderr
+
+
+def test_missing_data_is_said_before_any_run(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "glue/cola").symlink_to(data_dir / "cola")
+    done = CliRunner().invoke(app, start(preset_file, tmp_path / "glue", tmp_path / "out"))
+    assert done.exit_code == 2
+    assert "mrpc" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_printed(whole: Path) -> None:
+    said = (whole / "said.txt").read_text(encoding="utf-8")
+    for part in ("CoLA", "MRPC, noisy", "erm", "sam", "asam", "matthews", "f1, accuracy", "report.html", "runs.jsonl"):
+        assert part in said
+    assert (whole / "report.html").stat().st_size < 5e6
+
+
+def test_the_record_holds_every_run_and_gives_the_table_back(whole: Path) -> None:
+    record = read_record(whole / "runs.jsonl")
+    lines = [json.loads(line) for line in (whole / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum(line["kind"] == "run" for line in lines) == 2 * sum(RUNS.values())
+    assert record.about["title"] == "A tiny table"
+    assert {"processor", "cores", "threads", "system"} <= record.facts["CoLA"]["machine"].keys()
+    assert {"torch", "deltasam", "data_sha256"} <= record.facts["CoLA"]["provenance"].keys()
+    assert [row.name for row in record.rows] == ["CoLA", "MRPC, noisy"]
+    assert record.rows[1].metrics == ("f1", "accuracy")
+    final = [json.loads(line) for line in (whole / "mrpc-noisy/final/results.jsonl").read_text().splitlines()]
+    assert [(r.method, r.seed, r.metrics) for r in record.rows[1].results] == [
+        (r["method"], r["seed"], r["metrics"]) for r in final
+    ]
+    assert set(record.rows[1].labels.values()) == {"erm", "sam", "asam"}
+
+
+def test_help_and_show() -> None:
+    shown = CliRunner().invoke(app, ["reproduce", "glue", "--show"])
+    assert shown.exit_code == 0
+    assert yaml.safe_load(shown.stdout)["table"] == "glue"
+    done = subprocess.run(
+        [sys.executable, "-m", "deltasam", "reproduce", "squad"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: squad: no table of the paper")
+
+
+def test_only_some_rows(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:
+    command = start(preset_file, data_dir, tmp_path / "some")
+    assert CliRunner().invoke(app, [*command, "--rows", "CoLA"]).exit_code == 0
+    assert [p.name for p in sorted((tmp_path / "some").iterdir()) if p.is_dir()] == ["cola"]
+    assert load_data(data_dir / "cola").metric == "matthews"

@@ -432,8 +432,8 @@ def test_strategies_with_an_engine_of_their_own_are_refused(name: str) -> None:
 
 
 def test_a_bad_spec() -> None:
-    with pytest.raises(ValueError, match="unknown method 'sma'; did you mean 'sam'"):
-        lightning_weights("sma")
+    with pytest.raises(ValueError, match="unknown method 'samm'; did you mean 'sam'"):
+        lightning_weights("samm")
 
 
 def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:

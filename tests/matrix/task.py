@@ -27,12 +27,11 @@ Batch = dict[str, Tensor]
 
 
 def _columns() -> list[str]:
-    """Every registered method; delta-SAM with each kind of weights it can have everywhere; sharing; a schedule."""
+    """Every method with a radius; delta-SAM with each kind of weights it can have everywhere; sharing; a schedule."""
     with_rho = [name for name in deltasam.method_names() if "rho" in deltasam.Method.registry[name].neutral]
-    plain = [name for name in deltasam.method_names() if name not in with_rho]
     specs = [f"{name}:rho={RHO}" for name in with_rho if name != "delta_sam"]
     delta = [f"delta_sam:rho={RHO},weights={weights}" for weights in ("norms", "slopes")]
-    return [*plain, *specs, *delta, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
+    return ["erm", *specs, *delta, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
 
 
 SPECS = _columns()

@@ -55,15 +55,19 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
     plain = copy.deepcopy(model)
     wanted = factors(f"{name}{schedule}")
     hyper = deltasam.hyperparameters(deltasam.Method.registry[name])
-    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma")}
+    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma", "momentum")}
     if name == "delta_sam":
         settings |= {"weights": "norms", "noise": [torch.zeros_like(p) for p in model.parameters()]}
+    if name == "friendly_sam":
+        settings |= {"average": {}}
     for factor in wanted:
         method.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
         optimizer.step()
         optimizer.zero_grad()
         losses, w = reference.losses_function(plain, lambda m: nn.functional.cross_entropy(m(x), y, reduction="none"))
-        gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
+        gradient = reference.erm(losses, w)
+        if factor:
+            gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
         with torch.no_grad():
             for n, p in plain.named_parameters():
                 p -= 0.5 * gradient[n]

@@ -21,8 +21,9 @@ import cases
 import deltasam
 from deltasam import Method, reference
 
-# Every method as it comes, and delta-SAM in the ways that it does not take by itself on most models.
-METHODS = [*deltasam.method_names(), "delta_sam:weights=slopes", "delta_sam:weights=curvature"]
+# Every method as it comes, and those that weight examples in the ways that they do not take by themselves.
+WAYS = ["delta_sam:weights=slopes", "delta_sam:weights=curvature", "rw_sam:weights=auto"]
+METHODS = [*deltasam.method_names(), *WAYS]
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
 # Large enough for the perturbation to matter, and noise that float32 resolves.
 # BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, delta-SAM by slopes.
@@ -35,7 +36,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     """Hyper-parameters under which a method is compared with the reference: each way, and groups of each size."""
     known = deltasam.hyperparameters(Method.registry[name])
     if "weights" in known:
-        return [{"weights": way} for way in ("norms", "slopes", "curvature")]
+        return [{"weights": way} for way in Method.registry[name].ways if way != "auto"]
     return [{}, {"m": 2}, {"m": cases.EXAMPLES}] if "m" in known else [{}]
 
 

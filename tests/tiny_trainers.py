@@ -28,6 +28,7 @@ SPECS = [
     "delta_sam:rho=0.1",
     "delta_sam:rho=0.1,weights=slopes",
     "friendly_sam:rho=0.1",
+    "rw_sam:rho=0.1,weights=norms",
     "sam:rho=0.1,share=rank",
     "sam:rho=0.1,share=global",
     "sam:rho=0.1@every=2",

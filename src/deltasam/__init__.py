@@ -11,7 +11,7 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 
 from deltasam import weight_space
 from deltasam.method import Method, Step
-from deltasam.methods import ASAM, ERM, SAM, DeltaSAM, FriendlySAM, PerInstanceSAM
+from deltasam.methods import ASAM, ERM, RWSAM, SAM, DeltaSAM, FriendlySAM, PerInstanceSAM
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
 from deltasam.per_example.record import NotCoveredError
@@ -25,6 +25,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ASAM",
     "ERM",
+    "RWSAM",
     "SAM",
     "DeltaSAM",
     "FriendlySAM",

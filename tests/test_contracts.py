@@ -25,7 +25,7 @@ from deltasam.passes import Passes
 # Every method as it comes, and in the ways that it does not take by itself on most models.
 METHODS = [
     *deltasam.method_names(),
-    *("delta_sam:weights=slopes", "delta_sam:weights=curvature"),
+    *("delta_sam:weights=slopes", "delta_sam:weights=curvature", "rw_sam:weights=auto"),
     *(f"{n}:dropout=same" for n, cls in Method.registry.items() if "dropout" in deltasam.hyperparameters(cls)),
 ]
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
@@ -48,7 +48,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     """Hyper-parameters under which a method is compared with the reference: each way, and groups of each size."""
     known = deltasam.hyperparameters(Method.registry[name])
     if "weights" in known:
-        return [{"weights": way} for way in ("norms", "slopes", "curvature")]
+        return [{"weights": way} for way in Method.registry[name].ways if way != "auto"]
     if "dropout" in known:
         return [{}, {"dropout": "same"}, {"steps": 2} if "steps" in known else {"noise": "normal"}]
     return [{}, {"m": 2}, {"m": cases.EXAMPLES}] if "m" in known else [{}]

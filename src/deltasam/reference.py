@@ -167,6 +167,30 @@ def gradients(loss: Tensor, copies: Sequence[Weights]) -> list[Weights]:
     return [gradient(loss, copy, retain_graph=True) for copy in copies]
 
 
+def rw_sam(
+    losses: Losses, w: Weights, *, rho: float, tilt: float, weights: str, sigma: float, noise: Sequence[Tensor]
+) -> Weights:
+    """``grad L(w + rho a / |a|)``, ``a = grad sum_i p_i L_i(w)``, ``p_i = exp(tilt |g_i| / mean |g|) / sum_j ...``.
+
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        tilt: How much larger gradients count.
+        weights: ``norms``: exact gradient norms; ``slopes``: ``|L_i(w + sigma s) - L_i(w)| / sigma``, s of signs.
+        sigma: Size of the noise.
+        noise: One tensor per weight, whose signs are taken.
+    """
+    if weights == "norms":
+        size = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(len(losses(w)))])
+    else:
+        there = moved(w, {n: z.sign() for n, z in zip(w, noise, strict=True)}, sigma)
+        size = (losses(there) - losses(w)).detach().abs() / sigma
+    p = torch.exp(tilt * size / size.mean())
+    a = gradient((p / p.sum() * losses(w)).sum(), w)
+    return erm(losses, moved(w, a, step(rho, a)))
+
+
 def delta_sam(
     losses: Losses, w: Weights, *, rho: float, weights: str, sigma: float, noise: Sequence[Tensor]
 ) -> Weights:

@@ -13,6 +13,7 @@ from deltasam.checks import fraction, nonnegative
 from deltasam.method import Step
 from deltasam.outputs import loss_of
 from deltasam.passes import Passes
+from deltasam.sharded import sharded_modules
 from deltasam.shared_ascent import Ascent, Direction, SharedAscent
 
 
@@ -42,7 +43,8 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``.
 
     Raises:
-        ValueError: rho or sigma is negative, NaN or infinite, momentum is not in [0, 1), or there is no such share.
+        ValueError: rho or sigma is negative, NaN or infinite, momentum is not in [0, 1), or there is no such share; the
+            weights are sharded.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
@@ -83,6 +85,11 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         self._average = dict(state["average"])
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        if sharded_modules(self.model):
+            raise ValueError(
+                f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
+                f"process could save it; use DDP, or sam:share=global"
+            )
         before = self._average
         try:
             return super()._fill_from(micro_batches)
@@ -91,11 +98,6 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
             raise
 
     def _ascent(self, passes: Passes) -> Ascent:
-        if passes.sharded:
-            raise ValueError(
-                f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
-                f"process could save it; use DDP, or sam:share=global"
-            )
         loss = loss_of(passes.first())
         return Ascent(loss.detach(), passes.grad(loss))
 

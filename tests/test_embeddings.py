@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,44 @@ def test_it_is_what_inputs_embeds_would_be(make: Any) -> None:
     moved = table(given["input_ids"]) + offset.value
     plain = {k: v for k, v in given.items() if k != "input_ids"}
     torch.testing.assert_close(found, model(inputs_embeds=moved, **plain).logits)
+
+
+class Shared(nn.Module):
+    """An encoder and a decoder that call one and the same table."""
+
+    config = SimpleNamespace(is_encoder_decoder=True)
+
+    class Encoder(nn.Module):
+        def __init__(self, table: nn.Module) -> None:
+            super().__init__()
+            self.table = table
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.table(input_ids)
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.table
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, D)
+        self.encoder = self.Encoder(self.table)
+        self.get_input_embeddings = self.encoder.get_input_embeddings
+
+    def get_encoder(self) -> nn.Module:
+        return self.encoder
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(input_ids), self.table(decoder_input_ids)
+
+
+def test_an_encoder_and_a_decoder_that_share_one_table() -> None:
+    model, ids = Shared(), batch()["input_ids"]
+    offset = EmbeddingOffset(model, lambda x, real: torch.ones_like(x))
+    with offset.added():
+        encoded, decoded = model(ids, ids)
+    assert torch.equal(encoded, model.table(ids) + 1)
+    assert torch.equal(decoded, model.table(ids))
 
 
 def test_padding_is_not_moved() -> None:

@@ -237,12 +237,6 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "if False:",
         "equals_the_reference",
     ),
-    "padding is moved": (
-        "embeddings.py",
-        "(value * real[..., None]).detach()",
-        "value.detach()",
-        "equals_the_reference",
-    ),
     "noise goes on in padding": (
         "embeddings.py",
         "(int(real.sum()), embeddings.shape[-1])",
@@ -629,7 +623,7 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
         "predictions.py",
         "if slope.dtype == torch.float16 else 0.0",
         "if False else 0.0",
-        "cross_entropies and 50",
+        "small_weights",
         "test_predictions.py",
     ),
     "casts hide the logits": ("predictions.py", '"ToCopyBackward0", ', "", "before_a_cast", "test_predictions.py"),
@@ -640,11 +634,18 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
         "ruled_out",
         "test_predictions.py",
     ),
+    "padding is moved": (
+        "embeddings.py",
+        "(value * real[..., None]).detach()",
+        "value.detach()",
+        "padding_is_not_moved",
+        "test_embeddings.py",
+    ),
     "the decoder is moved too": (
         "embeddings.py",
         "if not inside:",
         "if False:",
-        "inputs_embeds_would_be",
+        "share_one_table",
         "test_embeddings.py",
     ),
     "any ids will do": (

@@ -65,6 +65,13 @@ def test_nearly_certain_predictions_keep_their_weight(larger: float) -> None:
     torch.testing.assert_close(found(loss, x), torch.full((3,), 1 / 3), rtol=1e-5, atol=0)
 
 
+def test_small_weights_in_float16() -> None:
+    """A gradient is rounded to it where the model computes in it, and entries of one over a thousand squares vanish."""
+    x, y = torch.randn(4000, 300).half().requires_grad_(), torch.randint(300, (4000,))
+    weights = found(F.cross_entropy(x.float(), y), x)
+    torch.testing.assert_close(weights, torch.full((4000,), 1 / 4000), rtol=1e-3, atol=0)
+
+
 def focal(x: Tensor) -> Tensor:
     p = x.softmax(-1)[:, 0]
     return (-((1 - p) ** 2) * p.log()).mean()

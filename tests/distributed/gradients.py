@@ -33,6 +33,8 @@ SPECS = [
     f"delta_sam:rho={RHO},weights=norms,share=micro-batch",
     f"delta_sam:rho={RHO},weights=slopes,share=global",
     f"delta_sam:rho={RHO},weights=curvature,sigma=0.1,share=global",
+    f"rw_sam:rho={RHO},weights=norms,share=micro-batch",
+    f"rw_sam:rho={RHO},weights=slopes,share=micro-batch",
     *(f"friendly_sam:rho={RHO},sigma=0.5,share={share}" for share in ("micro-batch", "rank", "global")),
     f"per_instance_sam:rho={RHO}",
     f"per_instance_sam:rho={RHO},m=2",
@@ -106,6 +108,8 @@ def expected(spec: str) -> reference.Weights:
     options = {"eta": method.eta} if method.name == "asam" else {}
     if method.name == "delta_sam":
         options = {"weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
+    if method.name == "rw_sam":
+        options = {k: getattr(method, k) for k in ("tilt", "weights", "sigma")} | {"noise": list(noise().values())}
     if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all
         options = {"sigma": method.sigma, "momentum": method.momentum, "average": reference.erm(whole, w)}
     if method.share != "global":
@@ -192,7 +196,7 @@ def case(stack: str, spec: str) -> float | str:
     net = STACKS[stack](model())
     before = {n: full(p.detach(), p).clone() for n, p in net.named_parameters()}
     method = deltasam.make_method(spec, net)
-    if "delta_sam" in spec:
+    if hasattr(method, "sigma") and method.name != "friendly_sam":
         fix_noise(method, net)
     method.follow(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1), total_steps=4)
     if "average" in method.state_dict():

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
 
 SOURCE_HELP = (
-    "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub; glue/rte and "
-    "the like for GLUE."
+    "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub; "
+    "glue/rte and the like for GLUE."
 )
 
 _data = partial(typer.Option, rich_help_panel="Data")

@@ -18,7 +18,10 @@ from deltasam.spec import full_spec as spec_of
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
 
-SOURCE_HELP = "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub."
+SOURCE_HELP = (
+    "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub; "
+    "glue/rte and the like for GLUE."
+)
 
 _data = partial(typer.Option, rich_help_panel="Data")
 _model = partial(typer.Option, rich_help_panel="Model")
@@ -36,7 +39,7 @@ TrainSizes = Annotated[
     str,
     _data(
         help="Training examples per run, drawn anew for each seed; all for all of them. Several sizes, 100,500,all, "
-        "give a comparison each; a smaller set is part of the larger ones."
+        "give a comparison each; for one seed a smaller set is part of the larger ones."
     ),
 ]
 _NOISE_HELP = (

@@ -157,9 +157,14 @@ def test_metrics(task: SentenceTask, data: SentenceData) -> None:
     assert 0 < metrics["loss"] < math.inf
 
 
-def test_metrics_of_a_broken_model(task: SentenceTask) -> None:
+def test_metrics_of_a_broken_model(data: SentenceData, config: TrainConfig) -> None:
+    """One embedding that is no number, and no metric is one, not even of a set without it."""
+    sound = ScoredPairs(("the film", "a plot", "the story"), ("the actor", "a film", "a story"), (1.0, 2.0, 3.0))
+    broken = ScoredPairs(("the film is good", "a plot"), ("the actor", "a film"), (1.0, 2.0))
+    task = make_task(dataclasses.replace(data, evaluation={"sound": sound, "broken": broken}), config, "cpu")
+    assert not any(map(math.isnan, task.evaluate().values()))
     with torch.no_grad():
-        task.model.embeddings.word_embeddings.weight.fill_(math.nan)
+        task.model.embeddings.word_embeddings.weight[task.tokenizer.convert_tokens_to_ids("good")] = math.nan
     assert all(map(math.isnan, task.evaluate().values()))
 
 

@@ -68,6 +68,7 @@ def method_step(spec: str, make_model: Callable[[], nn.Module], batch: Batch) ->
     model, (inputs, labels) = make_model().train(), batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     method = deltasam.make_method(spec, model)
+    method.follow(optimizer)
 
     def step() -> None:
         optimizer.zero_grad()

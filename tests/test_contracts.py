@@ -25,14 +25,15 @@ from deltasam.passes import Passes
 # Every method as it comes, and in the ways that it does not take by itself on most models.
 METHODS = [
     *deltasam.method_names(),
-    *("delta_sam:weights=slopes", "delta_sam:weights=curvature"),
+    *("delta_sam:weights=slopes", "delta_sam:weights=curvature", "rw_sam:weights=auto"),
     *(f"{n}:dropout=same" for n, cls in Method.registry.items() if "dropout" in deltasam.hyperparameters(cls)),
 ]
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
 # Large enough for the perturbation to matter, and noise that float32 resolves.
 # BatchNorm in the `mlp` case lets examples meet: per-instance SAM then goes one by one, delta-SAM by slopes.
-SETTINGS = {"rho": 0.3, "sigma": 0.05, "unsupported": "loop", "alpha": 2.0, "lam": 2.0, "eps": 0.5, "adv_lr": 0.5,
+SETTINGS = {"rho": 0.3, "unsupported": "loop", "alpha": 2.0, "lam": 2.0, "eps": 0.5, "adv_lr": 0.5,
             "init_mag": 0.3, "max_norm": 0.6, "step_size": 0.2}  # fmt: skip
+NOISE = {"sigma": 0.05}
 MEETING = "mlp"
 MASKS = 5  # a seed for the dropout masks of a pass that draws its own
 
@@ -47,7 +48,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     """Hyper-parameters under which a method is compared with the reference: each way, and groups of each size."""
     known = deltasam.hyperparameters(Method.registry[name])
     if "weights" in known:
-        return [{"weights": way} for way in ("norms", "slopes", "curvature")]
+        return [{"weights": way} for way in Method.registry[name].ways if way != "auto"]
     if "dropout" in known:
         return [{}, {"dropout": "same"}, {"steps": 2} if "steps" in known else {"noise": "normal"}]
     return [{}, {"m": 2}, {"m": cases.EXAMPLES}] if "m" in known else [{}]
@@ -78,7 +79,8 @@ def build(name: str, model: nn.Module, **changes: Any) -> Method:
     cls = Method.registry[name]
     known = deltasam.hyperparameters(cls)
     given = dict([way.split("=")]) if way else {}
-    method = cls(model, **{k: v for k, v in {**SETTINGS, **given, **changes}.items() if k in known})
+    settings = {**SETTINGS, **(NOISE if known.get("sigma", 1) < 0.1 else {}), **given, **changes}
+    method = cls(model, **{k: v for k, v in settings.items() if k in known})
     method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
     return method
 
@@ -194,10 +196,12 @@ def test_puts_everything_back_after_an_exception(
 
         if where == "in the backward" and not _gets_gradient(method, case, failing):
             continue
+        known_before = copy.deepcopy(method.state_dict())
         torch.manual_seed(3)
         with pytest.raises(error):
             method.backward(closure)
         assert_same(state(case.model), before)
+        assert_same(method.state_dict(), known_before)
         assert torch.equal(torch.get_rng_state(), random_before)
 
 
@@ -215,10 +219,9 @@ def _gets_gradient(method: Method, case: cases.Case, index: int) -> bool:
 
 
 def test_accumulates(name: str, case: cases.Case) -> None:
-    method = build(name, case.model)
-    first = gradient_of(method, case.closure, seed=3)
+    first = gradient_of(build(name, case.model), case.closure, seed=3)
     torch.manual_seed(3)
-    method.backward(case.closure)
+    build(name, case.model).backward(case.closure)
     twice = {n: None if g is None else 2 * g for n, g in first.items()}
     assert relative_error(grads(case.model), twice) < 1e-12
 
@@ -227,9 +230,8 @@ def test_accumulates(name: str, case: cases.Case) -> None:
 
 
 def test_scales_with_the_loss(name: str, case: cases.Case) -> None:
-    method = build(name, case.model)
-    plain = gradient_of(method, case.closure)
-    scaled = gradient_of(method, lambda: 1024 * case.closure())
+    plain = gradient_of(build(name, case.model), case.closure)
+    scaled = gradient_of(build(name, case.model), lambda: 1024 * case.closure())
     assert_same(
         {n: g for n, g in scaled.items() if g is not None}, {n: 1024 * g for n, g in plain.items() if g is not None}
     )
@@ -394,15 +396,19 @@ def test_equals_the_reference(
     method = build(name, case.model, **changes)
     oracle = getattr(reference, name)
     given = {k: getattr(method, k) for k in known} | random_parts(oracle, method, case, monkeypatch)
-    torch.manual_seed(3)
-    given["losses"], w = reference.losses_function(case.model, lambda call: case.run(call, None))
-    given["predict"], _ = reference.predict_function(case.model, lambda call: case.run(call, None), case.embedding)
-    if method.fresh_dropout:
-        torch.manual_seed(MASKS)
-    given["again"], _ = reference.predict_function(case.model, lambda call: case.run(call, None), case.embedding)
-    given |= {"w": w, "shares": case.shares.to(dtype), "lengths": case.lengths}
-    expected = oracle(**{k: v for k, v in given.items() if k in inspect.signature(oracle).parameters})
-    assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+    for _ in range(3 if "memory" in given else 1):
+        torch.manual_seed(3)
+        given["losses"], w = reference.losses_function(case.model, lambda call: case.run(call, None))
+        given["predict"], _ = reference.predict_function(case.model, lambda call: case.run(call, None), case.embedding)
+        if method.fresh_dropout:
+            torch.manual_seed(MASKS)
+        given["again"], _ = reference.predict_function(case.model, lambda call: case.run(call, None), case.embedding)
+        given |= {"w": w, "shares": case.shares.to(dtype), "lengths": case.lengths}
+        expected = oracle(**{k: v for k, v in given.items() if k in inspect.signature(oracle).parameters})
+        assert relative_error(gradient_of(method, case.closure), expected) < tolerance
+        with torch.no_grad():
+            for p in case.model.parameters():
+                p.sub_(0 if p.grad is None else p.grad)
 
 
 def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any) -> dict[str, Any]:
@@ -420,6 +426,8 @@ def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any
         monkeypatch.setattr(embeddings, "draw", lambda *_: table * real)
         normal = "sigma" in parameters or getattr(method, "noise", "") == "normal"
         made["drawn"] = table * real if normal else (2 * table - 1) * real  # uniform: from (0, 1) to (-1, 1)
+    if "memory" in parameters:  # it carries over from step to step
+        made["memory"] = {}
     if "average" in parameters:
         away = {n: p + 0.1 * torch.randn_like(p) for n, p in case.model.named_parameters() if p.requires_grad}
         made["average"] = {n: a.detach() for n, a in away.items()}
@@ -466,14 +474,13 @@ def per_example(step: deltasam.Step) -> dict[str, Tensor]:
 
 def test_padding_changes_nothing(name: str) -> None:
     case = cases.make("padded")
-    method = build(name, case.model)
     torch.manual_seed(3)
-    short = method.backward(case.closure)
+    short = build(name, case.model).backward(case.closure)
     before = grads(case.model)
     case.pad()
     case.model.zero_grad()
     torch.manual_seed(3)
-    long = method.backward(case.closure)
+    long = build(name, case.model).backward(case.closure)
     assert relative_error(grads(case.model), before) < 1e-10
     for key, value in per_example(short).items():
         torch.testing.assert_close(per_example(long)[key], value, rtol=1e-8, atol=1e-10)
@@ -484,14 +491,13 @@ def test_order_changes_nothing(name: str, case_name: str, monkeypatch: pytest.Mo
     case = cases.make(case_for(name, case_name), dropout=False)
     # Every token has noise of its own, wherever it stands.
     monkeypatch.setattr(embeddings, "draw", lambda _, x, real, *rest: (1e4 * x).sin() * real[..., None])
-    method = build(name, case.model)
     order = torch.tensor([2, 0, 3, 1])
     torch.manual_seed(3)
-    straight = method.backward(case.closure)
+    straight = build(name, case.model).backward(case.closure)
     before = grads(case.model)
     case.model.zero_grad()
     torch.manual_seed(3)
-    shuffled = method.backward(lambda: case.run(case.model, order))
+    shuffled = build(name, case.model).backward(lambda: case.run(case.model, order))
     assert relative_error(grads(case.model), before) < 1e-9
     for key, value in per_example(straight).items():
         torch.testing.assert_close(per_example(shuffled)[key], value[order], rtol=1e-7, atol=1e-9)

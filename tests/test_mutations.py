@@ -195,6 +195,78 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "perturbed.mean()",
         "neutral_equals_erm",
     ),
+    "a fresh pass has the masks of the first": (
+        "passes.py",
+        "reseed(self.seed())",
+        "self._start.restore()",
+        "replay_the_masks",
+    ),
+    "fresh masks advance the random state": (
+        "passes.py",
+        "        torch.set_rng_state(before)\n        return seed",
+        "        return seed",
+        "advances_by_one_pass",
+    ),
+    "R-Drop's divergence has no gradient in the first forward": (
+        "methods/r_drop.py",
+        "divergence = predictions.divergence(",
+        "divergence = predictions.detached().divergence(",
+        "equals_the_reference",
+    ),
+    "R-Drop adds the losses": (
+        "methods/r_drop.py",
+        "(loss + again) / 2 +",
+        "loss + again +",
+        "equals_the_reference",
+    ),
+    "R3F's noisy embeddings have a gradient": (
+        "embeddings.py",
+        "return torch.zeros_like(gradient)",
+        "return gradient",
+        "equals_the_reference",
+    ),
+    "FreeLB's examples share a norm": (
+        "methods/freelb.py",
+        "torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True)",
+        "torch.linalg.vector_norm(x).view(1, 1, 1)",
+        "equals_the_reference",
+    ),
+    "FreeLB does not project": (
+        "methods/freelb.py",
+        "if self.max_norm:",
+        "if False:",
+        "equals_the_reference",
+    ),
+    "padding is moved": (
+        "embeddings.py",
+        "(value * real[..., None]).detach()",
+        "value.detach()",
+        "equals_the_reference",
+    ),
+    "noise goes on in padding": (
+        "embeddings.py",
+        "(int(real.sum()), embeddings.shape[-1])",
+        "(real.numel(), embeddings.shape[-1])",
+        "padding_changes",
+    ),
+    "SMART's ascent is not scaled": (
+        "methods/smart.py",
+        "self.step_size * direction",
+        "self.step_size * gradient",
+        "equals_the_reference",
+    ),
+    "SMART is pulled to where it is": (
+        "methods/smart.py",
+        "passes.at(away)",
+        "passes.at()",
+        "equals_the_reference",
+    ),
+    "predictions all weigh the same": (
+        "predictions.py",
+        "        weights = _found_weights(loss, returned)\n",
+        "        weights = torch.ones_like(logits[..., 0]) / logits[..., 0].numel()\n",
+        "equals_the_reference",
+    ),
     "hyper-parameters are lost in the spec": (
         "spec.py",
         "{getattr(method, k)}",
@@ -530,7 +602,67 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "test_static_graph.py",
     ),
 }
-ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE}
+# Predictions and embeddings: likewise.
+LOOKING: dict[str, tuple[str, str, str, str, str]] = {
+    "two classes prove anything": (
+        "predictions.py",
+        "if x.shape[-1] <= 2:",
+        "if False:",
+        "refused",
+        "test_predictions.py",
+    ),
+    "curvature proves anything": (
+        "predictions.py",
+        "and not _explains(weights, bent, p, unit, slope.dtype)",
+        "and False",
+        "refused",
+        "test_predictions.py",
+    ),
+    "certain predictions lose their weight": (
+        "predictions.py",
+        "-(bent * (1 - unit)).sum(-1) / ((p * unit).sum(-1) * others)",
+        "(bent * unit).sum(-1) / ((p * unit).sum(-1) * (1 - (p * unit).sum(-1)))",
+        "nearly_certain",
+        "test_predictions.py",
+    ),
+    "float16 is not kept in its range": (
+        "predictions.py",
+        "if slope.dtype == torch.float16 else 0.0",
+        "if False else 0.0",
+        "cross_entropies and 50",
+        "test_predictions.py",
+    ),
+    "casts hide the logits": ("predictions.py", '"ToCopyBackward0", ', "", "before_a_cast", "test_predictions.py"),
+    "classes that are ruled out are": (
+        "predictions.py",
+        ".clamp(min=lowest)",
+        "",
+        "ruled_out",
+        "test_predictions.py",
+    ),
+    "the decoder is moved too": (
+        "embeddings.py",
+        "if not inside:",
+        "if False:",
+        "inputs_embeds_would_be",
+        "test_embeddings.py",
+    ),
+    "any ids will do": (
+        "embeddings.py",
+        "if isinstance(whole, Tensor) and not",
+        "if False and not",
+        "cannot_be_told",
+        "test_embeddings.py",
+    ),
+    "the average does not move": (
+        "methods/smart.py",
+        "lerp_(p, 1 - self.beta)",
+        "lerp_(p, 0)",
+        "follows",
+        "test_embeddings.py",
+    ),
+}
+ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE, **LOOKING}
 
 RUNNER = """
 import json, os, sys

@@ -52,22 +52,26 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     x, y = torch.randn(6, 3).double(), torch.randint(2, (6,))
-    weights = ",weights=norms" if name == "delta_sam" else ""
+    weights = ",weights=norms" if name in ("delta_sam", "rw_sam") else ""
     method = deltasam.make_method(f"{name}:rho=0.1{weights}{schedule}", model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     method.follow(optimizer, total_steps=TOTAL)
     plain = copy.deepcopy(model)
     wanted = factors(f"{name}{schedule}")
     hyper = deltasam.hyperparameters(deltasam.Method.registry[name])
-    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma")}
-    if name == "delta_sam":
+    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma", "momentum", "tilt")}
+    if weights:
         settings |= {"weights": "norms", "noise": [torch.zeros_like(p) for p in model.parameters()]}
+    if name == "friendly_sam":
+        settings |= {"average": {}}
     for factor in wanted:
         method.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
         optimizer.step()
         optimizer.zero_grad()
         losses, w = reference.losses_function(plain, lambda m: nn.functional.cross_entropy(m(x), y, reduction="none"))
-        gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
+        gradient = reference.erm(losses, w)
+        if factor:
+            gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
         with torch.no_grad():
             for n, p in plain.named_parameters():
                 p -= 0.5 * gradient[n]

@@ -27,6 +27,8 @@ SPECS = [
     "per_instance_sam:rho=0.1,m=2",
     "delta_sam:rho=0.1",
     "delta_sam:rho=0.1,weights=slopes",
+    "friendly_sam:rho=0.1",
+    "rw_sam:rho=0.1,weights=norms",
     "sam:rho=0.1,share=rank",
     "sam:rho=0.1,share=global",
     "sam:rho=0.1@every=2",
@@ -122,9 +124,9 @@ def by_hand(
         max_norm: Gradients are clipped to it.
         noise: What delta-SAM drew for each micro-batch.
     """
-    trained, noise = copy.deepcopy(trained).train(), list(noise)
+    trained, noise, state = copy.deepcopy(trained).train(), list(noise), {}
     for number, runs in enumerate(steps):
-        gradient = step_gradient(trained, spec, runs, number, noise)
+        gradient = step_gradient(trained, spec, runs, number, noise, state)
         scale = min(1.0, max_norm / (float(reference.norm(gradient)) + 1e-6))
         with torch.no_grad():
             for name, p in trained.named_parameters():
@@ -133,8 +135,10 @@ def by_hand(
     return trained
 
 
-def step_gradient(trained: nn.Module, spec: str, runs: Any, number: int, noise: list[list[Tensor]]) -> Any:
-    """The gradient of one optimizer step."""
+def step_gradient(
+    trained: nn.Module, spec: str, runs: Any, number: int, noise: list[list[Tensor]], state: dict[str, Tensor]
+) -> Any:
+    """The gradient of one optimizer step; ``state`` is what a method keeps from one to the next, at first empty."""
     parts = [reference.losses_function(trained, run) for run in runs]
     w = parts[0][1]
     method = deltasam.make_method(spec, nn.Linear(1, 1))
@@ -150,6 +154,7 @@ def step_gradient(trained: nn.Module, spec: str, runs: Any, number: int, noise: 
         values["weights"] = "norms"
     function = getattr(reference, method.name) if factor else reference.erm
     known = inspect.signature(function).parameters
+    values["average"] = state
     total = {name: torch.zeros_like(v) for name, v in w.items()}
     for losses, _ in parts:
         if "noise" in known:

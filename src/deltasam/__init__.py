@@ -11,7 +11,19 @@ A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer 
 
 from deltasam import weight_space
 from deltasam.method import Method, Step
-from deltasam.methods import ASAM, ERM, R3F, SAM, SMART, DeltaSAM, FreeLB, PerInstanceSAM, RDrop
+from deltasam.methods import (
+    ASAM,
+    ERM,
+    R3F,
+    RWSAM,
+    SAM,
+    SMART,
+    DeltaSAM,
+    FreeLB,
+    FriendlySAM,
+    PerInstanceSAM,
+    RDrop,
+)
 from deltasam.outputs import Output
 from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
@@ -27,10 +39,12 @@ __all__ = [
     "ASAM",
     "ERM",
     "R3F",
+    "RWSAM",
     "SAM",
     "SMART",
     "DeltaSAM",
     "FreeLB",
+    "FriendlySAM",
     "Method",
     "NotCoveredError",
     "Output",

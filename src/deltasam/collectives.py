@@ -12,6 +12,11 @@ _BUCKET = 1 << 23
 """Elements that are sent at a time."""
 
 
+def alone(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether there is one process only."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
+
+
 def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Iterator[Tensor]:
     """The mean of each tensor over the processes of a group; the tensors themselves where there is one process.
 
@@ -21,7 +26,7 @@ def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | No
         tensors: As many, of the same shapes, in every process.
         group: The processes; None: all there are.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if alone(group):
         yield from tensors
         return
     for bucket in _buckets(tensors):

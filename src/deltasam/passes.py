@@ -168,6 +168,10 @@ class Passes:
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
 
+    def loss_scale(self) -> float:
+        """What the runtime multiplies every loss with before a gradient is taken; 1 where it has no scaler."""
+        return self._runtime.scaled(torch.ones((), device=self.params[0].device)).item()
+
     @property
     def sharded(self) -> bool:
         """Whether the weights are cut up between processes, so that all processes have the same perturbation."""

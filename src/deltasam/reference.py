@@ -118,6 +118,23 @@ def asam(losses: Losses, w: Weights, *, rho: float, eta: float) -> Weights:
     return erm(losses, moved(w, {n: unit[n] * v for n, v in scaled.items()}, step(rho, scaled)))
 
 
+def friendly_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, momentum: float, memory: Weights) -> Weights:
+    """``grad L(w + rho d / |d|)``, ``d = g - sigma m``; then ``m <- momentum m + (1 - momentum) g``.
+
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        sigma: How much of the memory is subtracted.
+        momentum: Share of the memory that is kept.
+        memory: m, changed in place; empty before the first step, whose d is g and which m begins with.
+    """
+    g = erm(losses, w)
+    d = {n: v - sigma * memory[n] for n, v in g.items()} if memory else g
+    memory |= {n: momentum * memory[n] + (1 - momentum) * v for n, v in g.items()} if memory else g
+    return erm(losses, moved(w, d, step(rho, d)))
+
+
 def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weights:
     """``mean over groups of m examples of grad L_group(w + rho g_group / |g_group|)``."""
     n = len(losses(w))
@@ -148,6 +165,30 @@ def per_instance_sam_of_copies(
 def gradients(loss: Tensor, copies: Sequence[Weights]) -> list[Weights]:
     """Gradient of a loss [] with respect to each copy of the weights."""
     return [gradient(loss, copy, retain_graph=True) for copy in copies]
+
+
+def rw_sam(
+    losses: Losses, w: Weights, *, rho: float, tilt: float, weights: str, sigma: float, noise: Sequence[Tensor]
+) -> Weights:
+    """``grad L(w + rho a / |a|)``, ``a = grad sum_i p_i L_i(w)``, ``p_i = exp(tilt |g_i| / mean |g|) / sum_j ...``.
+
+    Args:
+        losses: One per example.
+        w: The weights.
+        rho: Radius.
+        tilt: How much larger gradients count.
+        weights: ``norms``: exact gradient norms; ``slopes``: ``|L_i(w + sigma s) - L_i(w)| / sigma``, s of signs.
+        sigma: Size of the noise.
+        noise: One tensor per weight, whose signs are taken.
+    """
+    if weights == "norms":
+        size = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(len(losses(w)))])
+    else:
+        there = moved(w, {n: z.sign() for n, z in zip(w, noise, strict=True)}, sigma)
+        size = (losses(there) - losses(w)).detach().abs() / sigma
+    p = torch.exp(tilt * size / size.mean())
+    a = gradient((p / p.sum() * losses(w)).sum(), w)
+    return erm(losses, moved(w, a, step(rho, a)))
 
 
 def delta_sam(

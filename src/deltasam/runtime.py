@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from deltasam.collectives import mean_over_processes
+from deltasam.collectives import alone, mean_over_processes
 from deltasam.sharded import is_sharded, sharded_mean
 
 
@@ -41,8 +41,11 @@ class Runtime:
 
     def mean_over_processes(self, vector: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
         """The mean of a vector over all processes, where an entry may be None in some; itself where there is one."""
+        sharded = any(map(is_sharded, params))
+        if alone(self.group) and not sharded:
+            return list(vector)
         dense = [torch.zeros_like(p) if v is None else v for v, p in zip(vector, params, strict=True)]
-        if any(map(is_sharded, params)):  # a gradient of sharded weights is a mean already
+        if sharded:  # a gradient of sharded weights is a mean already
             return [v if is_sharded(v) else sharded_mean(v, p) for v, p in zip(dense, params, strict=True)]
         return list(mean_over_processes(dense, self.group))
 

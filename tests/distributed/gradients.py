@@ -5,6 +5,7 @@ The first process prints, as JSON, the relative error of each case, or the error
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import sys
@@ -32,6 +33,7 @@ SPECS = [
     f"delta_sam:rho={RHO},weights=norms,share=micro-batch",
     f"delta_sam:rho={RHO},weights=slopes,share=global",
     f"delta_sam:rho={RHO},weights=curvature,sigma=0.1,share=global",
+    *(f"friendly_sam:rho={RHO},sigma=0.5,share={share}" for share in ("micro-batch", "rank", "global")),
     f"per_instance_sam:rho={RHO}",
     f"per_instance_sam:rho={RHO},m=2",
     f"sam:rho={RHO},share=global@every=2",
@@ -104,8 +106,11 @@ def expected(spec: str) -> reference.Weights:
     options = {"eta": method.eta} if method.name == "asam" else {}
     if method.name == "delta_sam":
         options = {"weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
+    if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all
+        options = {"sigma": method.sigma, "momentum": method.momentum, "average": reference.erm(whole, w)}
     if method.share != "global":
-        gradients = [getattr(reference, method.name)(part, w, rho=RHO, **options) for part in parts]
+        function = getattr(reference, method.name)
+        gradients = [function(part, w, rho=RHO, **copy.deepcopy(options)) for part in parts]
         return {n: sum(g[n] for g in gradients) / size for n in w}
     if method.name != "delta_sam":
         return getattr(reference, method.name)(whole, w, rho=RHO, **options)

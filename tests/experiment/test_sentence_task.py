@@ -184,7 +184,7 @@ def test_two_processes_find_what_one_finds(task: SentenceTask, monkeypatch: pyte
     assert len(shares[0]) - len(shares[1]) in (0, 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "r_drop"])
 def test_runs(data: SentenceData, config: TrainConfig, method: str, tmp_path: Path) -> None:
     run = Run(data, config, method, 0)
     before = run.task.evaluate()
@@ -201,17 +201,24 @@ def test_runs(data: SentenceData, config: TrainConfig, method: str, tmp_path: Pa
     torch.testing.assert_close(dict(again.named_parameters()), dict(run.model.named_parameters()))
 
 
+@pytest.mark.parametrize("method", ["r3f", "freelb", "smart"])
+def test_methods_that_want_one_forward_say_so(data: SentenceData, config: TrainConfig, method: str) -> None:
+    """A sentence has two views, each a forward of its own."""
+    with pytest.raises(UserError, match="reads its input embeddings several times"):
+        Run(data, config, method, 0).step()
+
+
 def test_a_part_of_the_sentences(data: SentenceData) -> None:
     part = data.take(5, 0).take(3, 1)
     assert [data.train[part.describe(i)["row"]] for i in range(3)] == list(part.train)
 
 
 def test_choosing_sees_the_selection_set_alone(data: SentenceData) -> None:
-    chosen = data.for_selection()
+    chosen = data.for_selection(0.1)
     assert chosen.evaluation == {"selection": data.selection}
     assert chosen.fingerprint != data.fingerprint
     with pytest.raises(UserError, match="no set to choose"):
-        chosen.for_selection()
+        chosen.for_selection(0.1)
 
 
 def test_models_that_cannot(data: SentenceData, config: TrainConfig, tiny_model: Path, tmp_path: Path) -> None:
@@ -247,7 +254,7 @@ def test_a_model_without_a_mask(data: SentenceData, config: TrainConfig, monkeyp
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
 def test_on_real_data(config: TrainConfig) -> None:
     years = [name for name in available_sets(SHARED) if name.startswith("sts1")]
-    data = load_sts(SHARED, sets=years).take(12, 0).for_selection()
+    data = load_sts(SHARED, sets=years).take(12, 0).for_selection(0.1)
     run = Run(data, dataclasses.replace(config, epochs=1), "per_instance_sam", 0)
     result = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
     assert math.isfinite(result.metrics["spearman"])

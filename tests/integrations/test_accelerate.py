@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ SPECS = [
     "per_instance_sam:rho=0.3",
     "delta_sam:rho=0.3,weights=norms",
     "delta_sam:rho=0.3,weights=slopes",
+    "friendly_sam:rho=0.3",
     "sam:rho=0.3@every=2",
 ]
 APART = ["erm", "per_instance_sam:rho=0.3", "per_instance_sam:rho=0.3,m=4"]
@@ -136,6 +138,33 @@ def test_an_overflow_skips_the_step() -> None:
         same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
         assert same == (counted == 0)
     assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("spec", ["friendly_sam:rho=0.3", "friendly_sam:rho=0.3@every=2"])
+def test_saved_and_resumed(spec: str, tmp_path: Path) -> None:
+    """``register_for_checkpointing`` takes a method as it is."""
+
+    def train(steps: slice) -> nn.Module:
+        accelerator = Accelerator(cpu=True)
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        method = deltasam.make_method(spec, accelerator.unwrap_model(model))
+        method.follow(optimizer)
+        accelerator.register_for_checkpointing(method)
+        if steps.start:
+            accelerator.load_state(str(tmp_path))
+        for x, y in data()[steps]:
+            method.backward(lambda x=x, y=y: F.cross_entropy(model(x), y), runtime=AccelerateRuntime(accelerator))
+            optimizer.step()
+            optimizer.zero_grad()
+        accelerator.save_state(str(tmp_path))
+        return model
+
+    unbroken = train(slice(0, 3))
+    train(slice(0, 1))
+    resumed = train(slice(1, 3))
+    assert all(torch.equal(p, q) for p, q in zip(resumed.parameters(), unbroken.parameters(), strict=True))
 
 
 def fake(**changes: Any) -> Any:

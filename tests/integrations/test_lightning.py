@@ -49,6 +49,7 @@ from stacks.lightning_training import (  # noqa: E402
 SPECS = [
     "erm", "sam:rho=0.05", "asam:rho=0.05", "delta_sam:rho=0.05,weights=norms", "per_instance_sam:rho=0.05",
     "sam:rho=0.05@every=2", "sam:rho=0.05@decay=0.1", "sam:rho=0.05,share=global",
+    "friendly_sam:rho=0.05",
 ]  # fmt: skip
 FEW = ["sam:rho=0.05", "per_instance_sam:rho=0.05", "asam:rho=0.05,share=rank@every=2"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -173,7 +174,9 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
 # Checkpoints
 
 
-@pytest.mark.parametrize("spec", ["sam:rho=0.05@every=2", "per_instance_sam:rho=0.05@decay=0", "erm"])
+@pytest.mark.parametrize(
+    "spec", ["sam:rho=0.05@every=2", "per_instance_sam:rho=0.05@decay=0", "friendly_sam:rho=0.05", "erm"]
+)
 def test_resuming_is_as_if_it_had_never_stopped(spec: str, tmp_path: Path) -> None:
     """From after an odd number of steps. Lightning does not save the random state, so every batch has its own seed."""
 
@@ -432,8 +435,8 @@ def test_strategies_with_an_engine_of_their_own_are_refused(name: str) -> None:
 
 
 def test_a_bad_spec() -> None:
-    with pytest.raises(ValueError, match="unknown method 'sma'; did you mean 'sam'"):
-        lightning_weights("sma")
+    with pytest.raises(ValueError, match="unknown method 'samm'; did you mean 'sam'"):
+        lightning_weights("samm")
 
 
 def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:

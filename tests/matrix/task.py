@@ -27,12 +27,11 @@ Batch = dict[str, Tensor]
 
 
 def _columns() -> list[str]:
-    """Every registered method; delta-SAM with each kind of weights it can have everywhere; sharing; a schedule."""
+    """Every method with a radius; delta-SAM with each kind of weights it can have everywhere; sharing; a schedule."""
     with_rho = [name for name in deltasam.method_names() if "rho" in deltasam.Method.registry[name].neutral]
-    plain = [name for name in deltasam.method_names() if name not in with_rho]
     specs = [f"{name}:rho={RHO}" for name in with_rho if name != "delta_sam"]
     delta = [f"delta_sam:rho={RHO},weights={weights}" for weights in ("norms", "slopes")]
-    return [*plain, *specs, *delta, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
+    return ["erm", *specs, *delta, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
 
 
 SPECS = _columns()
@@ -116,8 +115,9 @@ def by_hand(spec: str, task: Task) -> reference.Weights:
     model = task.model()
     optimizer, scheduler = optimizer_of(model)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    state: dict[str, Tensor] = {}
     for step, micro_batches in enumerate(task.batches or batches()):
-        gradient = gradient_by_hand(spec, step, model, task, micro_batches)
+        gradient = gradient_by_hand(spec, step, model, task, micro_batches, state)
         for name, p in trained.items():
             p.grad = gradient[name].to(p.dtype)
         nn.utils.clip_grad_norm_(trained.values(), MAX_NORM)
@@ -127,13 +127,13 @@ def by_hand(spec: str, task: Task) -> reference.Weights:
 
 
 def gradient_by_hand(
-    spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any]
+    spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any], state: dict[str, Tensor]
 ) -> reference.Weights:
     """The gradient of one step; micro-batches that are apart all draw the same noise."""
     count = len(micro_batches)
     runs = [lambda call, b=b: task.losses(call, b) / count for b in micro_batches]
     drawn = noise(p for p in model.parameters() if p.requires_grad)
-    return tiny.step_gradient(model, spec, runs, step, [drawn] * count)
+    return tiny.step_gradient(model, spec, runs, step, [drawn] * count, state)
 
 
 def noise(params: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,10 +102,24 @@ def test_a_finished_table_starts_no_run(whole: Path, preset_file: Path, data_dir
 
 def test_other_options_are_refused(whole: Path, content: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
-    path.write_text(yaml.safe_dump({**content, "seeds": [0, 1, 2]}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**content, "search": {"seeds": [8], "held_out": 16}}), encoding="utf-8")
     done = CliRunner().invoke(app, start(path, data_dir, whole))
     assert done.exit_code == 2
-    assert "was made with seeds=0,1, now given 0,1,2; choose another --output" in done.stderr
+    assert "was made with search=" in done.stderr
+    assert done.stderr.strip().endswith("choose another --output")
+
+
+def test_seeds_can_be_added(whole: Path, content: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(whole, grown)
+    path = tmp_path / "more.yaml"
+    path.write_text(yaml.safe_dump({**content, "seeds": [2, 0, 1]}), encoding="utf-8")
+    assert CliRunner().invoke(app, start(path, data_dir, grown)).exit_code == 0
+    for stage, runs in stages(whole).items():
+        now = numbers(grown / stage / "results.jsonl")
+        assert set(runs) <= set(now)  # nothing was run again, or lost
+        assert len(now) == len(runs) + 3 * stage.endswith("final")
+    assert {run.seed for run in read_record(grown / "runs.jsonl").rows[0].results} == {0, 1, 2}
 
 
 def test_missing_data_is_said_before_any_run(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:

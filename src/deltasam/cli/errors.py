@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from deltasam import NotCoveredError
 
 
+_EXTRAS = {"rouge_score": "summarization"}  # what only some commands need
+
+
 def install_hint(error: ModuleNotFoundError) -> str:
     """One line that names the missing library and the extra that brings it.
 
@@ -19,7 +22,7 @@ def install_hint(error: ModuleNotFoundError) -> str:
     name = (error.name or "").partition(".")[0]
     if name in ("", "deltasam"):
         raise error
-    return f"the library {name!r} is not installed; pip install 'deltasam[cli]'"
+    return f"the library {name!r} is not installed; pip install 'deltasam[{_EXTRAS.get(name, 'cli')}]'"
 
 
 def refusal(error: NotCoveredError) -> str:

@@ -58,12 +58,13 @@ class Grid:
         """Do the runs that ``folder`` does not hold yet; those that were interrupted go on.
 
         Args:
-            folder: Gets ``results.jsonl``, a line per finished run, and meanwhile checkpoints.
+            folder: Gets ``results.jsonl``, a line per finished run, and meanwhile checkpoints. Runs in it that are none
+                of this grid's stay.
             watch: Told how far each run is, when it begins and after each step.
             launcher: Where the runs are done; one after the other in this process unless given.
         """
         launcher, order = launcher or InSequence(), list(self.cells())
-        results = {_cell(r): r for r in processes.on_main(lambda: self._finished(folder))}
+        results = processes.on_main(lambda: self._held(folder))
         for cell in results:  # one that was stopped just after it was written
             _forget_checkpoint(folder, cell)
         work = partial(self._finish, folder if launcher.shares_disk else None)
@@ -71,17 +72,22 @@ class Grid:
             for result in finished:
                 results[_cell(result)] = result
                 if processes.is_main():
-                    lines = [results[cell].to_json() + "\n" for cell in order if cell in results]
-                    write_atomically(folder / RESULTS, "".join(lines))
+                    here = [*(c for c in order if c in results), *(c for c in results if c not in order)]
+                    write_atomically(folder / RESULTS, "".join(results[cell].to_json() + "\n" for cell in here))
                 _forget_checkpoint(folder, _cell(result))
         return [results[cell] for cell in order]
 
-    def _finished(self, folder: Path) -> list[RunResult]:
-        """What the folder holds; results from before there were settings are of the only one."""
+    def finished(self, folder: Path) -> list[RunResult]:
+        """Its runs that a folder holds, in order."""
+        results = self._held(folder)
+        return [results[cell] for cell in self.cells() if cell in results]
+
+    def _held(self, folder: Path) -> dict[Cell, RunResult]:
+        """What a folder holds; results from before there were settings are of the only one."""
         found = read_results(folder)
-        if len(self.settings) > 1:
-            return found
-        return [dataclasses.replace(r, setting=r.setting or self.settings[0]) for r in found]
+        if len(self.settings) == 1:
+            found = [dataclasses.replace(r, setting=r.setting or self.settings[0]) for r in found]
+        return {_cell(r): r for r in found}
 
     def _make_run(self, cell: Cell) -> Run:
         data = cell.setting.data_for(self.data, cell.seed) if cell.setting else self.data

@@ -25,7 +25,7 @@ class FreeLB(AsWritten, name="freelb"):
     the statistics of BatchNorm; ``perturbed_loss`` is that at the last. Cost: ``steps`` passes.
 
     Source: Zhu et al., "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", ICLR 2020
-    (arXiv 1909.11764), algorithm 1; the same dropout masks: section 3.3.
+    (arXiv 1909.11764), algorithm 1.
 
     Args:
         model: The model to train.

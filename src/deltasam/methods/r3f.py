@@ -23,8 +23,8 @@ class R3F(AsWritten, name="r3f"):
     noisy forward the embeddings get no gradient. For regression there is no D, as in the authors' code, and it is plain
     training. Cost: two forwards and a backward of both.
 
-    Source: Aghajanyan et al., "Better Fine-Tuning by Reducing Representational Collapse", ICLR 2021 (arXiv 2008.03156),
-    equation 6; fresh masks and the missing gradient are the authors' code.
+    Source: Aghajanyan et al., "Better Fine-Tuning by Reducing Representational Collapse", ICLR 2021 (arXiv 2008.03156);
+    fresh masks and the missing gradient are the authors' code.
 
     Args:
         model: The model to train.

@@ -20,9 +20,9 @@ class RDrop(AsWritten, name="r_drop"):
     D is the mean over the predictions of ``(KL(p, p') + KL(p', p)) / 2``, each weighted as in the loss; for regression
     the squared difference. Without dropout it is plain training. Cost: two forwards and a backward of both.
 
-    Source: Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021 (arXiv 2106.14448), equations 1
-    to 4. The mean of the two losses is taken, as the authors' code for GLUE does, and not their sum: the learning rate
-    keeps its meaning, and alpha here is half of that in equation 4.
+    Source: Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021 (arXiv 2106.14448).
+    The mean of the two losses is taken, as the authors' code for GLUE does, and not their sum as in the paper: the
+    learning rate keeps its meaning, and alpha here is half of the paper's.
 
     Args:
         model: The model to train.

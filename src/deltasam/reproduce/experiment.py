@@ -15,7 +15,7 @@ from typing import Any
 from deltasam.data.dataset import Data
 from deltasam.experiment.config import PROVENANCE
 from deltasam.experiment.folder import check_folder, claim_folder, read_options
-from deltasam.experiment.grid import Grid, read_results
+from deltasam.experiment.grid import Grid
 from deltasam.experiment.launchers import Launcher, Watch
 from deltasam.experiment.overview import TableRow
 from deltasam.experiment.provenance import machine, provenance
@@ -49,6 +49,7 @@ class Experiment:
         self.preset, self.folder, self.device = preset, folder, device
         load = TABLES[preset.table]
         self._data = {row.name: load(row.data, data_dir, **row.options) for row in preset.rows}
+        self._selection: dict[str, Data] = {}
         for row in preset.rows:
             check_folder(self._of(row), self._options(row))
 
@@ -69,11 +70,17 @@ class Experiment:
 
     def runs(self, row: RowPreset, stage: str) -> list[RunResult]:
         """The finished runs of a row's search or comparison."""
-        return read_results(self._of(row) / stage)
+        folder = self._of(row) / stage
+        if stage == SEARCH:
+            return self._search(row).finished(folder)
+        return self._final(row).finished(folder) if self._is_chosen(row) else []
 
     def chosen(self, row: RowPreset) -> dict[str, str]:
         """The spec of each column, for a row whose search is finished."""
         return choose(self.preset.methods, self.runs(row, SEARCH))
+
+    def _is_chosen(self, row: RowPreset) -> bool:
+        return len(self.runs(row, SEARCH)) == len(list(self._search(row).cells()))
 
     def table(self) -> list[TableRow]:
         """Every row as far as it is."""
@@ -83,18 +90,19 @@ class Experiment:
         """What decides the numbers of a row, and where they were made, if it is begun."""
         begun = check_folder(self._of(row), options := self._options(row))
         saved = read_options(self._of(row)) if begun else options
-        return {**saved, "reported": list(self._data[row.name].reported)}
+        return {**saved, "seeds": self.preset.seeds, "reported": list(self._data[row.name].reported)}
 
     def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
-        there = len(list(grid.cells()))
-        done = len(read_results(folder))
+        there, done = len(list(grid.cells())), len(grid.finished(folder))
         if done == there:
             return
         with show(title, there, done) as watch:
             grid.run(folder, watch=watch, launcher=launcher)
 
     def _search(self, row: RowPreset) -> Grid:
-        held_out = self._data[row.name].for_selection(self.preset.search.held_out)
+        if row.name not in self._selection:
+            self._selection[row.name] = self._data[row.name].for_selection(self.preset.search.held_out)
+        held_out = self._selection[row.name]
         return self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
 
     def _final(self, row: RowPreset) -> Grid:
@@ -106,12 +114,12 @@ class Experiment:
 
     def _table_row(self, row: RowPreset) -> TableRow:
         methods = self.preset.methods
-        ready = {run.method for run in self.runs(row, SEARCH)} >= set(candidates(methods))
-        chosen = self.chosen(row) if ready else {label: f"{label}, not chosen yet" for label in methods}
+        unknown = {label: f"{label}, not chosen yet" for label in methods}
+        chosen = self.chosen(row) if self._is_chosen(row) else unknown
         return TableRow(
             name=row.name,
             metrics=self._data[row.name].reported,
-            results=self.runs(row, FINAL) if ready else [],
+            results=self.runs(row, FINAL),
             labels={spec: label for label, spec in chosen.items()},
             seeds=tuple(self.preset.seeds),
             searched={spec: ", ".join(methods[label]) for label, spec in chosen.items() if len(methods[label]) > 1},
@@ -121,12 +129,11 @@ class Experiment:
         return self.folder / re.sub(r"\W+", "-", row.name.lower()).strip("-")
 
     def _options(self, row: RowPreset) -> dict[str, Any]:
-        """What must be the same for the row to go on."""
+        """What must be the same for the row to go on; seeds may be added."""
         return {
             "row": dataclasses.asdict(row),
             "training": dataclasses.asdict(self.preset.config(row, self.device)),
             "methods": self.preset.methods,
-            "seeds": self.preset.seeds,
             "search": dataclasses.asdict(self.preset.search),
             PROVENANCE: provenance(self._data[row.name]),
         }

@@ -1,0 +1,135 @@
+"""Methods with one perturbation per batch that weight its examples by the norms of their gradients."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.checks import one_of, positive
+from deltasam.method import Step
+from deltasam.outputs import example_losses_of, losses_of
+from deltasam.passes import Passes
+from deltasam.per_example.engine import Engine
+from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.shared_ascent import Ascent, SharedAscent
+from deltasam.warn import warn
+
+# Rounding errors of a forward pass, in units of (machine epsilon * loss), as measured on a 6-layer encoder.
+ROUNDINGS = 8.0
+
+
+class ReweightedAscent(SharedAscent):
+    """Gradient at ``w + rho * a / |a|``, ``a = grad mean_i p_i L_i(w)``, with weights ``p_i`` that go by norms.
+
+    The norms of the gradients of single examples are had in one of two ways:
+
+    - ``norms``: exactly, from the per-example engine. Cost: two passes; a itself comes from the record of the first. A
+      scalar loss is enough.
+    - ``slopes``: by ``|L_i(w+d) - L_i(w)|`` for a random d, with the same dropout masks, up to a factor that all
+      examples share. Works for any model with one loss per example. Cost: two passes and a forward.
+
+    A subclass says what the weights are, and may know other ways to estimate them by forwards.
+
+    Args:
+        model: The model to train.
+        rho: Radius of the perturbation. 0 is plain training.
+        weights: One of ``ways``; ``auto``: norms where the engine covers the model, else slopes, with a warning.
+        sigma: Size of d, per weight.
+        share: Who shares a perturbation. The weights have mean 1 in every micro-batch all the same.
+    """
+
+    ways: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
+
+    def __init__(self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str) -> None:
+        super().__init__(model, rho=rho, share=share)
+        self.weights = one_of(type(self).__name__, "weights", weights, self.ways)
+        self.sigma = positive(type(self).__name__, "sigma", sigma)
+        self._engine = Engine(model)
+        self._uncovered: frozenset[str] | None = None
+
+    @abc.abstractmethod
+    def _weigh(self, norms: Tensor) -> Tensor:
+        """The weights [n], of mean 1, for norms of the examples' gradients [n] in a unit that they share."""
+
+    def _noise(self, passes: Passes) -> list[Tensor]:
+        """The direction of d: standard normal, unless overridden."""
+        return passes.noise()
+
+    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
+        """The weights [n] by forwards, without a gradient: from slopes, unless overridden."""
+        with passes.at(self._noise(passes), self.sigma) as point:
+            change = example_losses_of(point.output, type(self).__name__) - losses
+        self._warn_if_rounding(change, losses, passes.params)
+        return self._weigh(change.abs())
+
+    def _tries_norms(self) -> bool:
+        return self.weights in ("auto", "norms") and self._uncovered != self._engine.trained()
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.as_written(type(self).__name__) if self._tries_norms() else nullcontext():
+            return super()._fill_from(micro_batches)
+
+    def _ascent(self, passes: Passes) -> Ascent:
+        if self._tries_norms():
+            output, record = self._engine.first(passes)
+            losses = losses_of(output)
+            weights, ascent = self._by_norms(passes, output, record)
+        else:
+            losses = example_losses_of(passes.first(), type(self).__name__)
+            weights, ascent = self._by_forwards(passes, losses)
+        return Ascent(losses.detach().mean(), ascent, {"weights": weights})
+
+    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[Tensor, list[Tensor | None]]:
+        losses = losses_of(output)
+        try:
+            gradients = self._engine.gradients(passes, record, losses, 1)
+        except NotCoveredError as reason:
+            if self.weights == "norms":
+                message = f"{type(self).__name__}(weights='norms'): {reason}\nWays out: weights='slopes'"
+                raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
+            self._uncovered = self._engine.trained()
+            warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
+            with record:  # checkpointed layers run again as they ran
+                return self._by_forwards(passes, example_losses_of(output, type(self).__name__))
+        norms = gradients.norms()
+        weights = self._weigh(norms)
+        if losses.ndim:
+            gradients.scale(weights / len(losses))  # of the mean
+        else:
+            gradients.scale(weights)
+        return weights.to(losses.dtype), list(gradients.totals(record.parameters.values()))
+
+    @property
+    def per_example(self) -> bool:
+        """Where the weights come from exact norms."""
+        return self.weights in ("auto", "norms")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether, and for which trained parameters, the norms were found not to be had."""
+        return {} if self._uncovered is None else {"uncovered": sorted(self._uncovered)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without trying again."""
+        if "uncovered" in state:
+            self._uncovered = frozenset(state["uncovered"])
+
+    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        with torch.no_grad():
+            weights = self._estimate(passes, losses.detach())
+        return weights, passes.grad((weights * losses).mean())
+
+    def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
+        dtypes = {losses.dtype, *(p.dtype for p in params)}
+        if torch.is_autocast_enabled(losses.device.type):
+            dtypes.add(torch.get_autocast_dtype(losses.device.type))
+        epsilon = max(torch.finfo(d).eps for d in dtypes)
+        if (change.abs() < ROUNDINGS * epsilon * losses.abs()).float().mean() > 0.5:
+            warn(
+                f"{type(self).__name__}(sigma={self.sigma}): the loss changes by no more than rounding for most "
+                f"examples, so the weights are noise; raise sigma, or compute in a wider floating-point type"
+            )

@@ -43,7 +43,11 @@ def content(tiny_model: Path) -> dict[str, Any]:
         "seeds": [0, 1],
         "search": {"seeds": [7], "held_out": 16},
         "methods": {"erm": ["erm"], "sam": ["sam:rho=0.01", "sam:rho=0.1"], "asam": ["asam:rho=0.5"]},
-        "rows": [{"name": "CoLA", "data": "cola"}, {"name": "MRPC, noisy", "data": "mrpc", "label_noise": 0.25}],
+        "rows": [
+            {"name": "CoLA", "data": "cola"},
+            {"name": "MRPC, noisy", "data": "mrpc", "label_noise": 0.25},
+            {"name": "CoLA, noisy", "data": "cola", "label_noise": 0.25, "chosen_on": "CoLA"},
+        ],
     }
 
 

@@ -20,7 +20,7 @@ from deltasam.data.load import load_glue
 from deltasam.reproduce import read_record
 from interrupted import numbers, signalled
 
-RUNS = {"search": 2, "final": 6}
+RUNS = {"cola/search": 2, "cola/final": 6, "mrpc-noisy/search": 2, "mrpc-noisy/final": 6, "cola-noisy/final": 6}
 
 
 def start(preset: Path, data_dir: Path, output: Path, *more: str) -> list[str]:
@@ -37,17 +37,18 @@ def whole(preset_file: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def stages(folder: Path) -> dict[str, list[str]]:
-    return {
-        f"{row}/{stage}": numbers(folder / row / stage / "results.jsonl")
-        for row in ("cola", "mrpc-noisy")
-        for stage in RUNS
-    }
+    return {stage: numbers(folder / stage / "results.jsonl") for stage in RUNS}
 
 
 def test_every_run_of_every_stage(whole: Path) -> None:
-    assert {name: len(runs) for name, runs in stages(whole).items()} == {
-        f"{row}/{stage}": count for row in ("cola", "mrpc-noisy") for stage, count in RUNS.items()
-    }
+    assert {name: len(runs) for name, runs in stages(whole).items()} == RUNS
+    assert not (whole / "cola-noisy/search").exists()
+
+
+def test_a_choice_that_is_taken_over(whole: Path) -> None:
+    specs = {name: {json.loads(r)["method"] for r in stages(whole)[f"{name}/final"]} for name in ("cola", "cola-noisy")}
+    assert specs["cola"] == specs["cola-noisy"]
+    assert stages(whole)["cola/final"] != stages(whole)["cola-noisy/final"]
 
 
 def test_what_is_chosen_with_is_no_evaluation_data(whole: Path, data_dir: Path) -> None:
@@ -141,11 +142,11 @@ def test_what_is_printed(whole: Path) -> None:
 def test_the_record_holds_every_run_and_gives_the_table_back(whole: Path) -> None:
     record = read_record(whole / "runs.jsonl")
     lines = [json.loads(line) for line in (whole / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert sum(line["kind"] == "run" for line in lines) == 2 * sum(RUNS.values())
+    assert sum(line["kind"] == "run" for line in lines) == sum(RUNS.values())
     assert record.about["title"] == "A tiny table"
     assert {"processor", "cores", "threads", "system"} <= record.facts["CoLA"]["machine"].keys()
     assert {"torch", "deltasam", "data_sha256"} <= record.facts["CoLA"]["provenance"].keys()
-    assert [row.name for row in record.rows] == ["CoLA", "MRPC, noisy"]
+    assert [row.name for row in record.rows] == ["CoLA", "MRPC, noisy", "CoLA, noisy"]
     assert record.rows[1].metrics == ("f1", "accuracy")
     final = [json.loads(line) for line in (whole / "mrpc-noisy/final/results.jsonl").read_text().splitlines()]
     assert [(r.method, r.seed, r.metrics) for r in record.rows[1].results] == [

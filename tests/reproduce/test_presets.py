@@ -43,9 +43,11 @@ def test_the_text_of_a_preset_is_a_preset(tmp_path: Path) -> None:
 
 def test_rows_can_be_left_out() -> None:
     preset = load_preset("glue", "small")
-    assert [row.name for row in preset.only(["RTE", "CoLA"]).rows] == ["CoLA", "RTE"]
-    with pytest.raises(UserError, match="--rows: there is no 'QQP'; there are: CoLA, SST-2"):
+    assert [row.name for row in preset.only(["STS-B", "SST-2"]).rows] == ["SST-2", "STS-B"]
+    with pytest.raises(UserError, match="--rows: there is no 'QQP'; there are: SST-2, MRPC"):
         preset.only(["QQP"])
+    with pytest.raises(UserError, match="RTE takes its hyper-parameters from MRPC, which is not there; add it"):
+        preset.only(["RTE"])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,10 @@ def test_rows_can_be_left_out() -> None:
         ({"training": {"epochs": 0}}, "--epochs 0: must be 1 or more"),
         ({"rows": [{"name": "a", "data": "cola"}, {"name": "a", "data": "rte"}]}, "rows: a is there twice"),
         ({"rows": [{"name": "a", "dta": "cola"}]}, "unexpected keyword argument 'dta'.*--show prints a preset"),
+        (
+            {"rows": [{"name": "a", "data": "cola", "chosen_on": "b"}, {"name": "b", "data": "rte", "chosen_on": "a"}]},
+            "a takes its choice from b, which has none of its own",
+        ),
         ({"seedz": [1]}, "unexpected keyword argument 'seedz'"),
         ({"table": "squad"}, "table: squad is none of glue, sts, summarization"),
         ({"table": "sts"}, "it is for sts; deltasam reproduce sts"),

@@ -64,12 +64,14 @@ class Experiment:
         for number, row in enumerate(self.preset.rows, 1):
             title = f"[{number}/{len(self.preset.rows)}] {row.name}"
             self._claim(row)
-            self._stage(f"{title}: search", self._search(row), self._of(row) / SEARCH, show, launcher)
+            source = self.preset.source(row)
+            self._claim(source)
+            self._stage(f"{title}: search", self._search(source), self._of(source) / SEARCH, show, launcher)
             self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher)
             after_row()
 
     def runs(self, row: RowPreset, stage: str) -> list[RunResult]:
-        """The finished runs of a row's search or comparison."""
+        """The finished runs of a row's own search, or of its comparison."""
         folder = self._of(row) / stage
         if stage == SEARCH:
             return self._search(row).finished(folder)
@@ -77,10 +79,11 @@ class Experiment:
 
     def chosen(self, row: RowPreset) -> dict[str, str]:
         """The spec of each column, for a row whose search is finished."""
-        return choose(self.preset.methods, self.runs(row, SEARCH))
+        return choose(self.preset.methods, self.runs(self.preset.source(row), SEARCH))
 
     def _is_chosen(self, row: RowPreset) -> bool:
-        return len(self.runs(row, SEARCH)) == len(list(self._search(row).cells()))
+        source = self.preset.source(row)
+        return len(self.runs(source, SEARCH)) == len(list(self._search(source).cells()))
 
     def table(self) -> list[TableRow]:
         """Every row as far as it is."""

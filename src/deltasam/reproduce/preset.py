@@ -30,6 +30,8 @@ class RowPreset:
         label_noise: Part of the training labels that is made wrong.
         options: Of the data, as ``reproduce/sources.py`` takes them.
         training: Training options of this row alone.
+        chosen_on: Another row, whose choice of hyper-parameters is taken over, to save its search; empty: a choice of
+            its own.
     """
 
     name: str
@@ -38,6 +40,7 @@ class RowPreset:
     label_noise: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    chosen_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,22 @@ class Preset:
         for row in self.rows:
             if names.count(row.name) > 1:
                 raise UserError(f"rows: {row.name} is there twice; give each a name of its own")
+            if self.source(row).chosen_on:
+                raise UserError(f"rows: {row.name} takes its choice from {row.chosen_on}, which has none of its own")
             self.config(row)
+
+    def source(self, row: RowPreset) -> RowPreset:
+        """The row whose search a row's hyper-parameters come from.
+
+        Raises:
+            UserError: It is not there.
+        """
+        if not row.chosen_on:
+            return row
+        for other in self.rows:
+            if other.name == row.chosen_on:
+                return other
+        raise UserError(f"rows: {row.name} takes its hyper-parameters from {row.chosen_on}, which is not there; add it")
 
     def config(self, row: RowPreset, device: str = TrainConfig.device) -> TrainConfig:
         """The training options of a row.

@@ -67,15 +67,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any], lines: list[dict[str, Any]]) -> TableRow:
-    runs = {
-        stage: [_run(line["run"]) for line in lines if line.get("row") == row["name"] and line.get("stage") == stage]
-        for stage in (SEARCH, FINAL)
-    }
-    chosen = choose(row["methods"], runs[SEARCH])
+    def runs(name: str, stage: str) -> list[RunResult]:
+        return [_run(line["run"]) for line in lines if line.get("row") == name and line.get("stage") == stage]
+
+    chosen = choose(row["methods"], runs(row["row"]["chosen_on"] or row["name"], SEARCH))
     return TableRow(
         name=row["name"],
         metrics=tuple(row["reported"]),
-        results=runs[FINAL],
+        results=runs(row["name"], FINAL),
         labels={spec: label for label, spec in chosen.items()},
         seeds=tuple(row["seeds"]),
         searched={chosen[label]: ", ".join(specs) for label, specs in row["methods"].items() if len(specs) > 1},

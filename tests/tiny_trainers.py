@@ -136,9 +136,19 @@ def by_hand(
 
 
 def step_gradient(
-    trained: nn.Module, spec: str, runs: Any, number: int, noise: list[list[Tensor]], state: dict[str, Tensor]
+    trained: nn.Module,
+    spec: str,
+    runs: Any,
+    number: int,
+    noise: list[list[Tensor]],
+    state: dict[str, Tensor],
+    *,
+    side_by_side: bool = False,
 ) -> Any:
-    """The gradient of one optimizer step; ``state`` is what a method keeps from one to the next, at first empty."""
+    """The gradient of one optimizer step; ``state`` is what a method keeps from one to the next, at first empty.
+
+    Parts that are side by side, in processes, all begin with it, and it becomes the mean of what they would keep.
+    """
     parts = [reference.losses_function(trained, run) for run in runs]
     w = parts[0][1]
     method = deltasam.make_method(spec, nn.Linear(1, 1))
@@ -154,13 +164,15 @@ def step_gradient(
         values["weights"] = "norms"
     function = getattr(reference, method.name) if factor else reference.erm
     known = inspect.signature(function).parameters
-    values["average"] = state
+    kept = [dict(state) for _ in parts] if side_by_side else [state] * len(parts)
     total = {name: torch.zeros_like(v) for name, v in w.items()}
-    for losses, _ in parts:
+    for (losses, _), values["average"] in zip(parts, kept, strict=True):
         if "noise" in known:
             values["noise"] = noise.pop(0) if noise else [torch.zeros_like(v) for v in w.values()]
         for name, g in function(losses, w, **{k: v for k, v in values.items() if k in known}).items():
             total[name] += g
+    if side_by_side:
+        state |= {n: sum(own[n] for own in kept) / len(kept) for n in kept[0]}
     return total
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from deltasam import reference
 from deltasam.guards import WeightStore
 from matrix import stacks, task
 
-HALVES = stacks.HALVES
+HALVES = replace(stacks.HALVES, side_by_side=True)
 
 
 def loop(

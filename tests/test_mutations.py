@@ -88,8 +88,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "numpy's random state is forgotten": (
         "guards.py",
-        'if "numpy" in sys.modules',
-        'if "no such module" in sys.modules',
+        'if "numpy" in sys.modules:\n            numpy_random',
+        'if "no such module" in sys.modules:\n            numpy_random',
         "replay_the_masks",
     ),
     "a constant is added to the norm": (

@@ -63,7 +63,7 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
     if weights:
         settings |= {"weights": "norms", "noise": [torch.zeros_like(p) for p in model.parameters()]}
     if name == "friendly_sam":
-        settings |= {"average": {}}
+        settings |= {"memory": {}}
     for factor in wanted:
         method.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
         optimizer.step()

@@ -166,7 +166,7 @@ def step_gradient(
     known = inspect.signature(function).parameters
     kept = [dict(state) for _ in parts] if side_by_side else [state] * len(parts)
     total = {name: torch.zeros_like(v) for name, v in w.items()}
-    for (losses, _), values["average"] in zip(parts, kept, strict=True):
+    for (losses, _), values["memory"] in zip(parts, kept, strict=True):
         if "noise" in known:
             values["noise"] = noise.pop(0) if noise else [torch.zeros_like(v) for v in w.values()]
         for name, g in function(losses, w, **{k: v for k, v in values.items() if k in known}).items():

@@ -64,7 +64,7 @@ def pages(make_rows, tmp_path_factory) -> Path:
 def test_charts_and_size(pages, kind):
     text = (pages / f"{kind}.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="report-data">(.*?)</script', text, re.DOTALL)[1])
-    assert len(data["charts"]) == len(re.findall('<div class="chart"', text)) == CHARTS[kind]
+    assert len(data["table"]["charts"]) == len(re.findall('<div class="chart"', text)) == CHARTS[kind]
     assert len(text.encode()) < 3_000_000
 
 
@@ -118,7 +118,7 @@ def test_page_is_whole(open_page, pages, kind, width, scheme):
     for chart in drawn:
         assert chart["marks"] > 0
         assert chart["label"]
-        assert chart["zero"] == (0 if chart["key"] == "chart-ranks" else 1)
+        assert chart["zero"] == (0 if chart["key"] == "chart-table-ranks" else 1)
         assert 250 < chart["width"] <= width
 
 
@@ -160,7 +160,7 @@ def test_hostile_text_stays_text(open_page, pages):
     for text in HOSTILE[:3]:
         assert page.locator(".overview tbody bdi", has_text=text).count() == 1
         assert page.locator(".overview thead bdi", has_text=text).count() == 1
-    page.locator("#chart-panel-0 .role-mark path").nth(1).hover()
+    page.locator("#chart-table-panel-0 .role-mark path").nth(1).hover()
     page.wait_for_function("document.querySelector('#vg-tooltip-element.visible')")
     assert page.evaluate("window.hacked") is None
 

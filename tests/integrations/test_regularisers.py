@@ -19,6 +19,7 @@ import deltasam
 import regularisers
 import tiny_trainers as tiny
 from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from tiny_language_model import gpt2, texts, tokenizer
 
 DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
 
@@ -147,8 +148,6 @@ def test_sequence_to_sequence(spec: str, count: int, tmp_path: Path) -> None:
 def test_fine_tuning_of_language_models(spec: str, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from test_trl import gpt2, texts, tokenizer
-
     from deltasam.integrations.trl import SFTConfig, SFTTrainer
 
     def dropping() -> nn.Module:

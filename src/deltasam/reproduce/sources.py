@@ -24,7 +24,9 @@ def _sts(name: str, folder: Path | None, *, contrast: Mapping[str, Any] | None =
     from deltasam.data.sts import load_sts
 
     if folder is None:
-        raise UserError(f"{name}: the sets of STS are read from files; give --data-dir, the folder that holds sts/ and glue/stsb/")
+        raise UserError(
+            f"{name}: the sets of STS are read from files; give --data-dir, the folder that holds sts/ and glue/stsb/"
+        )
     return load_sts(folder, contrast=Contrast(**(contrast or {})), **options)
 
 

@@ -32,7 +32,12 @@ def reproduce(
         Path | None, typer.Option(help="Folder for all runs and the page.", show_default="runs/TABLE-SCALE")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with a folder for each data set. Without it: from the hub.")
+        Path | None,
+        typer.Option(
+            help="Folder with a folder for each data set: cola/ and so on; xsum/; for sts, which has no hub, one with "
+            "sts/ and glue/stsb/. Without it: from the hub.",
+            show_default=False,
+        ),
     ] = None,
     rows: Annotated[
         str | None, typer.Option(help="Only these rows of the table, separated by commas.", show_default="all")

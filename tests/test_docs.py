@@ -76,6 +76,11 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert all(not torch.equal(p, b) for p, b in zip(names["model"].parameters(), before, strict=True))
 
 
+def test_every_method_has_its_equation() -> None:
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/methods.md").read_text().split("\n## ")[0], re.MULTILINE)
+    assert sorted(table) == sorted(deltasam.Method.registry)
+
+
 def test_there_are_blocks() -> None:
     assert len(BLOCKS) >= 4
 

@@ -26,6 +26,10 @@ and its weights are compared with those of a loop written by hand from the metho
 *exact* means equal up to the rounding of the stack's own arithmetic; *refused* means an error, quoted below, and never
 another gradient. This page is written by the tests (`PYTHONPATH=tests python -m matrix.table`), and a cell that no
 longer holds fails them.
+
+The regularisers (`r_drop`, `r3f`, `freelb`, `smart`) draw dropout masks of their own, so they have other loops by hand:
+in `Trainer` (accumulation, autocast, label smoothing, regression), `Seq2SeqTrainer`, `SFTTrainer` and Lightning
+(`tests/integrations/test_regularisers.py`), and under DDP and FSDP2 (`tests/distributed`).
 """
 
 Cell = float | str

@@ -168,6 +168,6 @@ def test_help_and_show() -> None:
 
 def test_only_some_rows(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:
     command = start(preset_file, data_dir, tmp_path / "some")
-    assert CliRunner().invoke(app, [*command, "--rows", "CoLA"]).exit_code == 0
-    assert [p.name for p in sorted((tmp_path / "some").iterdir()) if p.is_dir()] == ["cola"]
+    assert CliRunner().invoke(app, [*command, "--row", "MRPC, noisy"]).exit_code == 0
+    assert [p.name for p in sorted((tmp_path / "some").iterdir()) if p.is_dir()] == ["mrpc-noisy"]
     assert load_data(data_dir / "cola").metric == "matthews"

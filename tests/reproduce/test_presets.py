@@ -44,9 +44,9 @@ def test_the_text_of_a_preset_is_a_preset(tmp_path: Path) -> None:
 def test_rows_can_be_left_out() -> None:
     preset = load_preset("glue", "small")
     assert [row.name for row in preset.only(["STS-B", "SST-2"]).rows] == ["SST-2", "STS-B"]
-    with pytest.raises(UserError, match="--rows: there is no 'QQP'; there are: SST-2, MRPC"):
+    with pytest.raises(UserError, match="--row: there is no 'QQP'; there are: SST-2; SST-2, 30 % label noise; MRPC"):
         preset.only(["QQP"])
-    with pytest.raises(UserError, match="RTE takes its hyper-parameters from MRPC, which is not there; add it"):
+    with pytest.raises(UserError, match="RTE takes its hyper-parameters from SST-2, which is not there; add it"):
         preset.only(["RTE"])
 
 

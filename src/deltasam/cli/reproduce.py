@@ -39,8 +39,9 @@ def reproduce(
             show_default=False,
         ),
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="Only these rows of the table, separated by commas.", show_default="all")
+    row: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this row of the table; may be given several times.", show_default="all"),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the preset, a file to copy and change, and end.")] = False,
     device: options.Device = "auto",
@@ -58,7 +59,7 @@ def reproduce(
 
     deltasam reproduce glue --data-dir data/glue --workers 2
 
-    deltasam reproduce glue --data-dir data/glue --rows "CoLA,RTE" --output runs/two
+    deltasam reproduce glue --data-dir data/glue --row SST-2 --row CoLA --output runs/two
 
     deltasam reproduce glue --show > mine.yaml   (add a method, a row)
 
@@ -73,8 +74,8 @@ def reproduce(
     if processes.count() > 1:
         raise UserError("reproduce does runs side by side: start it without torchrun, with --workers or --launcher ray")
     preset = load_preset(table, scale)
-    if rows is not None:
-        preset = preset.only(options.distinct([name.strip() for name in rows.split(",")], "--rows"))
+    if row:
+        preset = preset.only(options.distinct(row, "--row"))
     folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
     where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
     with interruptible("go on with the same command"):

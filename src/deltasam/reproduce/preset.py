@@ -130,7 +130,7 @@ class Preset:
         there = [row.name for row in self.rows]
         for name in names:
             if name not in there:
-                raise UserError(f"--rows: there is no {name!r}; there are: {', '.join(there)}")
+                raise UserError(f"--row: there is no {name!r}; there are: {'; '.join(there)}")
         return dataclasses.replace(self, rows=[row for row in self.rows if row.name in names])
 
 

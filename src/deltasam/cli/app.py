@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,11 +64,25 @@ def _deltasam(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Python file with methods of your own, which every command then knows by name; may be given several "
+            "times.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune language models with sharpness-aware minimization, and see whether it helps.
 
     Start with [bold]deltasam compare[/bold]: it needs no data and no download.
+
+    [bold]deltasam --plugin mine.py compare --methods erm,sam,mine[/bold] puts your own method beside the others.
     """
+    if plugin:
+        from deltasam.experiment.plugins import use_plugins
+
+        use_plugins(plugin)
 
 
 app.command()(train)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deltasam.experiment import processes
+from deltasam.experiment import plugins, processes
 
 if TYPE_CHECKING:
     from deltasam.data.dataset import Data
 
 
 def provenance(data: Data) -> dict[str, Any]:
-    """What decides numbers beside the options: the data's contents, the libraries' versions, how many processes."""
+    """What decides numbers beside the options: the contents of data and plugins, versions, how many processes."""
     libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
-    return {"data_sha256": data.fingerprint, **libraries, "processes": processes.count()}
+    return {"data_sha256": data.fingerprint, **libraries, **plugins.fingerprints(), "processes": processes.count()}
 
 
 def machine() -> dict[str, Any]:

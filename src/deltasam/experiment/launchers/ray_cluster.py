@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from deltasam.errors import UserError
+from deltasam.experiment import plugins
 from deltasam.experiment.launchers.launcher import Cell, Standing, Watch, Work, run_name
 from deltasam.experiment.launchers.worker import Done, Failed, Losses, Warned, do_apart
 
@@ -128,8 +129,10 @@ def _connection() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns of it
+    variables = {plugins.VARIABLE: os.environ[plugins.VARIABLE]} if plugins.VARIABLE in os.environ else {}
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "include_dashboard": False}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        ray.init(**quiet, runtime_env={"env_vars": variables})
     except ConnectionError as error:
         raise UserError(f"--launcher ray: cannot reach the Ray cluster: {error}; check RAY_ADDRESS") from error
     try:

@@ -14,6 +14,7 @@ import torch
 
 from deltasam.errors import UserError
 from deltasam.experiment.launchers.launcher import Cell, Watch, Work, run_name
+from deltasam.experiment.plugins import load_plugins
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
@@ -78,6 +79,7 @@ def do_apart(work: Work, cell: Cell, watch: Watch, threads: int) -> Done | Faile
     torch.set_num_threads(threads)
     with warnings.catch_warnings(record=True) as given:
         try:
+            load_plugins()
             result = work(cell, watch)
         except Exception as error:  # noqa: BLE001  # raised again by whoever asked for the run
             return Failed(_portable(error), traceback.format_exc())

@@ -93,7 +93,8 @@ class Experiment:
         """What decides the numbers of a row, and where they were made, if it is begun."""
         begun = check_folder(self._of(row), options := self._options(row))
         saved = read_options(self._of(row)) if begun else options
-        return {**saved, "seeds": self.preset.seeds, "reported": list(self._data[row.name].reported)}
+        as_given = {"methods": self.preset.methods, "seeds": self.preset.seeds}  # a file has lost the columns' order
+        return {**saved, **as_given, "reported": list(self._data[row.name].reported)}
 
     def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
         there, done = len(list(grid.cells())), len(grid.finished(folder))

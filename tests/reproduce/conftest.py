@@ -54,5 +54,5 @@ def content(tiny_model: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def preset_file(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path

@@ -111,7 +111,7 @@ def expected(spec: str) -> reference.Weights:
     if method.name == "rw_sam":
         options = {k: getattr(method, k) for k in ("tilt", "weights", "sigma")} | {"noise": list(noise().values())}
     if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all
-        options = {"sigma": method.sigma, "momentum": method.momentum, "average": reference.erm(whole, w)}
+        options = {"sigma": method.sigma, "momentum": method.momentum, "memory": reference.erm(whole, w)}
     if method.share != "global":
         function = getattr(reference, method.name)
         gradients = [function(part, w, rho=RHO, **copy.deepcopy(options)) for part in parts]

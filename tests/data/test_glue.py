@@ -55,6 +55,21 @@ def test_real_glue(task):
 
 
 @real
+def test_real_classes_are_named_in_the_right_order():
+    """Sentences that anyone can judge."""
+    data = load_data(SHARED / "glue" / "sst2")
+    label = dict(zip(data.evaluation["text"], data.evaluation["label"], strict=True))
+    assert data.label_names[label["it 's a charming and often affecting journey . "]] == "positive"
+    assert data.label_names[label["unflinchingly bleak and desperate "]] == "negative"
+
+
+@real
+def test_real_scores_have_their_whole_range():
+    scores = load_data(SHARED / "glue" / "stsb").train["label"]
+    assert (min(scores), max(scores)) == (0.0, 5.0)
+
+
+@real
 def test_real_scores_by_named_columns():
     options = {"text": "sentence1", "text_pair": "sentence2", "task": "regression"}
     data = load_data(SHARED / "sts" / "sickr", **options)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint docs benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deltasam compare demo
@@ -16,11 +16,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
+
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/cost.py
 
 $(VENV)/.demo: EXTRAS := cli,demo
-$(VENV)/.installed: EXTRAS := cli,demo,dev
+$(VENV)/.installed: EXTRAS := cli,demo,diagnostics,docs,dev
 
 $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,4 +31,4 @@ $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,11 +23,15 @@ benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/cost.py
 
 $(VENV)/.demo: EXTRAS := cli,demo
-$(VENV)/.installed: EXTRAS := cli,demo,diagnostics,docs,dev
+$(VENV)/.installed: EXTRAS := cli,demo,diagnostics,hessian,track,docs,dev
 
 $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@# Something here asks for torchvision, whose common build does not load beside a CPU build of torch; transformers
+	@# then does not load either. Nothing of ours needs it.
+	@if $(BIN)/pip show --quiet torchvision 2>/dev/null && ! $(BIN)/python -c "import torchvision" 2>/dev/null; then \
+		$(BIN)/pip uninstall --quiet --yes torchvision; fi
 	@touch $@
 
 clean:

@@ -58,6 +58,7 @@ def compare(
     checkpoint_every: options.CheckpointEvery = 0,
     workers: options.Workers = None,
     launcher: options.Launcher = "local",
+    track: options.Track = None,
     config: options.Config = None,
 ) -> None:
     """Compare methods on the same data, order, initial head and dropout masks, seed by seed.
@@ -80,6 +81,8 @@ def compare(
 
     deltasam compare --seeds 0,1,2,3,4 --workers 4 --output runs/wide
 
+    deltasam compare --track tensorboard --output runs/watched   (tensorboard --logdir runs/watched)
+
     deltasam compare --label-noise 0,0.2,0.4 --seeds 0,1,2,3,4 --output runs/noise
 
     deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
@@ -94,8 +97,9 @@ def compare(
             "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
         )
     where = find_launcher(launcher, workers, gpu=settings.device.startswith("cuda"))
+    trackers = options.trackers(track, files=where.shares_disk)
     with interruptible("go on with the same command"):
-        _compare(output, choices, axes, settings, checkpoint_every, where)
+        _compare(output, choices, axes, settings, checkpoint_every, where, trackers)
 
 
 def _methods(text: str) -> list[str]:
@@ -134,6 +138,7 @@ def _compare(
     config: TrainConfig,
     checkpoint_every: int,
     launcher: Launcher,
+    trackers: tuple[str, ...],
 ) -> None:
     from deltasam.experiment.folder import check_folder, claim_folder
     from deltasam.experiment.grid import Grid
@@ -145,17 +150,17 @@ def _compare(
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
-    results = _run(grid, output, launcher)
+    results = _run(grid, output, launcher, trackers)
     if processes.is_main():
         _show(output, results, recorded)
 
 
-def _run(grid: Grid, output: Path, launcher: Launcher) -> list[RunResult]:
+def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:
     from deltasam.cli.progress import GridProgress
     from deltasam.experiment.grid import read_results
 
     with GridProgress(len(list(grid.cells())), len(read_results(output))) as progress:
-        return grid.run(output, watch=progress.show, launcher=launcher)
+        return grid.run(output, watch=progress.show, launcher=launcher, trackers=trackers)
 
 
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from deltasam import NotCoveredError
 
 
-_EXTRAS = {"rouge_score": "summarization"}  # what only some commands need
+_EXTRAS = {"accelerate": "track", "rouge_score": "summarization"}  # what only some commands need
 
 
 def install_hint(error: ModuleNotFoundError) -> str:

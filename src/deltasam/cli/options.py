@@ -70,6 +70,14 @@ Device = Annotated[
     str, _running(help="cpu, cuda (one per process), cuda:1, ...; auto takes an accelerator where there is one.")
 ]
 CheckpointEvery = Annotated[int, _running(min=0, help="Steps between checkpoints; 0: one at the end of each epoch.")]
+Track = Annotated[
+    str | None,
+    _running(
+        help="Trackers to follow the runs in, separated by commas: tensorboard (tensorboard --logdir OUTPUT), wandb, "
+        "mlflow, trackio, ...",
+        show_default="none",
+    ),
+]
 Workers = Annotated[
     int | None,
     _running(
@@ -161,6 +169,23 @@ def distinct(values: list[Any], option: str) -> list[Any]:
     return values
 
 
+def trackers(text: str | None, *, files: bool = True) -> tuple[str, ...]:
+    """The trackers of a list option.
+
+    Args:
+        text: As it was given: names with commas between them.
+        files: Whether those that write files have a place to write to.
+
+    Raises:
+        UserError: One cannot be had, or is there twice.
+    """
+    from deltasam.experiment.tracking import check_trackers
+
+    names = distinct([name.strip() for name in text.split(",")], "--track") if text else []
+    check_trackers(names, files=files)
+    return tuple(names)
+
+
 def load(params: dict[str, Any]) -> TextData:
     """The data that a command's parameters describe."""
     from deltasam.data import load_data
@@ -171,7 +196,7 @@ def load(params: dict[str, Any]) -> TextData:
 
 def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict[str, Any]:
     """A command's options as they were used, without those that do not change the numbers."""
-    elsewhere = ("config", "output", "resume", "checkpoint_every", "workers", "launcher")
+    elsewhere = ("config", "output", "resume", "checkpoint_every", "workers", "launcher", "track")
     used = {k: v for k, v in params.items() if k not in elsewhere}
     found = {k: v for k, v in dataclasses.asdict(config).items() if k in used}
     return {**used, **found, **values}

@@ -47,6 +47,7 @@ def reproduce(
     device: options.Device = "auto",
     workers: options.Workers = None,
     launcher: options.Launcher = "local",
+    track: options.Track = None,
 ) -> None:
     """Run a table of the delta-SAM paper: tasks x methods, several seeds, hyper-parameters chosen on held-out rows.
 
@@ -78,11 +79,12 @@ def reproduce(
         preset = preset.only(options.distinct(row, "--row"))
     folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
     where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
+    trackers = options.trackers(track, files=where.shares_disk)
     with interruptible("go on with the same command"):
         from deltasam.reproduce import Experiment
 
         experiment = Experiment(preset, folder, data_dir, find_device(device))
-        experiment.run(show=_bars, launcher=where, after_row=lambda: _write(experiment))
+        experiment.run(show=_bars, launcher=where, after_row=lambda: _write(experiment), trackers=trackers)
         _write(experiment)
         _print(experiment)
 

@@ -53,6 +53,7 @@ def train(
     precision: options.Precision = TrainConfig.precision,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 0,
+    track: options.Track = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     config: options.Config = None,
 ) -> None:
@@ -71,6 +72,8 @@ def train(
 
     deltasam train --config out/config.yaml --seed 1 --output out-seed-1
 
+    deltasam train --data reviews.csv --track tensorboard --output out
+
     deltasam train --data reviews.csv --label-noise 0.2 --method delta_sam --output out-noise
 
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
@@ -78,9 +81,10 @@ def train(
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)
     choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)
+    trackers = options.trackers(track)
     processes.on_main(lambda: _check_output(output, choices, resume))
     with interruptible(f"go on with the same command and --resume (output {output})"):
-        _fit(output, choices, _data(choices), settings, checkpoint_every)
+        _fit(output, choices, _data(choices), settings, checkpoint_every, trackers)
 
 
 def _data(choices: dict[str, Any]) -> TextData:
@@ -101,11 +105,19 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{output} holds this training, unfinished; add --resume, or choose another --output")
 
 
-def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainConfig, every: int) -> None:
+def _fit(
+    output: Path,
+    choices: dict[str, Any],
+    data: TextData,
+    settings: TrainConfig,
+    every: int,
+    trackers: tuple[str, ...],
+) -> None:
     from deltasam.cli.progress import RunProgress
     from deltasam.experiment.checkpoint import resume_run, save_when_due
     from deltasam.experiment.folder import claim_folder
     from deltasam.experiment.setting import Setting
+    from deltasam.experiment.tracking import tracked
     from deltasam.experiment.training import Run, train_run
 
     run = Run(data, settings, choices["method"], choices["seed"])
@@ -117,9 +129,10 @@ def _fit(output: Path, choices: dict[str, Any], data: TextData, settings: TrainC
 
     def on_step(run: Run) -> None:
         progress.advance_step(run)
+        tracking.send()
         save_when_due(checkpoint, run, every)
 
-    with RunProgress() as progress:
+    with tracked(run, output.name, trackers, output) as tracking, RunProgress() as progress:
         progress.begin(run)
         result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
     setting = Setting(len(data.train), choices["label_noise"] or 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch
+from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch, run_name
 from deltasam.experiment.results import RunResult, write_atomically
 from deltasam.experiment.setting import Setting
+from deltasam.experiment.tracking import tracked
 from deltasam.experiment.training import Run, train_run
 
 RESULTS = "results.jsonl"
@@ -54,7 +55,9 @@ class Grid:
             setting.data_for(self.data, self.seeds[0])
         self._make_run(next(self.cells()))
 
-    def run(self, folder: Path, *, watch: Watch, launcher: Launcher | None = None) -> list[RunResult]:
+    def run(
+        self, folder: Path, *, watch: Watch, launcher: Launcher | None = None, trackers: Sequence[str] = ()
+    ) -> list[RunResult]:
         """Do the runs that ``folder`` does not hold yet; those that were interrupted go on.
 
         Args:
@@ -62,12 +65,13 @@ class Grid:
                 of this grid's stay.
             watch: Told how far each run is, when it begins and after each step.
             launcher: Where the runs are done; one after the other in this process unless given.
+            trackers: In which to follow each run, as ``check_trackers`` takes them.
         """
         launcher, order = launcher or InSequence(), list(self.cells())
         results = processes.on_main(lambda: self._held(folder))
         for cell in results:  # one that was stopped just after it was written
             _forget_checkpoint(folder, cell)
-        work = partial(self._finish, folder if launcher.shares_disk else None)
+        work = partial(self._finish, folder if launcher.shares_disk else None, trackers)
         with closing(launcher.launch(work, [c for c in order if c not in results], watch)) as finished:
             for result in finished:
                 results[_cell(result)] = result
@@ -93,7 +97,7 @@ class Grid:
         data = cell.setting.data_for(self.data, cell.seed) if cell.setting else self.data
         return Run(data, self.config, cell.method, cell.seed)
 
-    def _finish(self, folder: Path | None, cell: Cell, watch: Watch) -> RunResult:
+    def _finish(self, folder: Path | None, trackers: Sequence[str], cell: Cell, watch: Watch) -> RunResult:
         run = self._make_run(cell)
         checkpoint = folder and checkpoint_path(folder, cell)
         if checkpoint and processes.on_main(checkpoint.exists):
@@ -102,10 +106,12 @@ class Grid:
 
         def after_step(run: Run) -> None:
             watch(Standing.of(cell, run))
+            tracking.send()
             if checkpoint:
                 save_when_due(checkpoint, run, self.checkpoint_every)
 
-        result = train_run(run, on_step=after_step, on_evaluation=lambda run: None)
+        with tracked(run, run_name(cell), trackers, folder) as tracking:
+            result = train_run(run, on_step=after_step, on_evaluation=lambda run: None)
         return dataclasses.replace(result, setting=cell.setting)
 
 

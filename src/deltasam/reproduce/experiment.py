@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,20 @@ class Experiment:
         for row in preset.rows:
             check_folder(self._of(row), self._options(row))
 
-    def run(self, *, show: Show, launcher: Launcher | None = None, after_row: Callable[[], None]) -> None:
+    def run(
+        self,
+        *,
+        show: Show,
+        launcher: Launcher | None = None,
+        trackers: Sequence[str] = (),
+        after_row: Callable[[], None],
+    ) -> None:
         """Do every run that is not finished.
 
         Args:
             show: Shows each stage at work.
             launcher: Where the runs are done.
+            trackers: In which to follow each run.
             after_row: Called when a row is finished.
         """
         for number, row in enumerate(self.preset.rows, 1):
@@ -66,8 +74,8 @@ class Experiment:
             self._claim(row)
             source = self.preset.source(row)
             self._claim(source)
-            self._stage(f"{title}: search", self._search(source), self._of(source) / SEARCH, show, launcher)
-            self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher)
+            self._stage(f"{title}: search", self._search(source), self._of(source) / SEARCH, show, launcher, trackers)
+            self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher, trackers)
             after_row()
 
     def runs(self, row: RowPreset, stage: str) -> list[RunResult]:
@@ -96,12 +104,14 @@ class Experiment:
         as_given = {"methods": self.preset.methods, "seeds": self.preset.seeds}  # a file has lost the columns' order
         return {**saved, **as_given, "reported": list(self._data[row.name].reported)}
 
-    def _stage(self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None) -> None:
+    def _stage(
+        self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None, trackers: Sequence[str]
+    ) -> None:
         there, done = len(list(grid.cells())), len(grid.finished(folder))
         if done == there:
             return
         with show(title, there, done) as watch:
-            grid.run(folder, watch=watch, launcher=launcher)
+            grid.run(folder, watch=watch, launcher=launcher, trackers=trackers)
 
     def _search(self, row: RowPreset) -> Grid:
         if row.name not in self._selection:

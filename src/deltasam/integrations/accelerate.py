@@ -21,6 +21,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing("accelerate", error) from error
 
+__all__ = ["AccelerateRuntime"]
+
 
 class AccelerateRuntime(Runtime):
     """Loss scaling, division by the accumulation steps and reduction over processes as the accelerator does them.

@@ -33,6 +33,15 @@ from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
 from deltasam.spec import full_spec, make_method
 
+__all__ = [
+    "MethodArguments",
+    "MethodTrainerMixin",
+    "Seq2SeqTrainer",
+    "Seq2SeqTrainingArguments",
+    "Trainer",
+    "TrainingArguments",
+]
+
 STATE = "method.pt"
 """The method's state in a checkpoint."""
 

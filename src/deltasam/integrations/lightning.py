@@ -33,6 +33,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing("lightning", error) from error
 
+__all__ = ["MethodCallback"]
+
 
 class MethodCallback(Callback):
     """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.

@@ -21,6 +21,8 @@ try:
 except ImportError:  # before version 6 nothing was merged
     column_merging_disabled = nullcontext
 
+__all__ = ["SentenceTransformerTrainer", "SentenceTransformerTrainingArguments"]
+
 
 @dataclass
 class SentenceTransformerTrainingArguments(MethodArguments, sentence_transformers.SentenceTransformerTrainingArguments):

@@ -20,6 +20,8 @@ from deltasam.integrations.plain_lm_head import add_plain_lm_head
 from deltasam.integrations.trainer_losses import matching
 from deltasam.passes import in_later_pass
 
+__all__ = ["SFTConfig", "SFTTrainer"]
+
 
 @dataclass
 class SFTConfig(MethodArguments, trl.SFTConfig):

@@ -1,6 +1,6 @@
 """Proof that the contracts bite: the code is broken on purpose, and the contract tests must turn red.
 
-Each mutation is a copy of the package with one line changed. All of them run in one other process, which imports
+Each mutation is a copy of the package with one line changed. Those of a share run in one other process, which imports
 the heavy libraries once and the broken package anew each time.
 """
 
@@ -10,11 +10,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-
-pytestmark = pytest.mark.xdist_group("mutations")  # one worker does them all: see --dist loadgroup in the Makefile
+from _pytest.mark import ParameterSet
 
 PACKAGE = Path(__file__).parents[1] / "src" / "deltasam"
 
@@ -745,13 +745,30 @@ def _copy(factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SHARES = 2
+"""Into how many parts the mutations are cut: a worker does a whole one (see --dist loadgroup in the Makefile)."""
+
+
+def share(number: int) -> dict[str, tuple[str, str, str, str, str]]:
+    return dict(list(ALL.items())[number::SHARES])
+
+
+def each(things: Callable[[int], Iterable[str]]) -> list[ParameterSet]:
+    return [
+        pytest.param(number, thing, marks=pytest.mark.xdist_group(f"mutations-{number}"), id=thing)
+        for number in range(SHARES)
+        for thing in things(number)
+    ]
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """The exit code of the contract tests for every mutation, and for an unchanged copy."""
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """The exit code of the contract tests for every mutation of a share, and for an unchanged copy."""
+    mutations = share(request.param)
     plain = str(_copy(tmp_path_factory))
-    files = sorted({m[4] for m in ALL.values()})
-    copies = [(f, plain, " or ".join(sorted({f"({m[3]})" for m in ALL.values() if m[4] == f})), f) for f in files]
-    for name, (file, old, new, contract, tests_of_it) in ALL.items():
+    copies = [(f, plain, " or ".join(sorted({f"({m[3]})" for m in mutations.values() if m[4] == f})), f)
+              for f in files(request.param)]  # fmt: skip
+    for name, (file, old, new, contract, tests_of_it) in mutations.items():
         path = (folder := _copy(tmp_path_factory)) / "deltasam" / file
         source = path.read_text()
         if source.count(old) != 1:
@@ -767,11 +784,16 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return dict(results)
 
 
-@pytest.mark.parametrize("file", sorted({m[4] for m in ALL.values()}))
+def files(number: int) -> list[str]:
+    """The test files that a share's mutations turn red."""
+    return sorted({m[4] for m in share(number).values()})
+
+
+@pytest.mark.parametrize(("outcomes", "file"), each(files), indirect=["outcomes"])
 def test_the_code_as_it_is_passes(outcomes: dict[str, int], file: str) -> None:
     assert outcomes[file] == 0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("outcomes", "name"), each(share), indirect=["outcomes"])
 def test_every_mutation_is_caught(outcomes: dict[str, int], name: str) -> None:
     assert outcomes[name] == 1, "the tests passed on broken code"

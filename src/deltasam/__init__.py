@@ -33,7 +33,7 @@ from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
 from deltasam.spec import hyperparameters, make_method, method_names, split_specs
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ASAM",

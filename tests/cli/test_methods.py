@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +115,17 @@ def test_missing_extra_names_the_remedy(library: str, common: list[str], tmp_pat
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: the library '{library}' is not installed; pip install 'deltasam[cli]'"
+
+
+def test_a_torchvision_of_another_build_is_named(common: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "site/torchvision"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    metadata = tmp_path / "site/torchvision-0.99.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    command = [sys.executable, "-m", "deltasam", "train", *common, "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: transformers cannot be imported: the installed torchvision is of")

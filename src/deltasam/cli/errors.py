@@ -14,15 +14,28 @@ _EXTRAS = {"accelerate": "track", "rouge_score": "summarization"}  # what only s
 
 
 def install_hint(error: ModuleNotFoundError) -> str:
-    """One line that names the missing library and the extra that brings it.
+    """One line that names the missing library and the extra that brings it, or the one that keeps another from loading.
 
     Raises:
         ModuleNotFoundError: What is missing is a part of deltasam itself: a defect, not a missing extra.
     """
+    if any("torchvision::" in str(cause) for cause in _causes(error)):
+        return (
+            "transformers cannot be imported: the installed torchvision is of another build than torch; "
+            "pip uninstall torchvision, or install it from where torch came from"
+        )
     name = (error.name or "").partition(".")[0]
     if name in ("", "deltasam"):
         raise error
     return f"the library {name!r} is not installed; pip install 'deltasam[{_EXTRAS.get(name, 'cli')}]'"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the last first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def refusal(error: NotCoveredError) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
@@ -41,13 +42,30 @@ class EvaluationRecord:
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """One training example as a method that weights examples saw it."""
+    """One training example as a run saw it. Means are over its visits, one per epoch; None: it has no such number."""
 
     row: int
     text: str
     label: str
-    weight: float
-    """Mean weight over the times the example was seen; 1 is average."""
+    """What it was trained with; a score as text, empty for data without labels."""
+    weight: float | None = None
+    """Mean weight; 1 is average. Only methods that weight examples have one."""
+    norm: float | None = None
+    """Mean norm of the gradient of its loss. Only methods that compute it have one."""
+    loss: float | None = None
+    """Mean loss in the first pass: at the weights as they are, dropout on. None in old results."""
+    visits: int | None = None
+    prediction: str | None = None
+    """In the first pass of the last visit, dropout on."""
+    correct: bool | None = None
+    """Whether the prediction is the label; only for classes."""
+    clean_label: str | None = None
+    """The label as it was before noise was added; None where no noise was."""
+
+    @property
+    def flipped(self) -> bool | None:
+        """Whether the label was made wrong on purpose; None where no noise was added."""
+        return None if self.clean_label is None else self.clean_label != self.label
 
 
 @dataclass(frozen=True)
@@ -70,13 +88,25 @@ class RunResult:
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     examples: list[ExampleRecord] = field(default_factory=list)
-    """The most and the least weighted training examples; empty for methods without weights."""
+    """The training examples with the 20 largest and the 20 smallest mean weights, norms and losses, each once (see
+    ``ranked``). In old results by weight alone, and empty for methods without weights."""
     weights: list[float] = field(default_factory=list)
     """Mean weight of every training example, unordered; empty for methods without weights."""
     reported: tuple[str, ...] = ()
     """The metrics that results on this data are reported by, the main one first; empty in old results."""
     setting: Setting | None = None
     """How much it was trained on, and how clean; None in old results."""
+    detection: dict[str, Detection] = field(default_factory=dict)
+    """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
+    wrong; empty where no noise was added, and in old results."""
+
+    def ranked(self, by: str) -> list[ExampleRecord]:
+        """Those of ``examples`` that have a mean ``weight``, ``norm`` or ``loss``, largest first; empty without any.
+
+        The first 20 are the first 20 of all training examples, the last 20 the last: what is between has gaps.
+        """
+        known = [(value, example) for example in self.examples if (value := getattr(example, by)) is not None]
+        return [example for _, example in sorted(known, key=lambda pair: (-pair[0], pair[1].row))]
 
     def labelled(self) -> RunResult:
         """The same with the short spec, for tables and charts."""
@@ -99,6 +129,7 @@ class RunResult:
             data["evaluations"] = [EvaluationRecord(**x) for x in data["evaluations"]]
             data["examples"] = [ExampleRecord(**x) for x in data["examples"]]
             data["reported"] = tuple(data.get("reported", ()))
+            data["detection"] = {by: Detection(**x) for by, x in data.get("detection", {}).items()}
             data["setting"] = Setting(**data["setting"]) if data.get("setting") else None
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:

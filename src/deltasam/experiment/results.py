@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
+from deltasam.whole_file import replacing as replacing
+from deltasam.whole_file import write_atomically as write_atomically
 
 
 @dataclass(frozen=True)
@@ -134,38 +132,3 @@ class RunResult:
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a crash or a full disk never leaves half of it.
-
-    Raises:
-        UserError: The folder cannot be written, or the disk is full.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at the end, or is gone after an exception.
-
-    What a killed process leaves is ``.name.partial``, which the next attempt writes over.
-
-    Raises:
-        UserError: The folder cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --output") from error

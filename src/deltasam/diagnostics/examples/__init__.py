@@ -1,5 +1,7 @@
 """Which training examples a method weighted, which had large gradients or losses, and what is the matter with them."""
 
+from deltasam.diagnostics.examples.csv_file import read_examples
 from deltasam.diagnostics.examples.detection import Detection, detection
+from deltasam.diagnostics.examples.recorder import NUMBERS, ExampleRecorder
 
-__all__ = ["Detection", "detection"]
+__all__ = ["NUMBERS", "Detection", "ExampleRecorder", "detection", "read_examples"]

@@ -98,6 +98,9 @@ class RunResult:
     """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
     wrong; empty where no noise was added, and in old results."""
 
+    table: str = field(default="", repr=False, compare=False)
+    """The whole table of examples, as the text of a CSV file; not part of ``to_json``, and not read back."""
+
     def ranked(self, by: str) -> list[ExampleRecord]:
         """Those of ``examples`` that have a mean ``weight``, ``norm`` or ``loss``, largest first; empty without any.
 
@@ -112,7 +115,8 @@ class RunResult:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name != "table"}
+        return json.dumps(found, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> RunResult:

@@ -2,6 +2,7 @@
 
 from deltasam.diagnostics.examples.csv_file import read_examples
 from deltasam.diagnostics.examples.detection import Detection, detection
+from deltasam.diagnostics.examples.inspection import inspect_examples
 from deltasam.diagnostics.examples.recorder import NUMBERS, ExampleRecorder
 
-__all__ = ["NUMBERS", "Detection", "ExampleRecorder", "detection", "read_examples"]
+__all__ = ["NUMBERS", "Detection", "ExampleRecorder", "detection", "inspect_examples", "read_examples"]

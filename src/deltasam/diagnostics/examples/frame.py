@@ -21,7 +21,7 @@ def example_frame(
     """See ``ExampleRecorder.frame``.
 
     Raises:
-        ValueError: A column has not one value per example, or a label is no class.
+        ValueError: A column has not one value per example or a name of the table's own, or a label is no class.
     """
     import pandas as pd
 
@@ -29,9 +29,9 @@ def example_frame(
     for name, values in given.items():
         if len(values) != len(recorder):
             raise ValueError(f"the column {name!r} has {len(values)} values for {len(recorder)} examples; one each")
+    found: dict[str, Any] = {}
     if {"label", "clean_label"} <= given.keys():
-        given["flipped"] = [now != before for now, before in zip(given["label"], given["clean_label"], strict=True)]
-    found: dict[str, Any] = {name: _column(values) for name, values in given.items()}
+        found["flipped"] = [now != before for now, before in zip(given["label"], given["clean_label"], strict=True)]
     if recorder.has_predictions:
         found["prediction"] = _named(recorder.last_prediction(), classes)
         if "label" in given and not recorder.last_prediction().is_floating_point():
@@ -43,7 +43,14 @@ def example_frame(
     if recorder.has_predictions:
         predicted = enumerate(recorder.values("prediction"), 1)
         found |= {f"prediction_{visit}": _named(values, classes) for visit, values in predicted}
-    return pd.DataFrame(found)
+    if taken := found.keys() & columns.keys():
+        raise ValueError(f"the column {min(taken)!r} is one of the table's own; call yours something else")
+    return pd.DataFrame({name: _column(values) for name, values in given.items()} | found)
+
+
+def ranking(frame: pd.DataFrame, by: str) -> list[int]:
+    """The rows that have a mean ``weight``, ``norm`` or ``loss``, largest first; equal ones as they stand."""
+    return (-frame[f"mean_{by}"].dropna()).sort_values(kind="stable").index.tolist()
 
 
 def texts(values: Iterable[Any]) -> pd.Series[Any]:

@@ -156,8 +156,8 @@ class ExampleRecorder:
         write_csv(Path(path), to_csv(self.frame(columns, classes=classes)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` takes."""
-        return {"visits": self.visits, "values": dict(self._values)}
+        """What ``load_state_dict`` takes; later visits leave it as it is."""
+        return {"visits": self.visits, "values": {name: values.clone() for name, values in self._values.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.

@@ -92,11 +92,11 @@ def _examples(results: Sequence[RunResult]) -> list[ExampleTable]:
     """From the first run of each method that weights examples: half heaviest, half lightest."""
     first: dict[str, RunResult] = {}
     for run in results:
-        if run.examples:
+        if run.ranked("weight"):
             first.setdefault(run.method, run)
     tables = []
     for run in first.values():
-        ranked = sorted(run.examples, key=lambda example: example.weight, reverse=True)
+        ranked = run.ranked("weight")
         half = (len(ranked) + 1) // 2
         tables.append(ExampleTable(run.method, run.seed, ranked[:half][:_EXAMPLES], ranked[half:][::-1][:_EXAMPLES]))
     return tables

@@ -93,7 +93,7 @@ class Charts:
             base.mark_point(filled=True, size=70, opacity=1).encode(y=y["mean"], tooltip=tooltip),
         ]
         if zero:
-            line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
+            line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False)
             layers.insert(0, line.encode(y=alt.datum(0)))
         return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
@@ -152,7 +152,7 @@ class Charts:
 def reference(rows: str, x: float) -> alt.Chart:
     """A dashed line at the value that means no difference."""
     once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
-    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(x=alt.datum(x))
+    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(x=alt.datum(x))
 
 
 def tip(field: str, title: str, number_format: str) -> alt.Tooltip:

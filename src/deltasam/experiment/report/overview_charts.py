@@ -71,7 +71,7 @@ class OverviewCharts(Charts):
         y = {field: alt.Y(f"{field}:Q", title=title, scale=scale) for field in ("low", "mean", "top")}
         tooltip = ["method:N", tip("cost", "cost", ".2f"), tip("mean", title, "+.4~g"), "verdict:N"]
         once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
-        zero = once.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(y=alt.datum(0))
+        zero = once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(y=alt.datum(0))
         interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round")
         number = base.mark_text(dy=-12, fontWeight=600).encode(
             y=y["top"], text="number:N", color=alt.value("var(--text)")

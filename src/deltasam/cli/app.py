@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import deltasam
 from deltasam.cli.compare import compare
 from deltasam.cli.errors import install_hint, refusal
+from deltasam.cli.examples import examples
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
 from deltasam.cli.report import report
@@ -91,4 +92,5 @@ app.command()(compare)
 app.command()(reproduce)
 app.command()(report)
 app.command()(fidelity)
+app.command()(examples)
 app.command()(methods)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deltasam.errors import UserError
 from deltasam.experiment.folder import CONFIG, read_options
@@ -38,50 +39,54 @@ def gather(folders: Sequence[Path]) -> Found:
     Raises:
         UserError: None of them holds a finished run.
     """
-    found: list[Gathered] = []
-    trainings: list[Training] = []
-    tables: list[Record] = []
-    notes: list[str] = []
+    held = _Held()
     distinct = list({folder.resolve(): folder for folder in folders}.values())
     for folder in distinct:
-        try:
-            _read(folder, found, trainings, tables, notes)
-        except UserError as error:
-            notes.append(f"{folder}: {error}; left out")
-    compared = bool(found) and not tables
-    pooled, more = pool(trainings)
-    notes += more
-    found += pooled
-    if not found:
+        held.read(folder)
+    pooled, left_out = pool(held.trainings)
+    comparisons, notes = [*held.compared, *held.tabled, *pooled], [*held.notes, *left_out]
+    if not comparisons:
         raise UserError("; ".join(["none of the folders holds a finished run", *notes]))
     alone = len(distinct) == 1
-    whole = alone and compared and not notes and not any(g.missing for g in found)
-    return Found(found, tables[0] if alone and tables else None, notes, whole)
+    whole = alone and bool(held.compared) and not notes and not any(g.missing for g in comparisons)
+    return Found(comparisons, held.tables[0] if alone and held.tables else None, notes, whole)
 
 
-def _read(
-    folder: Path, found: list[Gathered], trainings: list[Training], tables: list[Record], notes: list[str]
-) -> None:
-    """Add what one folder holds.
+@dataclass
+class _Held:
+    """What was found so far."""
 
-    Raises:
-        UserError: It holds no run, or a file in it cannot be read.
-    """
-    if not folder.is_dir():
-        raise UserError("a file, no output folder" if folder.exists() else "there is no such folder")
-    if (folder / RECORD).is_file():
-        tables.append(read_table(folder))
-        found += comparisons(folder, tables[-1])
-        return
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"no output folder of compare, train or reproduce (no {CONFIG}, no {RECORD})")
-    options = read_options(folder)
-    if is_compare(options):
-        begun = list(read_compare(folder, options))
-        found += begun
-        if to_come := settings_to_come(options, len(begun)):
-            notes.append(f"{folder}: no run is finished yet in {to_come} of its settings")
-    elif is_train(options):
-        trainings.append(read_training(folder, options))
-    else:
-        raise UserError("its runs are part of a table or of no comparison; give the folder that deltasam wrote to")
+    compared: list[Gathered] = field(default_factory=list)
+    tables: list[Record] = field(default_factory=list)
+    tabled: list[Gathered] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def read(self, folder: Path) -> None:
+        """Add what a folder holds, or the reason why nothing is added."""
+        try:
+            self._add(folder)
+        except UserError as error:
+            self.notes.append(f"{folder}: {error}; left out")
+
+    def _add(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError("a file, no output folder" if folder.exists() else "there is no such folder")
+        if (folder / RECORD).is_file():
+            self.tables.append(read_table(folder))
+            self.tabled += comparisons(folder, self.tables[-1])
+        elif (folder / CONFIG).is_file():
+            self._add_run(folder, read_options(folder))
+        else:
+            raise UserError(f"no output folder of compare, train or reproduce (no {CONFIG}, no {RECORD})")
+
+    def _add_run(self, folder: Path, options: dict[str, Any]) -> None:
+        if is_compare(options):
+            begun = list(read_compare(folder, options))
+            self.compared += begun
+            if to_come := settings_to_come(options, len(begun)):
+                self.notes.append(f"{folder}: no run is finished yet in {to_come} of its settings")
+        elif is_train(options):
+            self.trainings.append(read_training(folder, options))
+        else:
+            raise UserError("not by compare or train; of a table, give the folder that reproduce wrote to")

@@ -1,8 +1,9 @@
 """The charts of the report as Vega-Lite specifications.
 
 Colours are CSS variables, which the browser resolves: the page's light, dark and print styles reach into the
-charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by handing
-over fewer of them: nothing is averaged here, so what is left stays what it was. A row without a seed is a statistic.
+charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by
+handing over fewer of them: nothing is averaged here, so what is left stays what it was. A row without a seed is a
+statistic over all of them.
 """
 
 from __future__ import annotations
@@ -52,22 +53,28 @@ class Charts:
 
     def differences(self, rows: str, title: str, span: list[float]) -> Spec:
         """One row for each method: mean difference with interval, and below it the seeds."""
+        return self._intervals(rows, title, span, line=0, number="+.4~g", more=["verdict:N"])
+
+    def detection(self, rows: str, title: str) -> Spec:
+        """One row for each method: how well wrong labels are found, against chance."""
+        return self._intervals(rows, title, [0, 1], line=0.5, number=".3f", more=[])
+
+    def _intervals(
+        self, rows: str, title: str, span: list[float], *, line: float, number: str, more: list[str]
+    ) -> Spec:
+        """A large dot for each method's mean on its interval, small rings for the seeds, a dashed line."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=5)
         x = {field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) for field in ("low", "mean", "value")}
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round")
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round", clip=True)
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
         seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
-        low, high = tip("low", "95 % interval from", "+.4~g"), tip("high", "to", "+.4~g")
-        summary = ["method:N", tip("mean", "mean difference", "+.4~g"), low, high, "verdict:N"]
+        low, high = tip("low", "95 % interval from", number), tip("high", "to", number)
         layers = [
-            reference(rows, 0),
+            reference(rows, line),
             interval.encode(x=x["low"], x2="high:Q"),
-            mean.encode(x=x["mean"], tooltip=summary),
-            seeds.encode(
-                x=x["value"],
-                tooltip=["method:N", "seed:N", tip("value", "difference", "+.4~g")],
-            ),
+            mean.encode(x=x["mean"], tooltip=["method:N", tip("mean", "mean", number), low, high, *more]),
+            seeds.encode(x=x["value"], tooltip=["method:N", "seed:N", tip("value", "this seed", number)]),
             self._labels(rows),
         ]
         return spec(alt.LayerChart(layer=layers), **bands(_ROW_HEIGHT))

@@ -38,7 +38,7 @@ def write_comparisons(gathered: Sequence[Gathered], notes: Sequence[str], path: 
         data={part.key: drawn(part.figures, part.rows) for part in parts},
         config=gathered[0].options if alone else {g.title: g.options for g in gathered},
         parts=parts,
-        filters=part_filters(parts),
+        filters=part_filters(parts, "comparison"),
         overview=overview,
         methods=methods,
         links={part.title: part.key for part in parts},

@@ -30,7 +30,7 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
     parts = [_part(i, setting, runs, alone=len(settings) < 2) for i, (setting, runs) in enumerate(settings.items())]
     over, over_rows = axis_figures({s: part.comparison for s, part in zip(settings, parts, strict=True) if s})
     data = {part.key: drawn(part.figures, part.rows) for part in parts} | {"over": drawn(over, over_rows)}
-    shown = part_filters(parts)
+    shown = part_filters(parts, "setting")
     write_page("report.html.jinja", path, data=data, config=config, parts=parts, over=over, filters=shown)
 
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.conclusion import conclusion
 from deltasam.experiment.report.charts import Charts
-from deltasam.experiment.report.figures import Figure, figures
+from deltasam.experiment.report.figures import DETECTION, Figure, figures
 from deltasam.experiment.report.filters import Filter, filters
+from deltasam.experiment.report.inspector import RANKINGS, Inspection, has_predictions, inspect, rankings_in
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.report.verdicts import Card, cards
-from deltasam.experiment.results import ExampleRecord, RunResult
-
-_EXAMPLES = 10
-
-
-@dataclass(frozen=True)
-class ExampleTable:
-    """The most and the least weighted examples of one run."""
-
-    method: str
-    seed: int
-    heaviest: list[ExampleRecord]
-    lightest: list[ExampleRecord]
+from deltasam.experiment.results import RunResult
 
 
 @dataclass(frozen=True)
@@ -62,9 +51,34 @@ class Part:
         return cards(self.comparison)
 
     @property
-    def examples(self) -> list[ExampleTable]:
-        """The most and the least weighted examples of each method that weights them."""
-        return _examples(self.results)
+    def inspections(self) -> list[Inspection]:
+        """What one run of each method shows of its examples."""
+        return inspect(self.results)
+
+    @property
+    def rankings(self) -> list[str]:
+        """By what examples are ranked."""
+        return rankings_in(self.inspections)
+
+    @property
+    def predicted(self) -> bool:
+        """Whether there are predictions to show."""
+        return has_predictions(self.inspections)
+
+    @property
+    def detected(self) -> list[str]:
+        """By what it is known how well wrong labels are found; empty without label noise."""
+        return [by for by in RANKINGS if any(by in m.auroc for m in self.comparison.methods)]
+
+    @property
+    def detection(self) -> list[Figure]:
+        """The charts that show it."""
+        return [figure for figure in self.figures if figure.key.startswith(DETECTION)]
+
+    @property
+    def charts(self) -> list[Figure]:
+        """All others."""
+        return [figure for figure in self.figures if not figure.key.startswith(DETECTION)]
 
 
 def make_part(
@@ -75,25 +89,11 @@ def make_part(
     return Part(f"part-{position}", title, results, comparison, charts.colors, *drawn, missing)
 
 
-def part_filters(parts: Iterable[Part]) -> list[Filter]:
-    """What can be hidden on a page of these parts."""
-    found = list(parts)
+def part_filters(parts: Sequence[Part], kind: str) -> list[Filter]:
+    """What can be hidden on a page of parts of a kind: settings, comparisons."""
     return filters(
-        method=(m.method for part in found for m in part.comparison.methods),
-        seed=sorted({run.seed for part in found for run in part.results}),
-        task=(part.title for part in found),
+        kind,
+        methods=(m.method for part in parts for m in part.comparison.methods),
+        seeds=sorted({run.seed for part in parts for run in part.results}),
+        tasks=(part.title for part in parts),
     )
-
-
-def _examples(results: Sequence[RunResult]) -> list[ExampleTable]:
-    """From the first run of each method that weights examples: half heaviest, half lightest."""
-    first: dict[str, RunResult] = {}
-    for run in results:
-        if run.examples:
-            first.setdefault(run.method, run)
-    tables = []
-    for run in first.values():
-        ranked = sorted(run.examples, key=lambda example: example.weight, reverse=True)
-        half = (len(ranked) + 1) // 2
-        tables.append(ExampleTable(run.method, run.seed, ranked[:half][:_EXAMPLES], ranked[half:][::-1][:_EXAMPLES]))
-    return tables

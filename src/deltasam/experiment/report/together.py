@@ -26,7 +26,7 @@ def judge(gathered: Sequence[Gathered]) -> tuple[Overview, list[Comparison]]:
     rows = tuple(_row(g, c, methods) for g, c in zip(gathered, alone, strict=True))
     baselines = {c.baseline for c in alone}
     name = baselines.pop() if len(baselines) == 1 else "the baseline"
-    overview = corrected(Overview(name, rows, columns=(), ranking=Ranking({}, None, None)))
+    overview = corrected(Overview(name, rows, columns=(), ranking=Ranking({}, None, None), unit="comparison"))
     return overview, [_as_judged(c, row, overview) for c, row in zip(alone, overview.rows, strict=True)]
 
 
@@ -54,7 +54,9 @@ def _row(gathered: Gathered, comparison: Comparison, methods: Sequence[str]) -> 
 
 
 def _unjudged(m: MethodSummary) -> MethodSummary:
-    return m if m.difference is None else dataclasses.replace(m, difference=dataclasses.replace(m.difference, holm=None))
+    return (
+        m if m.difference is None else dataclasses.replace(m, difference=dataclasses.replace(m.difference, holm=None))
+    )
 
 
 def _as_judged(comparison: Comparison, row: Row, overview: Overview) -> Comparison:

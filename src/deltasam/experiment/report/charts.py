@@ -1,7 +1,9 @@
 """The charts of the report as Vega-Lite specifications.
 
 Colours are CSS variables, which the browser resolves: the page's light, dark and print styles reach into the
-charts without drawing them again. Data is named, not embedded, so charts can share it.
+charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by
+handing over fewer of them: nothing is averaged here, so what is left stays what it was. A row without a seed is a
+statistic over all of them.
 """
 
 from __future__ import annotations
@@ -37,43 +39,45 @@ class Charts:
         Without ``dots`` the points of the lines are there for the pointer to find, but not seen.
         """
         scale = alt.Scale(domain=span, zero=False, nice=True) if span else alt.Scale(zero=False)
-        tooltip = ["method:N", tip("step", "step", ".0f"), tip(f"mean({field})", title, ".4~g")]
+        tooltip = ["method:N", tip("step", "step", ".0f"), tip(field, title, ".4~g")]
         base = alt.Chart(alt.NamedData(rows)).encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
         )
-        seeds = base.mark_line(strokeWidth=1, opacity=0.3, clip=True).encode(
-            y=alt.Y(f"{field}:Q", title=title, scale=scale), detail="seed:N"
+        y = alt.Y(f"{field}:Q", title=title, scale=scale)
+        seeds = base.transform_filter("isValid(datum.seed)").mark_line(strokeWidth=1, opacity=0.3, clip=True)
+        mean = base.transform_filter("!isValid(datum.seed)").mark_line(
+            strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))
         )
-        mean = base.mark_line(strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))).encode(
-            y=alt.Y(f"mean({field}):Q", title=title, scale=scale), tooltip=tooltip
-        )
-        return spec(
-            alt.LayerChart(layer=[seeds, mean]),
-            _CURVE_HEIGHT,
-            f"Lines of {title} against training step, one per method.",
-        )
+        layers = [seeds.encode(y=y, detail="seed:N"), mean.encode(y=y, tooltip=tooltip)]
+        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
-    def differences(self, rows: str, title: str, span: list[float], count: int) -> Spec:
-        """One row for each of ``count`` methods: mean difference with interval, and below it the seeds."""
+    def differences(self, rows: str, title: str, span: list[float]) -> Spec:
+        """One row for each method: mean difference with interval, and below it the seeds."""
+        return self._intervals(rows, title, span, line=0, number="+.4~g", more=["verdict:N"])
+
+    def detection(self, rows: str, title: str) -> Spec:
+        """One row for each method: how well wrong labels are found, against chance."""
+        return self._intervals(rows, title, [0, 1], line=0.5, number=".3f", more=[])
+
+    def _intervals(
+        self, rows: str, title: str, span: list[float], *, line: float, number: str, more: list[str]
+    ) -> Spec:
+        """A large dot for each method's mean on its interval, small rings for the seeds, a dashed line."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=5)
         x = {field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) for field in ("low", "mean", "value")}
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round")
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round", clip=True)
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
         seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
-        low, high = tip("low", "95 % interval from", "+.4~g"), tip("high", "to", "+.4~g")
-        summary = ["method:N", tip("mean", "mean difference", "+.4~g"), low, high, "verdict:N"]
+        low, high = tip("low", "95 % interval from", number), tip("high", "to", number)
         layers = [
-            reference(rows, 0),
+            reference(rows, line),
             interval.encode(x=x["low"], x2="high:Q"),
-            mean.encode(x=x["mean"], tooltip=summary),
-            seeds.encode(
-                x=x["value"],
-                tooltip=["method:N", "seed:N", tip("value", "difference", "+.4~g")],
-            ),
+            mean.encode(x=x["mean"], tooltip=["method:N", tip("mean", "mean", number), low, high, *more]),
+            seeds.encode(x=x["value"], tooltip=["method:N", "seed:N", tip("value", "this seed", number)]),
             self._labels(rows),
         ]
-        return spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
+        return spec(alt.LayerChart(layer=layers), **bands(_ROW_HEIGHT))
 
     def over(self, rows: str, axis: str, places: Sequence[str], title: str, zero: bool) -> Spec:
         """A line per method through its means at each place of an axis, with intervals; side by side, to be told apart.
@@ -96,25 +100,26 @@ class Charts:
             base.mark_point(filled=True, size=70, opacity=1).encode(y=y["mean"], tooltip=tooltip),
         ]
         if zero:
-            line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
+            line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False)
             layers.insert(0, line.encode(y=alt.datum(0)))
-        return spec(alt.LayerChart(layer=layers), _CURVE_HEIGHT, f"Dots with intervals of {title} over {axis}.")
+        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
     def costs(self, rows: str) -> Spec:
         """One row per method: a bar for the mean time per step, a tick for every seed."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         title = "milliseconds per step"
-        bars = base.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
-            x=alt.X("mean(milliseconds):Q", title=title, axis=alt.Axis(tickCount=5)),
-            tooltip=["method:N", tip("mean(milliseconds)", title, ".4~g")],
+        mean = base.transform_filter("!isValid(datum.seed)")
+        bars = mean.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
+            x=alt.X("milliseconds:Q", title=title, axis=alt.Axis(tickCount=5)),
+            tooltip=["method:N", tip("milliseconds", title, ".4~g")],
         )
-        seeds = base.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
+        each = base.transform_filter("isValid(datum.seed)")
+        seeds = each.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
             x="milliseconds:Q",
             color=alt.value("var(--text)"),
             tooltip=["method:N", "seed:N", tip("milliseconds", title, ".4~g")],
         )
-        layers = alt.LayerChart(layer=[bars, seeds, self._labels(rows)])
-        return spec(layers, len(self.methods) * _ROW_HEIGHT, "Bars of the time per step, one per method.")
+        return spec(alt.LayerChart(layer=[bars, seeds, self._labels(rows)]), **bands(_ROW_HEIGHT))
 
     def weights(self, rows: str) -> Spec:
         """A stepped outline per method: the share of examples at each weight."""
@@ -131,8 +136,7 @@ class Charts:
                 tip("share", "share of examples", ".1%"),
             ],
         )
-        layers = alt.LayerChart(layer=[reference(rows, 1), outline])
-        return spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
+        return spec(alt.LayerChart(layer=[reference(rows, 1), outline]), height=_CURVE_HEIGHT)
 
     def _color(self) -> alt.Color:
         return alt.Color("method:N", scale=self._scale(), legend=None)
@@ -155,7 +159,7 @@ class Charts:
 def reference(rows: str, x: float) -> alt.Chart:
     """A dashed line at the value that means no difference."""
     once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
-    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(x=alt.datum(x))
+    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(x=alt.datum(x))
 
 
 def tip(field: str, title: str, number_format: str) -> alt.Tooltip:
@@ -163,9 +167,14 @@ def tip(field: str, title: str, number_format: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=number_format)
 
 
-def spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
-    """The finished specification, as wide as its place on the page."""
-    sized = chart.properties(width="container", height=height, description=description, background="transparent")
+def bands(height: int) -> dict[str, Any]:
+    """As high as so many pixels for each method in the rows that are shown, which the page's script counts."""
+    return {"usermeta": {"band": height}}
+
+
+def spec(chart: alt.LayerChart, **height: Any) -> Spec:
+    """The finished specification, as wide as its place on the page, with a ``height`` or ``bands``."""
+    sized = chart.properties(width="container", background="transparent", **height)
     styled = (
         sized.configure(font="system-ui, sans-serif", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .configure_view(stroke=None)

@@ -41,11 +41,12 @@ class LossPath:
     def reading(self) -> str:
         """What the numbers say, and what they do not."""
         return (
-            f"Between the two checkpoints, {self.distance:.3g} apart, the loss rises at most {self.barrier:.3g} above the "
-            f"straight line between their losses. Without a barrier they are said to lie in one basin, as fine-tunings "
-            f"of one model often do (Frankle et al. 2020). A barrier does not say that no other way leads around "
-            f"it, nor does its absence say that one is better: networks that compute the same with their units in "
-            f"another order have a barrier too. It is seen only at the points that were measured."
+            f"Between the two checkpoints, {self.distance:.3g} apart, the loss rises at most {self.barrier:.3g} above "
+            f"the straight line between their losses. Without a barrier they are said to lie in one basin, as "
+            f"fine-tunings of one model often do (Frankle et al. 2020, arXiv 1912.05671). A barrier does not say that "
+            f"no other way leads around it, nor does its absence say that one of the two is better: networks that "
+            f"compute the same with their units in another order have a barrier too. It is seen only at the points "
+            f"that were measured."
         )
 
 

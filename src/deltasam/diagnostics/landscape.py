@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _CAUTION = (
     "A random direction is nearly at right angles to every direction in which the loss rises fast, so a slice "
-    "looks flatter than the worst case is, and slices differ from seed to seed. It shows no more than a line or a plane "
-    "of millions of dimensions; how it looks is no measure of how well the model generalises."
+    "looks flatter than the worst case is, and slices differ from seed to seed. It shows one line or plane among "
+    "millions of dimensions; how it looks is no measure of how well the model generalises."
 )
 
 

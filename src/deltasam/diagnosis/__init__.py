@@ -1,0 +1,21 @@
+"""Every diagnostic on trained checkpoints and one's own data: measured, kept, drawn, and put into words.
+
+``checkpoint`` loads a model as it was trained, ``subject`` is that model on some rows of data, ``entries`` has one small
+class per diagnostic, ``diagnosis`` runs them and keeps what they find, and ``page`` shows it.
+"""
+
+from deltasam.diagnosis.diagnosis import Diagnosis, diagnose
+from deltasam.diagnosis.diagnostic import Diagnostic, NotMeasuredError, diagnostic_names
+from deltasam.diagnosis.page import write_diagnosis_page
+from deltasam.diagnosis.subject import Settings, Subject
+
+__all__ = [
+    "Diagnosis",
+    "Diagnostic",
+    "NotMeasuredError",
+    "Settings",
+    "Subject",
+    "diagnose",
+    "diagnostic_names",
+    "write_diagnosis_page",
+]

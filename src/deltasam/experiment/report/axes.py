@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from deltasam.experiment.comparison import Comparison
+from deltasam.experiment.overview.cell_text import WORDS
 from deltasam.experiment.paired import Estimate
+from deltasam.experiment.report.alt_text import estimates, told
 from deltasam.experiment.report.charts import Charts
-from deltasam.experiment.report.figures import Figure
+from deltasam.experiment.report.figures import INTERVAL, Figure
 from deltasam.experiment.report.series import Row, number
 from deltasam.experiment.setting import Setting
 
@@ -51,13 +53,13 @@ def _figures(
     methods = [m.method for m in first.methods]
     charts = Charts(methods, first.baseline)
     levels = [
-        _row(m.method, at[setting], m.metric)
+        _row(m.method, setting, at, m.metric)
         for setting, comparison in comparisons.items()
         for m in comparison.methods
         if m.metric
     ]
     differences = [
-        _row(m.method, at[setting], m.difference.estimate) | {"verdict": m.verdict}
+        _row(m.method, setting, at, m.difference.estimate) | {"verdict": WORDS[m.verdict]}
         for setting, comparison in comparisons.items()
         for m in comparison.others
         if m.difference
@@ -74,11 +76,16 @@ def _figures(
     for name, drawn, named, title, reading in wanted:
         if drawn:
             rows[f"{key}-{name}"] = drawn
-            spec = charts.over(f"{key}-{name}", axis, order, title, zero=name == "difference")
-            shown.append(Figure(f"{key}-{name}", f"{title}, by {axis}", reading, spec, named))
+            signed, heading = name == "difference", f"{title}, by {axis}"
+            spec = charts.over(f"{key}-{name}", axis, order, title, zero=signed)
+            alt = told(heading, estimates(drawn, signed=signed))
+            columns = {"method": "method", "place": axis, "mean": title, **INTERVAL}
+            columns |= {"verdict": "verdict"} if signed else {}
+            shown.append(Figure(f"{key}-{name}", heading, reading, spec, alt, f"{key}-{name}", columns, named))
     return shown, rows
 
 
-def _row(method: str, place: str, estimate: Estimate) -> Row:
+def _row(method: str, setting: Setting, at: dict[Setting, str], estimate: Estimate) -> Row:
     values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-    return {"method": method, "place": place, **{key: number(value) for key, value in values.items()}}
+    place = {"method": method, "task": setting.title, "place": at[setting]}
+    return place | {key: number(value) for key, value in values.items()}

@@ -1,7 +1,8 @@
 """The charts of the report as Vega-Lite specifications.
 
 Colours are CSS variables, which the browser resolves: the page's light, dark and print styles reach into the
-charts without drawing them again. Data is named, not embedded, so charts can share it.
+charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by handing
+over fewer of them: nothing is averaged here, so what is left stays what it was. A row without a seed is a statistic.
 """
 
 from __future__ import annotations
@@ -37,24 +38,20 @@ class Charts:
         Without ``dots`` the points of the lines are there for the pointer to find, but not seen.
         """
         scale = alt.Scale(domain=span, zero=False, nice=True) if span else alt.Scale(zero=False)
-        tooltip = ["method:N", tip("step", "step", ".0f"), tip(f"mean({field})", title, ".4~g")]
+        tooltip = ["method:N", tip("step", "step", ".0f"), tip(field, title, ".4~g")]
         base = alt.Chart(alt.NamedData(rows)).encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
         )
-        seeds = base.mark_line(strokeWidth=1, opacity=0.3, clip=True).encode(
-            y=alt.Y(f"{field}:Q", title=title, scale=scale), detail="seed:N"
+        y = alt.Y(f"{field}:Q", title=title, scale=scale)
+        seeds = base.transform_filter("isValid(datum.seed)").mark_line(strokeWidth=1, opacity=0.3, clip=True)
+        mean = base.transform_filter("!isValid(datum.seed)").mark_line(
+            strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))
         )
-        mean = base.mark_line(strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))).encode(
-            y=alt.Y(f"mean({field}):Q", title=title, scale=scale), tooltip=tooltip
-        )
-        return spec(
-            alt.LayerChart(layer=[seeds, mean]),
-            _CURVE_HEIGHT,
-            f"Lines of {title} against training step, one per method.",
-        )
+        layers = [seeds.encode(y=y, detail="seed:N"), mean.encode(y=y, tooltip=tooltip)]
+        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
-    def differences(self, rows: str, title: str, span: list[float], count: int) -> Spec:
-        """One row for each of ``count`` methods: mean difference with interval, and below it the seeds."""
+    def differences(self, rows: str, title: str, span: list[float]) -> Spec:
+        """One row for each method: mean difference with interval, and below it the seeds."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=5)
         x = {field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) for field in ("low", "mean", "value")}
@@ -73,7 +70,7 @@ class Charts:
             ),
             self._labels(rows),
         ]
-        return spec(alt.LayerChart(layer=layers), count * _ROW_HEIGHT, f"Dots with intervals of {title}.")
+        return spec(alt.LayerChart(layer=layers), **bands(_ROW_HEIGHT))
 
     def over(self, rows: str, axis: str, places: Sequence[str], title: str, zero: bool) -> Spec:
         """A line per method through its means at each place of an axis, with intervals; side by side, to be told apart.
@@ -98,23 +95,24 @@ class Charts:
         if zero:
             line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)")
             layers.insert(0, line.encode(y=alt.datum(0)))
-        return spec(alt.LayerChart(layer=layers), _CURVE_HEIGHT, f"Dots with intervals of {title} over {axis}.")
+        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
     def costs(self, rows: str) -> Spec:
         """One row per method: a bar for the mean time per step, a tick for every seed."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         title = "milliseconds per step"
-        bars = base.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
-            x=alt.X("mean(milliseconds):Q", title=title, axis=alt.Axis(tickCount=5)),
-            tooltip=["method:N", tip("mean(milliseconds)", title, ".4~g")],
+        mean = base.transform_filter("!isValid(datum.seed)")
+        bars = mean.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
+            x=alt.X("milliseconds:Q", title=title, axis=alt.Axis(tickCount=5)),
+            tooltip=["method:N", tip("milliseconds", title, ".4~g")],
         )
-        seeds = base.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
+        each = base.transform_filter("isValid(datum.seed)")
+        seeds = each.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
             x="milliseconds:Q",
             color=alt.value("var(--text)"),
             tooltip=["method:N", "seed:N", tip("milliseconds", title, ".4~g")],
         )
-        layers = alt.LayerChart(layer=[bars, seeds, self._labels(rows)])
-        return spec(layers, len(self.methods) * _ROW_HEIGHT, "Bars of the time per step, one per method.")
+        return spec(alt.LayerChart(layer=[bars, seeds, self._labels(rows)]), **bands(_ROW_HEIGHT))
 
     def weights(self, rows: str) -> Spec:
         """A stepped outline per method: the share of examples at each weight."""
@@ -131,8 +129,7 @@ class Charts:
                 tip("share", "share of examples", ".1%"),
             ],
         )
-        layers = alt.LayerChart(layer=[reference(rows, 1), outline])
-        return spec(layers, _CURVE_HEIGHT, "Distribution of example weights, one outline per method.")
+        return spec(alt.LayerChart(layer=[reference(rows, 1), outline]), height=_CURVE_HEIGHT)
 
     def _color(self) -> alt.Color:
         return alt.Color("method:N", scale=self._scale(), legend=None)
@@ -163,9 +160,14 @@ def tip(field: str, title: str, number_format: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=number_format)
 
 
-def spec(chart: alt.LayerChart, height: int, description: str) -> Spec:
-    """The finished specification, as wide as its place on the page."""
-    sized = chart.properties(width="container", height=height, description=description, background="transparent")
+def bands(height: int) -> dict[str, Any]:
+    """As high as so many pixels for each method in the rows that are shown, which the page's script counts."""
+    return {"usermeta": {"band": height}}
+
+
+def spec(chart: alt.LayerChart, **height: Any) -> Spec:
+    """The finished specification, as wide as its place on the page, with a ``height`` or ``bands``."""
+    sized = chart.properties(width="container", background="transparent", **height)
     styled = (
         sized.configure(font="system-ui, sans-serif", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .configure_view(stroke=None)

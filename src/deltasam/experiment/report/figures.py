@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltasam.experiment.comparison import Comparison
+from deltasam.experiment.overview.cell_text import WORDS
 from deltasam.experiment.report import series
+from deltasam.experiment.report.alt_text import estimates, last_values, middles, told
 from deltasam.experiment.report.charts import Charts, Spec
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import RunResult
+
+INTERVAL = {"low": "95 % interval from", "high": "to"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class Figure:
     title: str
     reading: str
     spec: Spec
+    alt: str
+    """What it shows, in words."""
+    rows: str
+    """The name of the data that it draws."""
+    columns: Mapping[str, str]
+    """The fields of this data that are its table, and their titles."""
     methods: Sequence[str] = ()
     """What the legend lists; empty where the chart names its methods itself."""
     numbered: bool = False
@@ -40,7 +50,7 @@ def figures(
     found = [
         *_differences(comparison, rows, charts),
         *_curves(comparison, results, rows, charts),
-        _costs(charts),
+        _costs(rows["costs"], charts),
         *_weights(rows, charts),
     ]
     return found, rows
@@ -55,9 +65,12 @@ def _differences(comparison: Comparison, rows: dict[str, list[Row]], charts: Cha
     )
     span = series.difference_span(rows["differences"])
     title = f"{comparison.metric} minus {comparison.baseline}'s, right is better"
-    count = sum(m.difference is not None for m in comparison.others)
-    spec = charts.differences("differences", title, span, count)
-    return [Figure("differences", f"Paired differences in {comparison.metric}", reading, spec)]
+    heading = f"Paired differences in {comparison.metric}"
+    spec = charts.differences("differences", title, span)
+    alt = told(f"{heading} to {comparison.baseline}", estimates(rows["differences"], signed=True))
+    columns = {"method": "method", "seed": "seed", "value": "difference with this seed", "mean": "mean difference",
+               **INTERVAL, "verdict": "verdict"}  # fmt: skip
+    return [Figure("differences", heading, reading, spec, alt, "differences", columns)]
 
 
 def _curves(
@@ -82,13 +95,17 @@ def _curves(
         if drawn:
             span = series.span(results, rows[source], field)
             spec = charts.curves(source, field, axis, span, dots=source == "evaluations")
-            found.append(Figure(f"{source}-{field}", title, reading, spec, drawn))
+            alt = told(f"{title}, mean over seeds", last_values(rows[source], field))
+            columns = {"method": "method", "seed": "seed", "step": "step", field: axis}
+            found.append(Figure(f"{source}-{field}", title, reading, spec, alt, source, columns, drawn))
     return found
 
 
-def _costs(charts: Charts) -> Figure:
+def _costs(rows: list[Row], charts: Charts) -> Figure:
     reading = "Bars are means over seeds of the median step, ticks the single seeds; shorter is cheaper."
-    return Figure("costs", "Cost per step", reading, charts.costs("costs"))
+    alt = told("Milliseconds per step, mean over seeds", last_values(rows, "milliseconds"))
+    columns = {"method": "method", "seed": "seed", "milliseconds": "milliseconds per step"}
+    return Figure("costs", "Cost per step", reading, charts.costs("costs"), alt, "costs", columns)
 
 
 def _weights(rows: dict[str, list[Row]], charts: Charts) -> list[Figure]:
@@ -99,4 +116,7 @@ def _weights(rows: dict[str, list[Row]], charts: Charts) -> list[Figure]:
         "How widely the method spreads its attention over the training examples: a peak at the dashed line "
         "treats all alike. The last bar also counts the half percent beyond it."
     )
-    return [Figure("weights", "Weights of the training examples", reading, charts.weights("weights"), drawn)]
+    title = "Weights of the training examples"
+    alt = told(f"{title}, 1 is average", middles(rows["weights"]))
+    columns = {"method": "method", "low": "weight from", "high": "to", "share": "share of examples"}
+    return [Figure("weights", title, reading, charts.weights("weights"), alt, "weights", columns, drawn)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import altair as alt
 
-from deltasam.experiment.report.charts import Charts, Spec, reference, spec, tip
+from deltasam.experiment.report.charts import Charts, Spec, bands, reference, spec, tip
 
 _BAND = 24
 _HEIGHT = 320
@@ -16,8 +16,8 @@ _LABELS = 130
 class OverviewCharts(Charts):
     """Charts over several tasks, in the same order and colours of the methods throughout."""
 
-    def forest(self, rows: str, title: str, span: list[float], count: int) -> Spec:
-        """One task: a row for each of ``count`` methods with its mean difference and interval."""
+    def forest(self, rows: str, span: list[float]) -> Spec:
+        """One task: a row for each method with its mean difference and interval."""
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._bands(self.methods), color=self._color())
         scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=4)
         x = {field: alt.X(f"{field}:Q", title=None, scale=scale, axis=axis) for field in ("low", "mean")}
@@ -34,7 +34,7 @@ class OverviewCharts(Charts):
         fill = alt.condition("datum.decided", color, alt.value("transparent"))
         point = base.mark_point(size=75, strokeWidth=2, opacity=1).encode(x=x["mean"], fill=fill, tooltip=tooltip)
         layers = [reference(rows, 0), interval.encode(x=x["low"], x2="high:Q"), point]
-        return spec(alt.LayerChart(layer=layers), count * _BAND, f"Dots with intervals: {title}.")
+        return spec(alt.LayerChart(layer=layers), **bands(_BAND))
 
     def ranks(self, rows: str, order: list[str]) -> Spec:
         """A row per method: a ring for its rank on each task, a dot for the mean, half the critical difference."""
@@ -57,7 +57,7 @@ class OverviewCharts(Charts):
             interval.encode(x=x["low"], x2="high:Q"),
             mean.encode(x=x["mean"], tooltip=["method:N", tip("mean", "mean rank", ".2f")]),
         ]
-        return spec(alt.LayerChart(layer=layers), len(order) * _BAND, "Dots for the mean rank of each method.")
+        return spec(alt.LayerChart(layer=layers), **bands(_BAND))
 
     def tradeoff(self, rows: str, title: str, cost: str, spans: Mapping[str, list[float]]) -> Spec:
         """Cost against the average difference within their spans, the methods numbered as in the legend."""
@@ -82,7 +82,7 @@ class OverviewCharts(Charts):
             base.mark_point(filled=True, size=110, opacity=1).encode(y=y["mean"], tooltip=tooltip),
             number,
         ]
-        return spec(alt.LayerChart(layer=layers), _HEIGHT, f"Dots with intervals: {title} against the time per step.")
+        return spec(alt.LayerChart(layer=layers), height=_HEIGHT)
 
     def _bands(self, order: list[str]) -> alt.Y:
         """Labels beside the marks: in many small panels there is no room above them."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from deltasam.experiment import rounding
 from deltasam.experiment.overview import Overview
 from deltasam.experiment.report import overview_series as series
-from deltasam.experiment.report.figures import Figure
+from deltasam.experiment.report.alt_text import estimates, told
+from deltasam.experiment.report.figures import INTERVAL, Figure
 from deltasam.experiment.report.overview_charts import OverviewCharts
 from deltasam.experiment.report.series import Row, difference_span
 
@@ -19,21 +20,22 @@ def panels(overview: Overview, charts: OverviewCharts) -> tuple[list[Figure], Ro
     found, rows = [], {f"panel-{i}": series.forest_rows(row) for i, row in enumerate(overview.rows)}
     for row, (key, data) in zip(overview.rows, rows.items(), strict=True):
         if data:
-            title = f"{row.metrics[0]} on {row.name} minus {overview.baseline}'s"
-            spec = charts.forest(key, title, series.centred(data), len(data))
-            found.append(Figure(key, row.name, row.metrics[0], spec))
+            alt = told(f"{row.metrics[0]} on {row.name} minus {overview.baseline}'s", estimates(data, signed=True))
+            spec = charts.forest(key, series.centred(data))
+            columns = {"method": "method", "mean": "mean difference", **INTERVAL, "verdict": "verdict"}
+            found.append(Figure(key, row.name, row.metrics[0], spec, alt, key, columns))
     return found, rows
 
 
 def across_tasks(overview: Overview, charts: OverviewCharts) -> tuple[list[Figure], Rows]:
     """Ranks, and what the average difference costs."""
     rows = {"ranks": series.rank_rows(overview), "tradeoff": series.tradeoff_rows(overview)}
-    ranks = [_ranks(overview, charts)] if rows["ranks"] else []
+    ranks = [_ranks(overview, charts, rows["ranks"])] if rows["ranks"] else []
     tradeoff = [_tradeoff(overview, charts, rows["tradeoff"])] if len(rows["tradeoff"]) > 1 else []
     return [*ranks, *tradeoff], rows
 
 
-def _ranks(overview: Overview, charts: OverviewCharts) -> Figure:
+def _ranks(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Figure:
     mean: Mapping[str, float] = overview.ranking.mean
     spec = charts.ranks("ranks", sorted(mean, key=mean.__getitem__))
     if overview.ranking.critical_difference:
@@ -46,7 +48,10 @@ def _ranks(overview: Overview, charts: OverviewCharts) -> Figure:
         f"Dots are mean ranks, rings below them the ranks on single tasks; left is better. {bars} This test has "
         "an error rate of its own, 5 %, and takes tasks for independent, which variants of one data set are not."
     )
-    return Figure("ranks", f"Ranks over {len(overview.ranking.ranks)} tasks", reading, spec)
+    title = f"Ranks over {len(overview.ranking.ranks)} tasks"
+    alt = told(f"{title}, mean", [f"{method}: {value:.1f}" for method, value in mean.items()])
+    columns = {"method": "method", "task": "task", "rank": "rank", "mean": "mean rank"}
+    return Figure("ranks", title, reading, spec, alt, "ranks", columns)
 
 
 def _tradeoff(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Figure:
@@ -58,4 +63,10 @@ def _tradeoff(overview: Overview, charts: OverviewCharts, rows: list[Row]) -> Fi
     spans = {"difference": difference_span(rows), "cost": [0.95 * min(costs), 1.05 * max(costs)]}
     spec = charts.tradeoff("tradeoff", "average difference", f"time per step over {overview.baseline}'s", spans)
     methods = [row["method"] for row in rows]
-    return Figure("tradeoff", "What it costs and what it brings", reading, spec, methods, numbered=True)
+    brings = zip(estimates(rows, signed=True), costs, strict=True)
+    entries = [f"{difference}, at {cost:.3g} times the time" for difference, cost in brings]
+    alt = told(f"Average difference to {overview.baseline}, and its cost", entries)
+    columns = {"method": "method", "cost": f"time over {overview.baseline}'s", "mean": "average difference",
+               **INTERVAL, "verdict": "verdict"}  # fmt: skip
+    title = "What it costs and what it brings"
+    return Figure("tradeoff", title, reading, spec, alt, "tradeoff", columns, methods, numbered=True)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltasam.experiment.overview import TableRow, answer, cell_text, details, survey
+from deltasam.experiment.overview import TableRow, answer, details, survey
+from deltasam.experiment.report.filters import filters
 from deltasam.experiment.report.overview_charts import OverviewCharts
 from deltasam.experiment.report.overview_figures import across_tasks, panels
 from deltasam.experiment.report.rendering import drawn, write_page
+from deltasam.experiment.report.verdicts import overview_cards
 
 
 def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, Any], path: Path) -> None:
@@ -36,10 +38,15 @@ def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, A
         title=title,
         answer=answer(overview),
         details=details(overview),
+        cards=overview_cards(overview),
         overview=overview,
         table_rows=rows,
         colors=charts.colors,
         panels=small,
         figures=large,
-        text=cell_text,
+        filters=filters(
+            method=overview.methods,
+            seed=(run.seed for row in rows for run in row.results),
+            task=(row.name for row in rows),
+        ),
     )

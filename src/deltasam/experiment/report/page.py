@@ -11,8 +11,10 @@ from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.report.axes import axis_figures
 from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.report.figures import Figure, figures
+from deltasam.experiment.report.filters import filters
 from deltasam.experiment.report.rendering import drawn, write_page
 from deltasam.experiment.report.series import Row
+from deltasam.experiment.report.verdicts import Card, cards
 from deltasam.experiment.results import ExampleRecord, RunResult
 from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import compare, conclusion
@@ -58,6 +60,11 @@ class Part:
         return conclusion(self.comparison)
 
     @property
+    def cards(self) -> list[Card]:
+        """The same at a glance, method by method."""
+        return cards(self.comparison)
+
+    @property
     def examples(self) -> list[ExampleTable]:
         """The most and the least weighted examples of each method that weights them."""
         return _examples(self.results)
@@ -78,7 +85,12 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
     parts = [_part(i, setting, runs, alone=len(settings) < 2) for i, (setting, runs) in enumerate(settings.items())]
     over, over_rows = axis_figures({s: part.comparison for s, part in zip(settings, parts, strict=True) if s})
     data = {part.key: drawn(part.figures, part.rows) for part in parts} | {"over": drawn(over, over_rows)}
-    write_page("report.html.jinja", path, data=data, config=config, parts=parts, over=over)
+    shown = filters(
+        method=(m.method for part in parts for m in part.comparison.methods),
+        seed=(run.seed for part in parts for run in part.results),
+        task=(part.title for part in parts),
+    )
+    write_page("report.html.jinja", path, data=data, config=config, parts=parts, over=over, filters=shown)
 
 
 def _part(position: int, setting: Setting | None, results: list[RunResult], *, alone: bool) -> Part:

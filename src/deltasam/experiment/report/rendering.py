@@ -13,16 +13,22 @@ import vl_convert
 from markupsafe import Markup
 
 from deltasam.experiment import rounding
+from deltasam.experiment.overview import cell_text
 from deltasam.experiment.report.figures import Figure
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import write_atomically
+
+_PACKAGE = "deltasam.experiment.report"
 
 Drawn = Mapping[str, Mapping[str, Any]]
 
 
 def drawn(figures: Sequence[Figure], rows: Mapping[str, Sequence[Row]]) -> Drawn:
-    """The charts of a part of a page, and the named data that they draw."""
-    return {"charts": {figure.key: figure.spec for figure in figures}, "datasets": rows}
+    """The charts of a part of a page, and the named data that they draw and their tables show."""
+    charts = {
+        f.key: {"spec": {**f.spec, "description": f.alt}, "rows": f.rows, "columns": dict(f.columns)} for f in figures
+    }
+    return {"charts": charts, "datasets": rows}
 
 
 def write_page(
@@ -36,7 +42,7 @@ def write_page(
     """Write a template of this package, filled in.
 
     Args:
-        template: Its name; extends ``base.html.jinja``.
+        template: Its name in ``templates``; extends ``base.html.jinja``.
         path: The HTML file.
         data: Charts and the data they draw, by part of the page; drawn into the element ``chart-PART-KEY``.
         config: Options to list; values may be nested mappings.
@@ -55,7 +61,7 @@ def write_page(
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deltasam.experiment.report", "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(_PACKAGE, folder) for folder in ("templates", "styles")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -70,6 +76,7 @@ def _environment() -> jinja2.Environment:
         "gibibytes": rounding.gibibytes,
         "breakable": _breakable,
     }
+    environment.globals["text"] = cell_text
     # tojson escapes what could end a script element; browsers refuse NaN, so writing it is an error.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment
@@ -77,9 +84,12 @@ def _environment() -> jinja2.Environment:
 
 @functools.cache
 def _script() -> str:
-    """Vega and the page's own script as one module; bundling takes a second, so once per process."""
-    own = resources.files("deltasam.experiment.report").joinpath("report.js").read_text(encoding="utf-8")
-    bundle: str = vl_convert.javascript_bundle(own)
+    """Vega and the page's own scripts, in the order of their names, as one module.
+
+    Bundling takes a second, so it is done once per process.
+    """
+    files = sorted(resources.files(_PACKAGE).joinpath("scripts").iterdir(), key=lambda file: file.name)
+    bundle: str = vl_convert.javascript_bundle("\n".join(file.read_text(encoding="utf-8") for file in files))
     return bundle
 
 

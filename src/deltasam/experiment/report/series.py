@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deltasam.experiment.comparison import Comparison
+from deltasam.experiment.overview.cell_text import WORDS
 from deltasam.experiment.results import RunResult, StepRecord
 
 Row = dict[str, Any]
@@ -26,7 +27,7 @@ def window(results: Sequence[RunResult]) -> int:
 
 
 def step_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Training loss, perturbed minus plain loss and milliseconds, averaged over windows of steps."""
+    """Training loss and perturbed minus plain loss, averaged over windows of steps: of each run, then of each method."""
     width = window(results)
     rows = []
     for run in results:
@@ -38,21 +39,23 @@ def step_rows(results: Sequence[RunResult]) -> list[Row]:
                 "step": np.mean([s.step for s in steps]),
                 "loss": np.mean([s.loss for s in steps]),
                 "gap": np.mean([s.perturbed_loss - s.loss for s in steps]),
-                "milliseconds": 1000 * np.median([s.seconds for s in steps]),
             }
             rows.append(_row(run, point))
-    return rows
+    return [*rows, *_means(rows)]
 
 
 def evaluation_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Evaluation loss and main metric; of many evaluations an even choice that keeps the last."""
+    """Evaluation loss and main metric, of each run, then of each method.
+
+    Of many evaluations it is an even choice that keeps the last.
+    """
     rows = []
     for run in results:
         stride = math.ceil(len(run.evaluations) / _POINTS)
         for record in run.evaluations[::-1][:: stride or 1][::-1]:
             point = {"loss": record.metrics.get("loss"), "metric": record.metrics.get(run.metric)}
             rows.append(_row(run, {"step": record.step, **point}))
-    return rows
+    return [*rows, *_means(rows)]
 
 
 def difference_rows(comparison: Comparison) -> list[Row]:
@@ -61,7 +64,7 @@ def difference_rows(comparison: Comparison) -> list[Row]:
     for m in comparison.others:
         if m.difference:
             e = m.difference.estimate
-            rows.append({"method": m.method, "mean": e.mean, "low": e.low, "high": e.high, "verdict": m.verdict})
+            rows.append({"method": m.method, "mean": e.mean, "low": e.low, "high": e.high, "verdict": WORDS[m.verdict]})
             rows += [{"method": m.method, "seed": seed, "value": x} for seed, x in m.difference.by_seed.items()]
     return [{key: number(value) for key, value in row.items()} for row in rows]
 
@@ -75,8 +78,9 @@ def difference_span(rows: Sequence[Row]) -> list[float]:
 
 
 def cost_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Milliseconds per step of every run."""
-    return [_row(run, {"milliseconds": 1000 * run.seconds_per_step}) for run in results]
+    """Milliseconds per step of every run, then their mean for each method."""
+    rows = [_row(run, {"milliseconds": 1000 * run.seconds_per_step}) for run in results]
+    return [*rows, *_means(rows)]
 
 
 def weight_rows(results: Sequence[RunResult]) -> list[Row]:
@@ -107,13 +111,30 @@ def span(results: Sequence[RunResult], rows: Sequence[Row], field: str) -> list[
     A run on its way to infinity would flatten all others.
     """
     lost = {(run.method, run.seed) for run in results if not _all_finite(run)}
-    values = [row[field] for row in rows if row[field] is not None and (row["method"], row["seed"]) not in lost]
+    sound = [row for row in rows if "seed" in row and (row["method"], row["seed"]) not in lost]
+    values = [row[field] for row in sound if row[field] is not None]
     return [min(values), max(values)] if values else None
 
 
 def _all_finite(run: RunResult) -> bool:
     losses = [step.loss for step in run.steps] + [run.metrics[run.metric], run.metrics.get("loss", 0.0)]
     return all(map(math.isfinite, losses))
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """One row without a seed for each method and step: the mean over the seeds that have a number there."""
+    groups: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"], row.get("step")].append(row)
+    return [_mean(of_group) for of_group in groups.values()]
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    found = {key: rows[0][key] for key in ("method", "step") if key in rows[0]}
+    for field in [key for key in rows[0] if key not in ("method", "seed", "step")]:
+        values = [row[field] for row in rows if row[field] is not None]
+        found[field] = number(float(np.mean(values))) if values else None
+    return found
 
 
 def _row(run: RunResult, values: Row) -> Row:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import deltasam
 from deltasam.cli.compare import compare
+from deltasam.cli.diagnose import diagnose
 from deltasam.cli.errors import install_hint, refusal
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
@@ -89,4 +90,5 @@ app.command()(train)
 app.command()(compare)
 app.command()(reproduce)
 app.command()(fidelity)
+app.command()(diagnose)
 app.command()(methods)

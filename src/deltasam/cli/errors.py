@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from deltasam import NotCoveredError
 
 
-_EXTRAS = {"rouge_score": "summarization"}  # what only some commands need
+_EXTRAS = {  # what only some commands need
+    "curvlinops": "diagnostics",
+    "matplotlib": "diagnostics",
+    "rouge_score": "summarization",
+}
 
 
 def install_hint(error: ModuleNotFoundError) -> str:

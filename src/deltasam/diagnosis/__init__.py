@@ -4,10 +4,10 @@
 class per diagnostic, ``diagnosis`` runs them and keeps what they find, and ``page`` shows it.
 """
 
-from deltasam.diagnosis.diagnosis import Diagnosis, diagnose
+from deltasam.diagnosis.diagnosis import Diagnosis, count, diagnose
 from deltasam.diagnosis.diagnostic import Diagnostic, NotMeasuredError, diagnostic_names
 from deltasam.diagnosis.page import write_diagnosis_page
-from deltasam.diagnosis.subject import Settings, Subject
+from deltasam.diagnosis.subject import Settings, Subject, load_subjects
 
 __all__ = [
     "Diagnosis",
@@ -15,7 +15,9 @@ __all__ = [
     "NotMeasuredError",
     "Settings",
     "Subject",
+    "count",
     "diagnose",
     "diagnostic_names",
+    "load_subjects",
     "write_diagnosis_page",
 ]

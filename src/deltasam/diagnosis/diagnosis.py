@@ -120,14 +120,26 @@ def diagnose(
     return diagnosis
 
 
+def count(subjects: Sequence[Subject], names: Sequence[str]) -> int:
+    """How many measurements diagnostics are: how often ``watch`` is called."""
+    return sum(len(_groups(Diagnostic.registry[name], subjects)[0]) or 1 for name in names)
+
+
+def _groups(
+    diagnostic: Diagnostic[Any], subjects: Sequence[Subject]
+) -> tuple[dict[str, tuple[Subject, ...]], dict[str, str]]:
+    """What is measured together, and why nothing is."""
+    try:
+        return diagnostic.groups(subjects), {}
+    except NotMeasuredError as reason:
+        return {}, {", ".join(subject.name for subject in subjects): str(reason)}
+
+
 def _measure(finding: Finding, subjects: Sequence[Subject], watch: Callable[[str], None]) -> None:
     diagnostic = finding.diagnostic
-    try:
-        groups = diagnostic.groups(subjects)
-    except NotMeasuredError as reason:
-        finding.missing[", ".join(subject.name for subject in subjects)] = str(reason)
+    groups, finding.missing = _groups(diagnostic, subjects)
+    if not groups:
         watch(diagnostic.name)
-        return
     for name, group in groups.items():
         watch(f"{diagnostic.name}: {name}")
         began = time.perf_counter()

@@ -44,7 +44,7 @@ def _style(scheme: Scheme) -> dict[str, Any]:
 @functools.cache
 def _colors(scheme: Scheme) -> dict[str, str]:
     """The page's colours, read where it has them."""
-    css = resources.files("deltasam.experiment.report").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("deltasam.experiment.report").joinpath("styles/base.css").read_text(encoding="utf-8")
     light, dark = css.split("@media screen and (prefers-color-scheme: dark)", 1)
     found: list[tuple[str, str]] = re.findall(r"--([\w-]+): (#\w{6});", light if scheme == "light" else dark)
     return dict(found)

@@ -68,10 +68,10 @@ def diagnose(
     """Measure all there is to know about a trained model's loss surface on your data, and what methods cost there.
 
     Sharpness in all its forms, gradient norm and curvature of single examples, the Hessian, calibration, slices of the
-    loss, how close methods come to one perturbation per example, and their cost. Two checkpoints are put side by side, with
-    the line between them.
+    loss, how close methods come to one perturbation per example, and their cost. Several checkpoints are put side by
+    side, with the line between the first two.
 
-    The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot; each number as soon as it is there.
+    The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot, as each is measured.
 
     Give the data options that the model was trained with, so that the evaluation rows are those that were set aside.
 

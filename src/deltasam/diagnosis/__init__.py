@@ -1,7 +1,7 @@
 """Every diagnostic on trained checkpoints and one's own data: measured, kept, drawn, and put into words.
 
-``checkpoint`` loads a model as it was trained, ``subject`` is that model on some rows of data, ``entries`` has one small
-class per diagnostic, ``diagnosis`` runs them and keeps what they find, and ``page`` shows it.
+``subject`` is a checkpoint on some rows of data, ``entries`` has one small class per diagnostic, ``diagnosis`` runs
+them and keeps what they find, and ``page`` shows it.
 """
 
 from deltasam.diagnosis.diagnosis import Diagnosis, count, diagnose

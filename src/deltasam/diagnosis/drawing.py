@@ -20,7 +20,8 @@ def draw(plot: Plot, scheme: Scheme) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it would choose a window
 
-    with matplotlib.rc_context(_style(scheme)):
+    style: Any = _style(scheme)
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=_INCHES, layout="constrained")
         plot.draw(figure.add_subplot())
         file = io.BytesIO()

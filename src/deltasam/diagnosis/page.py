@@ -17,8 +17,8 @@ from deltasam.experiment.report.rendering import write_page
 _SHOWN = 10
 
 CAUTION = (
-    "These are measurements at one point, on these rows and at these radii. None of them predicts how well a model does "
-    "on other data: the accuracy on rows that were set aside does that. In fine-tuned transformers sharpness and "
+    "These are measurements at one point, on these rows and at these radii. None of them predicts how well a model "
+    "does on other data: the accuracy on rows that were set aside does that. In fine-tuned transformers sharpness and "
     "generalization can be unrelated, or even related the other way round (Andriushchenko et al. 2023)."
 )
 

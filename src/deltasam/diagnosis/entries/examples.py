@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from deltasam.diagnosis.diagnostic import Diagnostic, Number, Plot
 from deltasam.diagnosis.subject import Subject
-from deltasam.diagnostics import ExampleGeometry, example_geometry, plot_example_geometry
+from deltasam.diagnostics import ExampleGeometry, example_geometry, plot_examples, plot_norms
 
 
 class ExamplesDiagnostic(Diagnostic[ExampleGeometry], name="examples"):
@@ -29,7 +29,9 @@ class ExamplesDiagnostic(Diagnostic[ExampleGeometry], name="examples"):
         return {
             "median gradient norm": Number(statistics.median(norms)),
             "largest gradient norm": Number(norms[0]),
-            "share of the largest tenth": Number(sum(norms[:tenth]) / total if total else math.nan, None, "of all norms"),
+            "share of the largest tenth": Number(
+                sum(norms[:tenth]) / total if total else math.nan, None, "of all norms"
+            ),
             "median curvature along the gradient": Number(statistics.median(curvatures) if curvatures else math.nan),
         }
 
@@ -39,6 +41,8 @@ class ExamplesDiagnostic(Diagnostic[ExampleGeometry], name="examples"):
         return f"The tenth of the examples with the largest gradients has {share:.0%} of the sum of all gradient norms."
 
     def plots(self, results: Mapping[str, ExampleGeometry]) -> list[Plot]:
-        """Norm and curvature of every example."""
-        alt = "Curvature along the gradient over gradient norm, one point per example"
-        return [Plot("examples", alt, lambda ax: plot_example_geometry(results, ax))]
+        """The norms' distribution, and norm over loss."""
+        return [
+            Plot("norms", "Histogram of the examples' gradient norms", lambda ax: plot_norms(results, ax)),
+            Plot("examples", "Gradient norm over loss, a point per example", lambda ax: plot_examples(results, ax)),
+        ]

@@ -44,8 +44,8 @@ class FidelityDiagnostic(Diagnostic[Results], name="fidelity"):
     def reading(self, result: Results) -> str:
         """The same for any result."""
         return (
-            "Error and cosine are of what a method adds to the plain gradient, beside what one perturbation per example "
-            "adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, above 1 is "
+            "Error and cosine are of what a method adds to the plain gradient, beside what one perturbation per "
+            "example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, above 1 is "
             f"farther off. The spread is over {len(result[0].batches)} batches only. A close gradient is not yet a "
             "better model, and all methods are taken at one radius, which need not be the best of any."
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from deltasam.diagnosis.diagnostic import Diagnostic, Number, Plot
 from deltasam.diagnosis.subject import Subject
-from deltasam.diagnostics import HessianSpectrum, hessian_spectrum, plot_hessian
+from deltasam.diagnostics import HessianSpectrum, hessian_spectrum, plot_spectrum
 
 _EIGENVALUES, _TOLERANCE, _TRACES = 3, 0.02, 4
 
@@ -41,4 +41,4 @@ class HessianDiagnostic(Diagnostic[HessianSpectrum], name="hessian"):
 
     def plots(self, results: Mapping[str, HessianSpectrum]) -> list[Plot]:
         """The eigenvalues."""
-        return [Plot("hessian", "Largest eigenvalues of the Hessian by rank", lambda ax: plot_hessian(results, ax))]
+        return [Plot("hessian", "Largest eigenvalues of the Hessian by rank", lambda ax: plot_spectrum(results, ax))]

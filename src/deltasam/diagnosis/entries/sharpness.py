@@ -11,7 +11,7 @@ from deltasam.diagnostics import (
     AverageSharpness,
     Sharpness,
     average_sharpness,
-    plot_sharpness,
+    plot_m_sharpness,
     sharpness,
 )
 
@@ -68,8 +68,8 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
         """The rises against each example and against all of them."""
         one, everyone = result.worst[0], result.worst[-1]
         return (
-            f"A step of length {one.rho:g} in weight space raises the mean loss of {one.loss:.3g} by {one.rise:.3g} when "
-            f"it is chosen against each example by itself, by {everyone.rise:.3g} when it is one for all of them."
+            f"A step of length {one.rho:g} in weight space raises the mean loss of {one.loss:.3g} by {one.rise:.3g} "
+            f"when it is chosen against each example by itself, by {everyone.rise:.3g} when it is one for all of them."
         )
 
     def reading(self, result: AllSharpness) -> str:
@@ -80,7 +80,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
         """The rise over the size of the groups."""
         worst = {name: result.worst for name, result in results.items()}
         alt = "Rise of the mean loss over the number of examples that share a perturbation"
-        return [Plot("sharpness", alt, lambda ax: plot_sharpness(worst, ax))]
+        return [Plot("sharpness", alt, lambda ax: plot_m_sharpness(worst, ax))]
 
 
 def _group(result: Sharpness) -> str:

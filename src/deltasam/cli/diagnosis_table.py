@@ -38,5 +38,7 @@ def readings(diagnosis: Diagnosis) -> Iterator[Text]:
         for name, reading in list(finding.readings.items())[:1]:
             named = f"({name}) " if len(finding.results) > 1 else ""
             yield title + Text(named + reading, style="not bold")
+        for name, notes in finding.notes.items():
+            yield title + Text(f"note ({name}): {' '.join(notes)}", style="not bold")
         for name, reason in finding.missing.items():
             yield title + Text(f"not measured ({name}): {reason}", style="not bold")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,14 @@ class Finding:
         diagnostic: Which one.
         results: By checkpoint, or by what was measured together.
         missing: Why others were not measured, likewise.
+        notes: Warnings of the measures, likewise: numbers that are no more than rounding, say.
         seconds: How long each took, likewise.
     """
 
     diagnostic: Diagnostic[Any]
     results: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -144,10 +148,25 @@ def _measure(finding: Finding, subjects: Sequence[Subject], watch: Callable[[str
         watch(f"{diagnostic.name}: {name}")
         began = time.perf_counter()
         try:
-            finding.results[name] = diagnostic.measure(*group)
+            with _warnings() as said:
+                finding.results[name] = diagnostic.measure(*group)
         except _REFUSALS as reason:
             finding.missing[name] = str(reason) or type(reason).__name__
+        if said:
+            finding.notes[name] = said
         finding.seconds[name] = time.perf_counter() - began
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Fills a list with the warnings of what runs inside, each once; they would be lost behind the progress bar."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield said
+        finally:
+            said += dict.fromkeys(str(warning.message) for warning in caught)
 
 
 def _record(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -163,6 +182,7 @@ def _record(diagnosis: Diagnosis) -> dict[str, Any]:
                 "readings": finding.readings,
                 "results": plain(finding.results),
                 "not_measured": finding.missing,
+                "notes": finding.notes,
                 "seconds": finding.seconds,
             }
             for finding in diagnosis.findings

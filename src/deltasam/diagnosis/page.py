@@ -61,6 +61,7 @@ class Section:
         rows: Main numbers by what they are called and then by column; None where a column has no such number.
         readings: By column.
         missing: What was not measured, with the reasons.
+        notes: What the measures warned of, by column.
         pictures: Its plots.
     """
 
@@ -70,6 +71,7 @@ class Section:
     rows: dict[str, dict[str, Cell | None]]
     readings: dict[str, str]
     missing: dict[str, str]
+    notes: dict[str, list[str]]
     pictures: list[Picture]
 
 
@@ -122,7 +124,8 @@ def _section(finding: Finding) -> Section:
         for called, cells in finding.numbers.items()
     }
     diagnostic, pictures = finding.diagnostic, [_picture(plot) for plot in finding.plots]
-    return Section(diagnostic.name, diagnostic.title, columns, rows, finding.readings, finding.missing, pictures)
+    said = (finding.readings, finding.missing, finding.notes)
+    return Section(diagnostic.name, diagnostic.title, columns, rows, *said, pictures)
 
 
 def _picture(plot: Plot) -> Picture:

@@ -45,9 +45,9 @@ class FidelityDiagnostic(Diagnostic[Results], name="fidelity"):
         """The same for any result."""
         return (
             "Error and cosine are of what a method adds to the plain gradient, beside what one perturbation per "
-            "example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, above 1 is "
-            f"farther off. The spread is over {len(result[0].batches)} batches only. A close gradient is not yet a "
-            "better model, and all methods are taken at one radius, which need not be the best of any."
+            "example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, "
+            f"above 1 is farther off. The spread is over {len(result[0].batches)} batches only. A close gradient is "
+            "not yet a better model, and all methods are taken at one radius, which need not be the best of any."
         )
 
     def plots(self, results: Mapping[str, Results]) -> list[Plot]:

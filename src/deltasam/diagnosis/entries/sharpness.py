@@ -25,7 +25,7 @@ class AllSharpness:
     Attributes:
         worst: For groups of several sizes, the smallest first; of all examples last.
         adaptive: In units of the size of each weight, all examples together.
-        average: For Gaussian noise whose expected length is the same radius.
+        average: For Gaussian noise on every weight; at the radius of the others it would be below rounding.
     """
 
     worst: tuple[Sharpness, ...]
@@ -34,7 +34,7 @@ class AllSharpness:
 
 
 class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
-    """Sharpness in all its forms, at one radius."""
+    """Sharpness in all its forms."""
 
     title = "Sharpness: how much the loss rises within a radius of the weights"
 
@@ -44,11 +44,10 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
         model, rho, size = subject.model, subject.settings.rho, subject.settings.batch_size
         closures = subject.closures(by_length=False)  # a group is to be a sample, not texts of equal length
         sizes = [m for m in dict.fromkeys((1, size, 4 * size)) if m < subject.examples]
-        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return AllSharpness(
             worst=tuple(sharpness(model, closures, rho=rho, m=m) for m in (*sizes, None)),
             adaptive=sharpness(model, closures, rho=_ADAPTIVE * rho, adaptive=True),
-            average=average_sharpness(model, closures, sigma=rho / weights**0.5, seed=subject.settings.seed),
+            average=average_sharpness(model, closures, seed=subject.settings.seed),
         )
 
     def numbers(self, result: AllSharpness) -> dict[str, Number]:
@@ -61,7 +60,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
         found["worst case, adaptive, all examples"] = Number(
             adaptive.rise, adaptive.standard_error, f"within rho = {adaptive.rho:g} of each weight's size"
         )
-        note = f"noise of expected length {rho:g}"
+        note = f"noise of standard deviation {average.sigma:g} on every weight"
         return {**found, "average case": Number(average.rise, average.standard_error, note)}
 
     def answer(self, result: AllSharpness) -> str:

@@ -3,11 +3,12 @@
 from deltasam.diagnostics.average_sharpness import AverageSharpness, average_sharpness
 from deltasam.diagnostics.closeness import Closeness, Fidelity
 from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geometry
+from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
-from deltasam.diagnostics.geometry_plots import plot_examples, plot_norms, plot_spectrum
 from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
 from deltasam.diagnostics.sharpness import Sharpness, sharpness
 from deltasam.diagnostics.sharpness_plots import plot_m_sharpness, plot_sharpness
+from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
 __all__ = [
     "AverageSharpness",

@@ -101,6 +101,15 @@ def test_monotone_in_steps(m: int | None, adaptive: bool) -> None:
     assert rises[-1] > rises[0] * 1.001
 
 
+def test_the_best_step_counts_not_the_last() -> None:
+    """Over a hill every second step goes too far, the third one down again."""
+    model = Quadratic((-6.0, -5.0))
+    rises = [sharpness(model, model.closures(), rho=1.0, steps=s).rise for s in range(1, 9)]
+    assert rises == sorted(rises)
+    assert rises[1] > 2 * rises[0]
+    assert rises[2] == rises[1]
+
+
 # A model that is not linear, in every cut, beside the definition.
 
 

@@ -145,6 +145,8 @@ def test_losses_that_depend_on_other_examples_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"example_geometry: the loss of one example depends on the others"):
         example_geometry(model, [contrastive])
+    with pytest.raises(ValueError, match="depends on the others"):
+        example_geometry(model, [lambda: model(x[:1]).sum(1), contrastive])
 
 
 def test_result_can_be_kept_and_read() -> None:

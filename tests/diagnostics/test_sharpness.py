@@ -209,6 +209,32 @@ def test_adaptive_is_invariant_where_the_plain_one_is_not() -> None:
     assert all(abs(a / b - 1) > 0.1 for a, b in zip(after[2:], before[2:], strict=True))
 
 
+class Aging(nn.Module):
+    """What it computes depends on a buffer that every forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+        self.register_buffer("age", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.age += 1
+        return self.linear(x) * (1 + self.age)
+
+
+@pytest.mark.parametrize("m", [1, 4, None])
+def test_every_run_of_every_batch_begins_with_the_buffers_of_the_first(m: int | None) -> None:
+    model = Aging().double()
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randint(0, 3, (12,))
+    parts = list(zip(x.split(6), y.split(6), strict=True))
+    found, young = (
+        sharpness(model, [lambda a=a, b=b: F.cross_entropy(call(a), b, reduction="none") for a, b in parts], m=m)  # noqa: B023
+        for call in (model, lambda a: 2 * model.linear(a))
+    )
+    assert found.group_rises == pytest.approx(young.group_rises, rel=1e-10)
+    assert model.age == 0
+
+
 def test_one_example_per_perturbation_takes_two_forwards_a_batch() -> None:
     """And the one for the losses; the first batch is checked against autograd, which runs no forward."""
     model, closures, _ = mlp([6, 6])
@@ -272,7 +298,7 @@ def test_losses_that_depend_on_other_examples_have_no_sharpness_of_their_own() -
 def test_no_gradient_no_rise() -> None:
     model, closures, _ = mlp([6, 6])
     for m in (1, 4, None):
-        with pytest.warns(RuntimeWarning, match=r"sharpness\(rho=0\.1\).*no more than rounding; raise rho"):
+        with pytest.warns(RuntimeWarning, match=r"sharpness\(rho=0\.1\).*which rounding could make; raise rho"):
             found = sharpness(model, [lambda c=c: 0.0 * c() + 1 for c in closures], rho=RHO, m=m)
         assert set(found.group_rises) == {0.0}
 

@@ -50,8 +50,8 @@ class ExampleRises:
             self._bring_to_radius(gradients)
             before = losses.detach().double()
             del output, losses  # their graph is as large as the pass to come
-            with Perturbed(self._batches.model, record.parameters, gradients), torch.no_grad(), passes.at() as point:
-                rises = example_losses_of(point.output, owner).double() - before
+            with Perturbed(self._batches.model, record.parameters, gradients), torch.no_grad():
+                rises = example_losses_of(self._batches.passes(number).first(), owner).double() - before
         return rises.view(-1, self._m).mean(1).tolist()
 
     def _bring_to_radius(self, gradients: ExampleGradients) -> None:

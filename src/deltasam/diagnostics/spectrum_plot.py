@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from deltasam.diagnostics.axes import axes_or_new, by_name
 from deltasam.diagnostics.hessian import HessianSpectrum
+from deltasam.diagnostics.sharpness_plots import INTERVAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_INTERVAL = 1.96
-"""Standard errors on each side: 95 % of a normal distribution."""
 
 
 def plot_spectrum(results: HessianSpectrum | Mapping[str, HessianSpectrum], ax: Axes | None = None) -> Axes:
@@ -26,7 +24,7 @@ def plot_spectrum(results: HessianSpectrum | Mapping[str, HessianSpectrum], ax: 
     named = by_name(results, "model")
     for number, (name, result) in enumerate(named.items()):
         ranks = [rank + 0.8 * (number - (len(named) - 1) / 2) / len(named) for rank in _ranks(result)]
-        trace = f"trace {result.trace:.3g} ± {_INTERVAL * result.trace_standard_error:.2g}"
+        trace = f"trace {result.trace:.3g} ± {INTERVAL * result.trace_standard_error:.2g}"
         ax.bar(ranks, result.eigenvalues, width=0.8 / len(named), label=f"{name}: {trace}")
     ax.axhline(0, color="gray", linewidth=1)
     ax.set_xticks(_ranks(max(named.values(), key=lambda result: len(result.eigenvalues))))

@@ -118,6 +118,14 @@ def test_an_example_without_a_gradient_has_no_direction() -> None:
     assert [c for c in found.curvatures if c is not None] == pytest.approx(expected.tolist(), rel=1e-10)
 
 
+def test_a_linear_loss_is_not_bent_and_a_constant_one_has_no_gradient() -> None:
+    model = nn.Linear(4, 1).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    found = example_geometry(model, [lambda: model(x)[:, 0], lambda: 0 * model(x)[:, 0]])
+    assert found.norms[:6] == pytest.approx((x.square().sum(1) + 1).sqrt().tolist(), rel=1e-12)
+    assert found.curvatures == (0.0,) * 6 + (None,) * 6
+
+
 def test_float32_agrees_with_float64() -> None:
     case, found = cases.make("padded", torch.float32), []
     for dtype in (torch.float32, torch.float64):

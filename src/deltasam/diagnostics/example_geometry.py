@@ -102,6 +102,12 @@ def _of_batch(batches: Batches, number: int, engine: Engine, *, look: bool) -> t
     gradients.times(way)
     with Perturbed(batches.model, record.parameters, gradients):
         again = example_losses_of(batches.passes(number).first(), owner)
-        (slopes,) = torch.autograd.grad(again.sum(), way, create_graph=True)
-        (curvatures,) = torch.autograd.grad(slopes.sum(), way)
+        slopes = _derivative(again, way, create_graph=True)
+        curvatures = _derivative(slopes, way) if slopes.requires_grad else torch.zeros_like(way)  # a linear loss
     return norms.double(), curvatures.double()
+
+
+def _derivative(values: Tensor, way: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Of each value [n] by its own number [n]; 0 where it does not depend on it."""
+    (found,) = torch.autograd.grad(values.sum(), way, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(values) if found is None else found

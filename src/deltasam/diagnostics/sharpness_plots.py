@@ -30,7 +30,7 @@ def plot_sharpness(
         ValueError: There is none, or they were not measured alike: at another radius, say.
     """
     ax = axes_or_new(ax)
-    named: Mapping[str, Sharpness | AverageSharpness] = by_name(results, "model")  # type: ignore[arg-type]
+    named: Mapping[str, Sharpness | AverageSharpness] = by_name(results, "model")
     kind = _common([what_was_measured(result) for result in named.values()])
     for place, result in enumerate(named.values()):
         ax.bar(place, result.rise, width=0.6, color=f"C{place}")

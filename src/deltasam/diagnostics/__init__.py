@@ -5,6 +5,7 @@ from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibr
 from deltasam.diagnostics.closeness import Closeness, Fidelity
 from deltasam.diagnostics.cost import Cost, MethodCost, cost, plot_cost
 from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geometry
+from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
 from deltasam.diagnostics.fidelity_plot import plot_fidelity
 from deltasam.diagnostics.geometry_plots import plot_examples, plot_norms, plot_spectrum
@@ -13,6 +14,7 @@ from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
 from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice
 from deltasam.diagnostics.sharpness import Sharpness, sharpness
 from deltasam.diagnostics.sharpness_plots import plot_m_sharpness, plot_sharpness
+from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
 __all__ = [
     "AverageSharpness",

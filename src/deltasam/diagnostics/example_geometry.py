@@ -14,7 +14,7 @@ from deltasam.diagnostics.example_rises import refuse_meeting_losses
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.second_order import twice_differentiable
 from deltasam.outputs import example_losses_of
-from deltasam.passes import Closure, Passes
+from deltasam.passes import Closure
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError
@@ -75,7 +75,8 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
     with put_back(model), twice_differentiable():
         batches = Batches("example_geometry", model, closures)
         engine = Engine(model)
-        parts = [_of_batch(batches, number, engine) for number in range(len(batches))]
+        looked_at = next((i for i, losses in enumerate(batches.losses) if len(losses) > 1), None)
+        parts = [_of_batch(batches, i, engine, look=i == looked_at) for i in range(len(batches))]
         norms, curvatures = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
         return ExampleGeometry(
             tuple(torch.cat(batches.losses).tolist()),
@@ -84,8 +85,8 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
         )
 
 
-def _of_batch(batches: Batches, number: int, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Norms and curvatures of a batch [n]."""
+def _of_batch(batches: Batches, number: int, engine: Engine, *, look: bool) -> tuple[Tensor, Tensor]:
+    """Norms and curvatures of a batch [n]; ``look`` for losses that depend on other examples."""
     passes, owner = batches.passes(number), batches.owner
     output, record = engine.first(passes)
     losses = example_losses_of(output, owner)
@@ -93,20 +94,20 @@ def _of_batch(batches: Batches, number: int, engine: Engine) -> tuple[Tensor, Te
         gradients = engine.gradients(passes, record, losses, 1)
     except NotCoveredError as reason:
         raise NotCoveredError(f"{owner}: {reason}\nWays out: freeze these parameters") from None
-    if number == 0:  # the first time the engine looks too, and leaves the graph
+    if look:  # the first time the engine looks too, and leaves the graph
         refuse_meeting_losses(owner, losses, record)
     norms = gradients.norms()
     gradients.scale(torch.where(norms > 0, 1 / norms, 0.0))
     way = torch.zeros_like(norms, requires_grad=True)
     gradients.times(way)
     with Perturbed(batches.model, record.parameters, gradients):
-        return norms.double(), _second_derivative(passes, way, owner).double()
+        again = example_losses_of(batches.passes(number).first(), owner)
+        slopes = _derivative(again, way, create_graph=True)
+        curvatures = _derivative(slopes, way) if slopes.requires_grad else torch.zeros_like(way)  # a linear loss
+    return norms.double(), curvatures.double()
 
 
-def _second_derivative(passes: Passes, way: Tensor, owner: str) -> Tensor:
-    """Of each example's loss by how far it goes its way [n]."""
-    with passes.at() as point:
-        losses = example_losses_of(point.output, owner)
-        (slopes,) = torch.autograd.grad(losses.sum(), way, create_graph=True)
-        (curvatures,) = torch.autograd.grad(slopes.sum(), way)
-    return curvatures
+def _derivative(values: Tensor, way: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Of each value [n] by its own number [n]; 0 where it does not depend on it."""
+    (found,) = torch.autograd.grad(values.sum(), way, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(values) if found is None else found

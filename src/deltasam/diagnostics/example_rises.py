@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,6 @@ from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import Record
-from deltasam.weight_space import Vector
 
 
 class ExampleRises:
@@ -26,7 +27,7 @@ class ExampleRises:
         units: Of the radius, one tensor per parameter; None: 1.
     """
 
-    def __init__(self, batches: Batches, m: int, rho: float, units: Vector | None) -> None:
+    def __init__(self, batches: Batches, m: int, rho: float, units: Sequence[Tensor] | None) -> None:
         self._batches, self._m, self._rho = batches, m, rho
         self._units = None if units is None else list(zip(batches.params, units, strict=True))
         self._engine = Engine(batches.model)
@@ -50,8 +51,9 @@ class ExampleRises:
             self._bring_to_radius(gradients)
             before = losses.detach().double()
             del output, losses  # their graph is as large as the pass to come
-            with Perturbed(self._batches.model, record.parameters, gradients), torch.no_grad(), passes.at() as point:
-                rises = example_losses_of(point.output, owner).double() - before
+            passes = self._batches.passes(number)
+            with Perturbed(self._batches.model, record.parameters, gradients), torch.no_grad():
+                rises = example_losses_of(passes.first(), owner).double() - before
         return rises.view(-1, self._m).mean(1).tolist()
 
     def _bring_to_radius(self, gradients: ExampleGradients) -> None:

@@ -66,9 +66,9 @@ def hessian_spectrum(
     """Find the largest eigenvalues of the mean loss's Hessian, and estimate its trace.
 
     Eigenvalues by the Lanczos method (SciPy's ``eigsh``), the trace by Hutchinson's estimator, from products with the
-    Hessian alone (curvlinops). A product takes two to three passes of all batches; k eigenvalues take at least ``2 k``
-    of them, often 20 to 60, and memory for as many vectors of the model's size. Attention runs without fused kernels,
-    which have no second derivative.
+    Hessian alone (curvlinops). A product takes two to three passes of all batches; the eigenvalues take 20 products or
+    more, and the memory of 20 models or more (of ``2 k + 1``, where that is more). Attention runs without fused
+    kernels, which have no second derivative.
 
     The model stays in the mode in which it is: evaluation mode, unless dropout is meant; then all products see the same
     masks. Weights, buffers, gradients and random state are afterwards what they were, bit for bit, also after an
@@ -126,10 +126,13 @@ def _operator(batches: Batches) -> ClosureHessian:
 def _largest(hessian: ClosureHessian, k: int, tolerance: float, seed: int) -> list[float]:
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(hessian.shape[0], generator=generator, dtype=torch.float64).numpy()
+    wide = torch.float64 if hessian.dtype == torch.float64 else torch.float32
+    start = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(seed), dtype=wide).numpy()
+    operator = hessian.to_scipy(start.dtype)
+    if not operator.matvec(start).any():
+        return [0.0] * k  # a random vector shows it: the Hessian is 0, with which ARPACK cannot begin
     try:
-        found = eigsh(hessian.to_scipy(), k, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
+        found = eigsh(operator, k, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
     except ArpackNoConvergence as error:
         raise RuntimeError(
             f"hessian_spectrum(k={k}, tolerance={tolerance:g}): {len(error.eigenvalues)} of {k} eigenvalues were found "

@@ -1,4 +1,4 @@
-"""A warning where a rise of the loss is no more than rounding."""
+"""A warning where a rise of the loss could be nothing but rounding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deltasam.diagnostics.closeness import rounding
 
 
 def warn_if_rounding(owner: str, argument: str, value: float, rise: float, loss: float, epsilon: float) -> None:
-    """Warn where a rise is no longer than the rounding of the loss.
+    """Warn where the rounding of the loss could make a rise of this size.
 
     Args:
         owner: The measure.
@@ -20,8 +20,8 @@ def warn_if_rounding(owner: str, argument: str, value: float, rise: float, loss:
     """
     if abs(rise) <= rounding(loss, epsilon):
         warnings.warn(
-            f"{owner}({argument}={value:g}): the loss of {loss:.3g} rises by {rise:.2g}, no more than rounding; raise "
-            f"{argument}, or compute in a wider floating-point type",
+            f"{owner}({argument}={value:g}): the loss of {loss:.3g} rises by {rise:.2g}, which rounding could make; "
+            f"raise {argument}, or compute in a wider floating-point type",
             RuntimeWarning,
             stacklevel=3,
         )

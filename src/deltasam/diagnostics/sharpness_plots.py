@@ -12,7 +12,7 @@ from deltasam.diagnostics.sharpness import Sharpness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INTERVAL = 1.96
+INTERVAL = 1.96
 """Standard errors on each side: 95 % of a normal distribution."""
 
 
@@ -30,12 +30,12 @@ def plot_sharpness(
         ValueError: There is none, or they were not measured alike: at another radius, say.
     """
     ax = axes_or_new(ax)
-    named: Mapping[str, Sharpness | AverageSharpness] = by_name(results, "model")  # type: ignore[arg-type]
+    named: Mapping[str, Sharpness | AverageSharpness] = by_name(results, "model")
     kind = _common([what_was_measured(result) for result in named.values()])
     for place, result in enumerate(named.values()):
         ax.bar(place, result.rise, width=0.6, color=f"C{place}")
         if result.standard_error is not None:
-            ax.errorbar(place, result.rise, yerr=_INTERVAL * result.standard_error, color="black", capsize=4)
+            ax.errorbar(place, result.rise, yerr=INTERVAL * result.standard_error, color="black", capsize=4)
     ax.axhline(0, color="gray", linewidth=1)
     ax.set_xticks(range(len(named)), list(named))
     ax.set(ylabel="rise of the mean loss", title=kind)
@@ -57,7 +57,7 @@ def plot_m_sharpness(results: Sequence[Sharpness] | Mapping[str, Sequence[Sharpn
     kind = _common([_radius(result) for curve in curves.values() for result in curve])
     for name, curve in curves.items():
         ordered = sorted(curve, key=_shared)
-        bars = [_INTERVAL * (result.standard_error or 0.0) for result in ordered]
+        bars = [INTERVAL * (result.standard_error or 0.0) for result in ordered]
         x, y = [_shared(result) for result in ordered], [result.rise for result in ordered]
         ax.errorbar(x, y, yerr=bars, marker="o", capsize=3, label=name)
     ax.set_xscale("log", base=2)

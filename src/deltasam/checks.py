@@ -47,3 +47,14 @@ def one_of(owner: str, argument: str, value: str, choices: tuple[str, ...]) -> s
     if value not in choices:
         raise ValueError(f"{owner}({argument}={value!r}): {argument} must be one of {', '.join(map(repr, choices))}")
     return value
+
+
+def whole(owner: str, argument: str, value: int, *, least: int = 1) -> int:
+    """``value`` as an int, if it is a whole number of at least so much.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not math.isfinite(value) or value != int(value) or value < least:
+        raise ValueError(f"{owner}({argument}={value}): {argument} must be a whole number, {least} or more")
+    return int(value)

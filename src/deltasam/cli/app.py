@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import deltasam
 from deltasam.cli.compare import compare
+from deltasam.cli.diagnose import diagnose
 from deltasam.cli.errors import install_hint, refusal
 from deltasam.cli.examples import examples
 from deltasam.cli.fidelity import fidelity
@@ -92,5 +93,6 @@ app.command()(compare)
 app.command()(reproduce)
 app.command()(report)
 app.command()(fidelity)
+app.command()(diagnose)
 app.command()(examples)
 app.command()(methods)

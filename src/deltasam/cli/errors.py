@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from deltasam import NotCoveredError
 
 
-_EXTRAS = {"accelerate": "track", "rouge_score": "summarization"}  # what only some commands need
+_EXTRAS = {  # what only some commands need
+    "accelerate": "track",
+    "curvlinops": "hessian",
+    "matplotlib": "diagnostics",
+    "rouge_score": "summarization",
+}
 
 
 def install_hint(error: ModuleNotFoundError) -> str:

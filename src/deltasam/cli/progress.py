@@ -39,6 +39,28 @@ class RunProgress(_Bars):
         self.update(self._steps, completed=len(run.steps), note=_note(run.steps[-1].loss))
 
 
+class DiagnosisProgress(_Bars):
+    """What of a diagnosis is done, and what is measured now.
+
+    Args:
+        total: How many measurements there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._measurements = self.add_task("measuring", total=total, note="")
+        self._begun = 0
+
+    def show(self, what: str) -> None:
+        """Show a measurement that begins; those before it are done."""
+        self.update(self._measurements, completed=self._begun, note=what)
+        self._begun += 1
+
+    def end(self, what: str) -> None:
+        """All is measured; show what is left to do."""
+        self.update(self._measurements, completed=self._begun, note=what)
+
+
 class GridProgress(_Bars):
     """Runs in all, and below them the steps of each run at work.
 

@@ -1,6 +1,56 @@
 """Questions to ask of a method on one's own model and data. Plain PyTorch; imported only when asked for."""
 
+from deltasam.diagnostics.average_sharpness import AverageSharpness, average_sharpness
+from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibration, plot_reliability
 from deltasam.diagnostics.closeness import Closeness, Fidelity
+from deltasam.diagnostics.cost import Cost, MethodCost, cost, plot_cost
+from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geometry
+from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
+from deltasam.diagnostics.fidelity_plot import plot_fidelity
+from deltasam.diagnostics.geometry_plots import plot_examples, plot_norms, plot_spectrum
+from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
+from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
+from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice
+from deltasam.diagnostics.sharpness import Sharpness, sharpness
+from deltasam.diagnostics.sharpness_plots import plot_m_sharpness, plot_sharpness
+from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
-__all__ = ["Closeness", "Fidelity", "at_radius", "default_methods", "fidelity"]
+__all__ = [
+    "AverageSharpness",
+    "Calibration",
+    "Closeness",
+    "Cost",
+    "ExampleGeometry",
+    "Fidelity",
+    "HessianSpectrum",
+    "LossPath",
+    "LossPlane",
+    "LossSlice",
+    "MethodCost",
+    "ReliabilityBin",
+    "Sharpness",
+    "at_radius",
+    "average_sharpness",
+    "calibration",
+    "cost",
+    "default_methods",
+    "example_geometry",
+    "fidelity",
+    "hessian_spectrum",
+    "loss_path",
+    "loss_plane",
+    "loss_slice",
+    "plot_cost",
+    "plot_examples",
+    "plot_fidelity",
+    "plot_m_sharpness",
+    "plot_norms",
+    "plot_path",
+    "plot_plane",
+    "plot_reliability",
+    "plot_sharpness",
+    "plot_slice",
+    "plot_spectrum",
+    "sharpness",
+]

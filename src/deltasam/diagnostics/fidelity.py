@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from deltasam.checks import positive
 from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
 from deltasam.diagnostics.measure import Bench, Measured
-from deltasam.guards import Buffers, RandomState, accelerators
+from deltasam.diagnostics.put_back import put_back
 from deltasam.method import Method
 from deltasam.methods import ERM, SAM, PerInstanceSAM
 from deltasam.passes import Closure
@@ -56,7 +55,7 @@ def fidelity(
     rho = positive("fidelity", "rho", rho)
     chosen = [_made(m, model, rho) for m in _listed(methods)]
     contest = _Contest(model, chosen, rho)
-    with _put_back(model):
+    with put_back(model):
         for number, one in enumerate([closure] if callable(closure) else closure):
             contest.judge(one, number)
     return contest.results()
@@ -146,18 +145,3 @@ def _made(method: str | Method, model: nn.Module, rho: float) -> Method:
     if method.model is not model:
         raise ValueError(f"fidelity: {method!r} was made for another model; make it for the one that is measured")
     return method
-
-
-@contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """Gradients (the same tensors), buffers and random state as they were, whatever happens."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    devices = accelerators(model)
-    random_state, buffers = RandomState(devices), Buffers(model)
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        buffers.restore()
-        random_state.restore()

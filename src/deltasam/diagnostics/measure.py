@@ -66,7 +66,7 @@ class Bench:
         watched = _Watched(closure, self._params, self._weights)
         began = time.perf_counter()
         step = method.backward(watched)
-        _wait_for_device()
+        wait_for_device()
         seconds = time.perf_counter() - began - watched.seconds
         rise = step.metrics.get("perturbed_loss", step.loss).double() - step.loss.double()
         return Measured(self._gradient(), float(step.loss), float(rise), watched.distance, seconds)
@@ -94,6 +94,7 @@ class _Watched:
         return self._closure()
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Until what was given to the accelerator is done; the CPU has done it."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics.functional import classification
 
+from deltasam.diagnostics.calibration import calibration_error
 from deltasam.experiment import processes
 from deltasam.experiment.batches import Batches
 from deltasam.experiment.inference import outputs_of
@@ -77,7 +78,7 @@ def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         else classification.multiclass_f1_score(predictions, labels, classes, average="macro"),
         # scikit-learn's: that of torchmetrics is not 0 where all predictions are one class.
         "matthews": matthews_corrcoef(labels.numpy(), predictions.numpy()) if len(labels.unique()) > 1 else 0.0,
-        "ece": classification.multiclass_calibration_error(logits.softmax(1), labels, classes),
+        "ece": calibration_error(logits, labels),
     }
     return {name: float(value) for name, value in found.items()}
 

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def locate_model(name: str) -> Path:
+def locate_model(name: str, given_as: str = "--model") -> Path:
     """The local folder of a model; one named on the Hugging Face hub is downloaded, or taken from the cache.
 
     Args:
         name: ``minilm`` for the bundled encoder, a local folder, or a name on the hub.
+        given_as: What the name was given as, for errors.
 
     Raises:
         UserError: There is no such model, or the hub cannot be reached.
@@ -30,9 +31,9 @@ def locate_model(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"--model {name}: the folder holds no config.json; give one saved by save_pretrained")
+            raise UserError(f"{given_as} {name}: the folder holds no config.json; give one saved by save_pretrained")
         return folder
-    return _download(name)
+    return _download(name, given_as)
 
 
 def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -46,6 +47,34 @@ def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedMode
     from transformers import AutoModelForSequenceClassification
 
     model, tokenizer = load_pretrained(AutoModelForSequenceClassification, config, **_head(data))
+    _enable_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def load_trained_classifier(name: str, given_as: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A classifier, or a regression, with the head that it was saved with, and its tokenizer.
+
+    Args:
+        name: A local folder, or a name on the hub.
+        given_as: What the name was given as, for errors.
+
+    Raises:
+        UserError: There is no such model, or it has no trained head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = locate_model(name, given_as)
+    with loading(folder, given_as):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    if found["missing_keys"]:
+        lacking = ", ".join(sorted(found["missing_keys"])[:3])
+        raise UserError(
+            f"{given_as} {name}: not a trained classifier, {lacking} would be random; give a folder that deltasam "
+            f"train has written, or another fine-tuned model"
+        )
     _enable_padding(model, tokenizer)
     return model, tokenizer
 
@@ -97,7 +126,7 @@ def load_pretrained(kind: Any, config: TrainConfig, **options: Any) -> tuple[Pre
 
 
 @contextmanager
-def loading(folder: Path) -> Iterator[None]:
+def loading(folder: Path, given_as: str = "--model") -> Iterator[None]:
     """Load something from a folder, quietly.
 
     Raises:
@@ -112,7 +141,7 @@ def loading(folder: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load the model in {folder}: {reason}; choose another --model") from error
+        raise UserError(f"cannot load the model in {folder}: {reason}; choose another {given_as}") from error
 
 
 def _head(data: TextData) -> dict[str, Any]:
@@ -134,21 +163,21 @@ def _bundled() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _download(name: str) -> Path:
+def _download(name: str, given_as: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    advice = f"give --model a local folder, a name on the Hugging Face hub, or {BUNDLED_MODEL}"
+    advice = f"give {given_as} a local folder, a name on the Hugging Face hub, or {BUNDLED_MODEL}"
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except LocalEntryNotFoundError as error:
-        raise UserError(f"--model {name}: no such folder, and the hub cannot be reached; {advice}") from error
+        raise UserError(f"{given_as} {name}: no such folder, and the hub cannot be reached; {advice}") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"--model {name}: no such folder, and no such model on the hub; {advice}") from error
+        raise UserError(f"{given_as} {name}: no such folder, and no such model on the hub; {advice}") from error
     except (HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: {reason}; {advice}") from error
+        raise UserError(f"{given_as} {name}: {reason}; {advice}") from error
 
 
 @contextmanager

@@ -23,6 +23,11 @@ def plain(value: float | None, significant: int = 3) -> str:
     return MISSING if value is None else f"{value:.{decimals(value, significant)}f}"
 
 
+def brief(value: float | None) -> str:
+    """Three significant digits, with a power of ten where a number is very large or small: ``1.23e-05``."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
 def mean_margin(estimate: Estimate | None) -> str:
     """Mean and half-width of the interval: ``0.912 ± 0.014``; the mean alone where there is no interval."""
     if estimate is None or estimate.margin is None:

@@ -57,7 +57,23 @@ class ExampleGradients:
             factors, self._unit = factors * self._unit, None
         if dropped.any():
             self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
+        self.times(factors)
+
+    def times(self, factors: Tensor) -> None:
+        """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
         self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
+
+    def multiply(self, scales: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+        """Multiply every group's gradient of a parameter by a tensor [*shape], element by element.
+
+        A product of numbers (a linear layer's weight) then has its gradients formed, one per group.
+        """
+        for bias, weight in self._weights.items():
+            if weight in self.of and self.of[weight].holds_bias:
+                self.of[weight], self.of[bias] = self.of[weight].parted()
+        for parameter, scale in scales:
+            if id(parameter) in self.of:
+                self.of[id(parameter)] = self.of[id(parameter)].multiplied(scale)
 
     def totals(self, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor | None]:
         """The gradients summed over the groups, one parameter after the other; None where one was not used."""

@@ -59,6 +59,19 @@ class ParameterGradient:
             return replace(self, outers=tuple(term.times(factors) for term in self.outers))
         return replace(self, dense=self.dense.mul_(factors.view(-1, *[1] * (self.dense.ndim - 1))))
 
+    def multiplied(self, scale: Tensor) -> ParameterGradient:
+        """Each group's gradient times a tensor [*shape], element by element; a plain tensor is changed in place."""
+        if self.dense is not None:
+            return replace(self, dense=self.dense.mul_(scale))
+        if all(not term.x.is_floating_point() for term in self.outers):  # rows of a table stay rows of it
+            return replace(self, outers=tuple(term.rows_times(scale) for term in self.outers))
+        return replace(self, outers=(), dense=self.matrix(scale.shape).mul_(scale))
+
+    def parted(self) -> tuple[ParameterGradient, ParameterGradient]:
+        """The gradient of the weight alone, and that of the layer's bias, which it holds."""
+        alone = replace(self, outers=tuple(replace(term, ones=False) for term in self.outers))
+        return alone, ParameterGradient(dense=_sum(term.biases() for term in self.outers))
+
     def without(self, dropped: Tensor) -> ParameterGradient:
         """No gradient for some groups [g], whatever it was."""
         outers = tuple(replace(t, b=t.b.masked_fill(dropped[:, None, None], 0)) for t in self.outers)

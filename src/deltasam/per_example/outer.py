@@ -49,9 +49,17 @@ class Outer:
             return (x.mT @ b if self.axis == 0 else b.mT @ x).view(shape)
         return b.new_zeros(shape).index_add_(0, x, b)
 
+    def biases(self) -> Tensor:
+        """The gradient of the layer's bias [g, O]."""
+        return self._b().sum(1)
+
     def bias_total(self) -> Tensor:
         """The gradient of the layer's bias, summed over the groups [O]."""
         return self._b().sum((0, 1))
+
+    def rows_times(self, scale: Tensor) -> Outer:
+        """The gradient of a table times a tensor of its shape, element by element: every row by the row it is of."""
+        return replace(self, b=self._b() * scale[self.x], factors=None)
 
     def times(self, factors: Tensor) -> Outer:
         """Each group's gradient times its factor [g]."""

@@ -117,15 +117,17 @@ class _MultiplyEach(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, moved = ctx.saved_tensors
-        dx = dw = db = None
+        dx = dw = dm = db = None
         if ctx.needs_input_grad[0]:
             dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved)
         if ctx.needs_input_grad[1]:
             left, right = (x, dy) if ctx.axis == 0 else (dy, x)
             dw = (left.flatten(0, 1).mT @ right.flatten(0, 1)).view(ctx.shape)
+        if ctx.needs_input_grad[2]:  # a perturbation that itself depends on something
+            dm = (torch.bmm(x.mT, dy) if ctx.axis == 0 else torch.bmm(dy.mT, x)).view(moved.shape)
         if ctx.needs_input_grad[3]:
             db = dy.sum((0, 1), keepdim=True) if ctx.bias_groups == 1 else dy.sum(1, keepdim=True)
-        return dx, dw, None, db, None
+        return dx, dw, dm, db, None
 
 
 def _matrices(weights: Tensor) -> Tensor:

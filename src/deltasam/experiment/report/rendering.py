@@ -52,7 +52,7 @@ def write_page(
         UserError: The file cannot be written.
     """
     page = _environment().get_template(template).render(
-        data=data, config=dict(_flat(config)), script=_script(), **values
+        data=data, config=dict(_flat(config)), script=_script, **values
     )  # fmt: skip
     # Data may hold halves of surrogate pairs, which no UTF-8 file can.
     write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
@@ -69,6 +69,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "plain": rounding.plain,
+        "brief": rounding.brief,
         "mean_margin": rounding.mean_margin,
         "signed_interval": rounding.signed_interval,
         "p_value": rounding.p_value,

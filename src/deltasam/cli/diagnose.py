@@ -1,0 +1,174 @@
+"""``deltasam diagnose``: every diagnostic on trained checkpoints and one's own data."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import deltasam
+from deltasam.cli import options
+from deltasam.cli.errors import interruptible
+from deltasam.errors import UserError
+from deltasam.experiment import processes
+from deltasam.experiment.config import PROVENANCE, TrainConfig
+from deltasam.experiment.provenance import provenance
+
+if TYPE_CHECKING:
+    from deltasam.diagnosis import Diagnosis, Settings
+
+PAGE = "diagnosis.html"
+
+
+def diagnose(
+    ctx: typer.Context,
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Folders that deltasam train has written, or other fine-tuned classifiers: local, or on the hub.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[str, typer.Option(help=options.SOURCE_HELP, rich_help_panel="Data")],
+    split: Annotated[
+        str, typer.Option(help="Which rows: evaluation, or training, whose loss it is that sharpness is usually of.")
+    ] = "evaluation",
+    examples: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Rows to measure on, drawn at random; the plane and the Hessian use an eighth of them."
+        ),
+    ] = 256,
+    only: Annotated[
+        str | None, typer.Option(help="Only these diagnostics, separated by commas.", show_default="all")
+    ] = None,
+    skip: Annotated[str | None, typer.Option(help="All but these.", show_default="none")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods whose fidelity and cost are measured, separated by commas.", show_default="all"),
+    ] = None,
+    rho: Annotated[float, typer.Option(help="Radius of perturbations.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of the rows, random directions and dropout masks.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for numbers, pictures and the page.")] = Path("runs/diagnosis"),
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    eval_data: options.EvalData = None,
+    eval_size: options.EvalSize = 0.2,
+    task: options.Task = "classification",
+    max_length: options.MaxLength = TrainConfig.max_length,
+    batch_size: options.BatchSize = TrainConfig.batch_size,
+    precision: options.Precision = TrainConfig.precision,
+    device: options.Device = "auto",
+    config: options.Config = None,
+) -> None:
+    """Measure all there is to know about a trained model's loss surface on your data, and what methods cost there.
+
+    Sharpness in all its forms, gradient norm and curvature of single examples, the Hessian, calibration, slices of the
+    loss, how close methods come to one perturbation per example, and their cost. Several checkpoints are put side by
+    side, with the line between the first two.
+
+    The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot, as each is measured.
+
+    Give the data options that the model was trained with, so that the evaluation rows are those that were set aside.
+
+    [bold]Examples[/bold]
+
+    deltasam train --data reviews.csv --text review --label stars --output out
+
+    deltasam diagnose out --data reviews.csv --text review --label stars --output runs/out-diagnosed
+
+    deltasam diagnose out-erm out-sam --data reviews.csv --only sharpness,hessian,path
+
+    deltasam diagnose out --data reviews.csv --split training --examples 64 --skip fidelity,cost
+    """
+    if processes.count() > 1:
+        raise UserError("diagnose works in one process; start it without torchrun or accelerate launch")
+    if not 0 < rho < float("inf"):
+        raise UserError(f"--rho {rho}: must be a finite number above 0")
+    training = options.train_config(ctx.params)
+    names = _chosen(only, skip)
+    specs = None if methods is None else _methods(methods)
+    checkpoints = options.distinct(checkpoints, "CHECKPOINT")
+    choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
+    choices = {k: v for k, v in choices.items() if k not in ("only", "skip")}
+    with interruptible(f"what was measured so far is in {output}"):
+        from deltasam.diagnosis import Settings
+
+        made = Settings(
+            split=split,
+            examples=examples,
+            batch_size=training.batch_size,
+            max_length=training.max_length,
+            precision=training.precision,
+            device=training.device,
+            rho=rho,
+            methods=None if specs is None else tuple(specs),
+            seed=seed,
+        )
+        _diagnose(checkpoints, names, made, output, choices)
+
+
+def _chosen(only: str | None, skip: str | None) -> list[str]:
+    from deltasam.diagnosis import diagnostic_names
+
+    known = diagnostic_names()
+    wanted = known if only is None else _known(only, "--only", known)
+    unwanted = [] if skip is None else _known(skip, "--skip", known)
+    chosen = [name for name in known if name in wanted and name not in unwanted]
+    if not chosen:
+        raise UserError("--only and --skip leave no diagnostic; leave one of them out")
+    return chosen
+
+
+def _known(text: str, option: str, known: list[str]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{option} {name}: no such diagnostic; there are {', '.join(known)}{hint}")
+    return options.distinct(names, option)
+
+
+def _methods(text: str) -> list[str]:
+    return options.distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
+
+
+def _diagnose(
+    checkpoints: list[str], names: list[str], settings: Settings, output: Path, choices: dict[str, Any]
+) -> None:
+    import matplotlib  # noqa: F401  (before any work: it may not be installed)
+
+    from deltasam.cli.progress import DiagnosisProgress
+    from deltasam.diagnosis import count, diagnose, load_subjects, write_diagnosis_page
+    from deltasam.experiment.folder import check_folder, claim_folder
+    from deltasam.experiment.random_state import deterministic_algorithms, seed_everything
+
+    check_folder(output, choices)
+    data = options.load(choices)
+    subjects = load_subjects(checkpoints, data, settings)
+    weights = {subject.name: subject.weights_digest() for subject in subjects}
+    recorded = {**choices, PROVENANCE: {**provenance(data), "weights_sha256": weights}}
+    claim_folder(output, recorded)
+    seed_everything(settings.seed)
+    with DiagnosisProgress(count(subjects, names)) as progress, deterministic_algorithms():
+        diagnosis = diagnose(subjects, names, output, recorded, progress.show)
+        progress.end("writing the page")
+        write_diagnosis_page(diagnosis, output / PAGE)
+    _show(diagnosis, output)
+
+
+def _show(diagnosis: Diagnosis, output: Path) -> None:
+    from rich.console import Console
+
+    from deltasam.cli.diagnosis_table import diagnosis_table, readings
+
+    console = Console()
+    console.print(diagnosis_table(diagnosis))
+    for paragraph in readings(diagnosis):
+        console.print(paragraph)
+    console.print(f"Page: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)

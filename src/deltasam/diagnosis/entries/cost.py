@@ -1,0 +1,47 @@
+"""What each method costs here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltasam.diagnosis.diagnostic import Diagnostic, Number, Plot, one_each
+from deltasam.diagnosis.subject import Subject
+from deltasam.diagnostics import Cost, cost, plot_cost
+from deltasam.spec import short_spec
+
+_ROUNDS = 3
+
+
+class CostDiagnostic(Diagnostic[Cost], name="cost"):
+    """Time and memory of each method, with dropout."""
+
+    title = "Cost: time and memory of each method"
+
+    def measure(self, *subjects: Subject) -> Cost:
+        """On one batch, in training mode."""
+        (subject,) = subjects
+        with subject.training():
+            closures = subject.closures(by_length=False)[:1]
+            return cost(subject.model, closures, subject.settings.methods, rounds=_ROUNDS)
+
+    def numbers(self, result: Cost) -> dict[str, Number]:
+        """The ratio of each method over plain training."""
+        return {f"time of {short_spec(m.method)}": Number(m.ratio, None, "x plain training") for m in result.methods}
+
+    def answer(self, result: Cost) -> str:
+        """The range of the ratios."""
+        ranked = sorted(result.methods, key=lambda m: m.ratio)
+        low, high = ranked[0], ranked[-1]
+        return (
+            f"A step's gradients take {low.ratio:.2f} times as long as in plain training ({short_spec(low.method)}) to "
+            f"{high.ratio:.2f} times ({short_spec(high.method)})."
+        )
+
+    def reading(self, result: Cost) -> str:
+        """As the measure puts it, and what was not measured."""
+        refused = [f"Not measured: {short_spec(spec)}, {reason}" for spec, reason in result.refused.items()]
+        return " ".join([result.reading, *refused])
+
+    def plots(self, results: Mapping[str, Cost]) -> list[Plot]:
+        """A picture for each checkpoint."""
+        return one_each("cost", "Time of each method, forward, backward and the rest,", results, plot_cost)

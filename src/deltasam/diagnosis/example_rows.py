@@ -1,0 +1,78 @@
+"""The examples as a table for people: each with its loss, gradient norm and curvature."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltasam.experiment.results import write_atomically
+
+if TYPE_CHECKING:
+    from deltasam.diagnosis.diagnosis import Diagnosis
+    from deltasam.diagnosis.subject import Subject
+    from deltasam.diagnostics import ExampleGeometry
+
+EXAMPLES = "examples.csv"
+GEOMETRY = "examples"
+"""The diagnostic that has norms and curvatures."""
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """One example at one checkpoint.
+
+    Attributes:
+        checkpoint: Where.
+        row: Its number in the source.
+        text: The texts of a pair in one.
+        label: Its class, or its score.
+        prediction: The model's.
+        loss: In nats, or the squared error.
+        norm: Of its gradient over all trainable weights; None where it was not measured.
+        curvature: Along this gradient; None where it was not measured, or there is no gradient.
+    """
+
+    checkpoint: str
+    row: str
+    text: str
+    label: str
+    prediction: str
+    loss: float
+    norm: float | None
+    curvature: float | None
+
+
+def example_rows(subject: Subject, geometry: ExampleGeometry | None) -> list[ExampleRow]:
+    """All examples of a checkpoint, the largest gradient norm first, or the largest loss where there are no norms."""
+    empty = [None] * subject.examples
+    norms, curvatures = (geometry.norms, geometry.curvatures) if geometry else (empty, empty)
+    columns = zip(subject.texts(), subject.losses.tolist(), norms, curvatures, strict=True)
+    rows = [ExampleRow(subject.name, **texts, loss=x, norm=n, curvature=c) for texts, x, n, c in columns]
+    return sorted(rows, key=lambda row: row.loss if row.norm is None else row.norm, reverse=True)
+
+
+def write_examples(diagnosis: Diagnosis, folder: Path) -> None:
+    """Write the examples of every checkpoint as CSV.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(ExampleRow.__dataclass_fields__)
+    for subject in diagnosis.subjects:
+        for row in example_rows(subject, diagnosis.result_of(GEOMETRY, subject.name)):
+            writer.writerow([_cell(value) for value in vars(row).values()])
+    write_atomically(folder / EXAMPLES, file.getvalue().encode("utf-8", "replace").decode("utf-8"))
+
+
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"

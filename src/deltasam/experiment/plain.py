@@ -1,0 +1,24 @@
+"""Results as what JSON holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries of their fields and properties; None for what is no finite number.
+
+    JSON has no NaN and no infinity.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value)]
+        properties = [name for name in dir(type(value)) if isinstance(getattr(type(value), name), property)]
+        return {name: plain(getattr(value, name)) for name in (*fields, *properties)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -59,7 +59,7 @@ def cost() -> str:
     examples, tokens = shape.split("x")
     about = (
         f"MiniLM-L6, {examples} examples of {tokens} tokens, float32, medians of {len(costs_at(shape)['erm'])} rounds; "
-        f"{machine['processor']}, threads: {machine['threads']}, torch {costs()['torch']}."
+        f"{machine['processor']}, threads: {machine['threads']}, torch {costs()['torch']}; {costs()['clock']} time."
     )
     return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
 

@@ -87,7 +87,7 @@ def _whole(found: Card) -> Card:
 
 
 def _index(made: list[Card]) -> str:
-    rows = "\n".join(f"| [`{c.name}`]({c.name}.md) | {_cell(c.equation)} | {_cell(c.cost)} |" for c in made)
+    rows = "\n".join(f"| [`{c.name}`]({c.name}.md) | {_cell(c.equation)} | {_short(c.cost)} |" for c in made)
     return f"""# Methods
 
 In all equations w are the trainable weights, L_i is the loss of example i, L their mean over the batch, g = grad L(w) and
@@ -115,12 +115,12 @@ def _page(c: Card) -> str:
 
 {_markdown(c.about)}
 
-| | |
+| at a glance | |
 |---|---|
-| **Cost** | {_cell(c.cost)} |
-| **Source** | {_cell(c.source)} |
-| **Good for** | {_cell(c.when)} |
-| **Not for** | {_cell(c.when_not)} |
+| **Cost** | {_sentence(c.cost)} |
+| **Source** | {_sentence(c.source)} |
+| **When** | {_sentence(c.when)} |
+| **When not** | {_sentence(c.when_not)} |
 
 {_hyperparameters(c)}
 ## Use it
@@ -167,10 +167,22 @@ def _follow(cls: type[deltasam.Method]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that fits into a cell of a table."""
-    return " ".join(_markdown(text).split()).replace("|", "\\|")
+    """Text that fits into a cell of a table: on one line, and no stroke outside of code looks like its border."""
+    line = " ".join(_markdown(text).split())
+    return "".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(re.split("(`[^`]*`)", line)))
+
+
+def _sentence(text: str) -> str:
+    """A cell that begins with a capital."""
+    return _cell(text[:1].upper() + text[1:])
+
+
+def _short(cost: str) -> str:
+    """What a cost begins with: how many passes."""
+    return _cell(re.split("[;,:.]", cost)[0])
 
 
 def _markdown(text: str) -> str:
     """The text of a docstring: no list may follow a line directly, and no path of the repository is a page."""
-    return re.sub(r"``docs/([\w/]+)\.md``", r"[\1](../\1.md)", text).replace("\n- ", "\n\n- ", 1).replace("``", "`")
+    text = re.sub(r"``docs/(\w+/)(\w+)\.md``", lambda m: f"[{m[2].replace('_', ' ')}](../{m[1]}{m[2]}.md)", text)
+    return text.replace("\n- ", "\n\n- ", 1).replace("``", "`")

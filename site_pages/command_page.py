@@ -35,7 +35,8 @@ def _parameters(command: Any) -> str:
         elif not parameter.hidden:
             names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
             panels[getattr(parameter, "rich_help_panel", None) or "Options"].append(_row(names, parameter))
-    tables = [f"**{panel}**\n\n| name | what it does | default |\n|---|---|---|\n" + "\n".join(rows) for panel, rows in panels.items()]
+    head = "| name | what it does | default |\n|---|---|---|"
+    tables = ["\n".join([f"**{panel}**\n\n{head}", *rows]) for panel, rows in panels.items()]
     return "\n\n".join(tables)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import made
-import mathml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import made
+import mathml
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -49,7 +49,7 @@ def card(cls: type[deltasam.Method]) -> Card:
     sections = {section.kind.value: section.value for section in docstring.parse("google", warnings=False)}
     summary, *paragraphs = sections.get("text", "").split("\n\n")
     title, _, equation = summary.partition(": ")
-    parts = {name: "" for name in PARTS.values()}
+    parts = dict.fromkeys(PARTS.values(), "")
     about = []
     for paragraph in paragraphs:
         begin, _, rest = paragraph.partition(": ")
@@ -90,16 +90,17 @@ def _index(made: list[Card]) -> str:
     rows = "\n".join(f"| [`{c.name}`]({c.name}.md) | {_cell(c.equation)} | {_short(c.cost)} |" for c in made)
     return f"""# Methods
 
-In all equations w are the trainable weights, L_i is the loss of example i, L their mean over the batch, g = grad L(w) and
-g_i = grad L_i(w). Every perturbation is held constant when its gradient is taken. A pass is a forward and a backward.
+In all equations w are the trainable weights, L_i is the loss of example i, L their mean over the batch, g = grad L(w)
+and g_i = grad L_i(w). Every perturbation is held constant when its gradient is taken. A pass is a forward and a
+backward.
 
 | method | gradient used | cost |
 |---|---|---|
 {rows}
 
 Which one? [Choose a method](../choose.md) has measured costs. In the terminal `deltasam methods` lists the same, and
-`deltasam methods sam` explains one. Where a method differs from its paper or from its authors' code is on its card, and in
-more detail in [Notes on the methods](../theory/notes.md).
+`deltasam methods sam` explains one. Where a method differs from its paper or from its authors' code is on its card, and
+in more detail in [Notes on the methods](../theory/notes.md).
 """
 
 

@@ -1,6 +1,6 @@
 """What every method must keep, on every kind of model: contracts over registry x model cases.
 
-A new method is in here as soon as it is registered, one's own too: ``pytest tests/test_contracts.py --method-file mine.py``.
+A new method is in here as soon as it is registered. ``--method-file mine.py`` runs them on one's own alone.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ import deltasam
 from deltasam.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = {str(p.relative_to(ROOT)): p.read_text() for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+SOURCES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in SOURCES}
 MADE: dict[str, str] = {}
 if importlib.util.find_spec("griffe"):  # the pages that are made from the code need the extra `docs`
     import made
@@ -165,7 +166,7 @@ def test_commands_are_found_and_wrong_ones_are_seen() -> None:
     assert len(SHELL) > 30
     group = typer.main.get_command(app)
     for wrong in (["compare", "--no-such-option", "1"], ["compare", "--seeds"], ["methods", "sam", "asam"]):
-        with pytest.raises((AssertionError, Exception), match="(?i)no such option|requires an argument|nothing takes"):
+        with pytest.raises((AssertionError, Exception), match=r"(?i)no such option|requires an argument|nothing takes"):
             parsed(group, wrong)
     with pytest.raises(KeyError):
         parsed(group, ["comare"])

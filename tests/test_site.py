@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -17,8 +16,9 @@ import pytest
 import deltasam
 from deltasam import diagnostics
 
-if any(importlib.util.find_spec(library) is None for library in ("mkdocs", "material", "mkdocstrings", "griffe")):
-    pytest.skip("the site needs the extra docs: pip install 'deltasam[docs]'", allow_module_level=True)
+pytest.importorskip("material", reason="the site needs mkdocs: pip install 'deltasam[docs]'")
+pytest.importorskip("mkdocstrings", reason="the site needs mkdocstrings: pip install 'deltasam[docs]'")
+pytest.importorskip("latex2mathml", reason="the site needs latex2mathml: pip install 'deltasam[docs]'")
 
 import command_page
 import made

@@ -44,7 +44,7 @@ def test_every_method_is_among_the_choices(tables: ModuleType) -> None:
     rows = tables.choose().splitlines()[2:]
     assert {row.split("`")[1].partition(":")[0] for row in rows} == set(deltasam.method_names())
     measured = {entry["method"].partition(":")[0] for entry in tables.fidelities()}
-    with_rho = {name for name in deltasam.method_names() if "rho" in deltasam.hyperparameters(deltasam.Method.registry[name])}
+    with_rho = {name for name, cls in deltasam.Method.registry.items() if "rho" in deltasam.hyperparameters(cls)}
     assert measured == with_rho | {"erm"}
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 import deltasam
 from deltasam import diagnostics
 
-pytest.importorskip("material", reason="the site needs mkdocs: pip install 'deltasam[docs]'")
+pytest.importorskip("mkdocs", reason="the site needs mkdocs: pip install 'deltasam[docs]'")
 pytest.importorskip("mkdocstrings", reason="the site needs mkdocstrings: pip install 'deltasam[docs]'")
 pytest.importorskip("latex2mathml", reason="the site needs latex2mathml: pip install 'deltasam[docs]'")
 
@@ -163,3 +164,23 @@ def test_no_equation_is_left_over(site: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
     assert sum(text.count("<math") for text in texts) > 20
     assert not any("arithmatex" in text for text in texts)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+def test_it_works_when_opened_from_disk(site: Path, browser: Any, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(20_000)
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    page.on("request", lambda r: troubles.append(r.url) if r.url.startswith("http") else None)
+    for name in ("choose.html", "methods/index.html", "theory/per_example.html", "faq.html"):
+        page.goto((site / name).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    if width > 1000:
+        page.keyboard.press("/")
+        page.keyboard.type("gradscaler", delay=30)
+        found = page.locator(".md-search-result__link").first  # the search worker answered
+        assert "faq.html" in str(found.get_attribute("href"))
+    page.close()
+    assert troubles == []

@@ -1,4 +1,5 @@
 # `make demo` and `make test` do all set-up from nothing and then the job; a second call starts at once.
+# NO_MKDOCS_2_WARNING is the theme's: without it a notice on the future of mkdocs is printed with every build.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/cost.py

@@ -3,6 +3,8 @@
     python benchmarks/cost.py                          # MiniLM-L6, a few shapes
     python benchmarks/cost.py --shapes 16x32 --rounds 15 --methods sam,delta_sam
     python benchmarks/cost.py --model wide --shapes 16x32,8x128,2x512
+    python benchmarks/cost.py --record benchmarks/results/cost.json     # keep every time, for docs/benchmarks.md
+    OMP_NUM_THREADS=1 python benchmarks/cost.py --clock processor       # on a machine that does other work as well
 
 A step is zero_grad, forward and backward passes, gradient clipping nowhere, one AdamW step: the whole of what
 the two libraries do differently. The contestants take turns within every round, so a machine that slows down
@@ -12,9 +14,11 @@ slows them all. Printed are medians over the rounds, and the median of the ratio
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +31,7 @@ import deltasam
 from deltasam.errors import UserError
 from deltasam.experiment.config import BUNDLED_MODEL
 from deltasam.experiment.model import locate_model, quiet_transformers
+from deltasam.experiment.provenance import machine
 
 PEER = "pytorch_optimizer.SAM"
 LOOP = "one example at a time"
@@ -54,6 +59,7 @@ def wide_encoder() -> nn.Module:
     return BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=3))
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 MODELS = {"minilm": encoder, "wide": wide_encoder}
 
 
@@ -127,17 +133,24 @@ def loop_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[],
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, list[float]]:
+def measure(
+    steps: dict[str, Callable[[], None]], rounds: int, title: str, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, after one warm-up each."""
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in track(range(rounds), description=title, transient=True):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+    """How many times as long as another contestant: the median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
 def table_of(title: str, seconds: dict[str, list[float]]) -> Table:
@@ -146,7 +159,7 @@ def table_of(title: str, seconds: dict[str, list[float]]) -> Table:
     for column in ("method", "ms per step", "x erm", f"x {PEER}"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, times in seconds.items():
-        ratios = [statistics.median(a / b for a, b in zip(times, seconds[base], strict=True)) for base in ("erm", PEER)]
+        ratios = [ratio(seconds, name, base) for base in ("erm", PEER)]
         table.add_row(name, f"{1000 * statistics.median(times):.0f}", *(f"{r:.2f}" for r in ratios))
     return table
 
@@ -158,10 +171,13 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(deltasam.method_names()), help="specs, comma-separated")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--loop", action="store_true", help=f"also {LOOP!r}")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="processor: time on all cores together")
+    parser.add_argument("--record", type=Path, help="JSON file for every time of every round")
     options = parser.parse_args()
     specs = ["erm", *(s for s in deltasam.split_specs(options.methods) if s != "erm")]
     console = Console()
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    shapes: dict[str, dict[str, list[float]]] = {}
     for shape in options.shapes.split(","):
         examples, tokens = map(int, shape.split("x"))
         batch = batch_of(examples, tokens)
@@ -170,7 +186,12 @@ def main() -> None:
         if options.loop:
             steps[LOOP] = loop_step(make_model, batch)
         title = f"{examples} examples x {tokens} tokens"
-        console.print(table_of(title, measure(steps, options.rounds, title)))
+        shapes[shape] = measure(steps, options.rounds, title, CLOCKS[options.clock])
+        console.print(table_of(title, shapes[shape]))
+    if options.record:
+        setting = {"model": options.model, "clock": options.clock, "torch": torch.__version__, "machine": machine()}
+        record = {**setting, "seconds": shapes}
+        options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

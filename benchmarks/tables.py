@@ -1,23 +1,28 @@
-"""Write the tables of ``benchmarks/results`` into ``docs/experiments.md``, each between its two marks.
+"""Write the tables of ``benchmarks/results`` into the documentation, each between its two marks.
 
-``python benchmarks/tables.py`` after a new file was put there; a test holds the page to the files.
+``python benchmarks/tables.py`` after a new file was put there; a test holds the pages to the files.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
 from deltasam.spec import short_spec
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/experiments.md"
+RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 MARKS = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
+PEER = "pytorch_optimizer.SAM"
 
 
-def table(name: str) -> str:
+def record_table(name: str) -> str:
     """What the file of a table shows: the conclusion, the numbers, and the hyper-parameters that were chosen."""
     record = read_record(RESULTS / f"{name}.jsonl")
     overview = survey(record.rows)
@@ -27,10 +32,115 @@ def table(name: str) -> str:
     return f"{conclusion(overview)}\n\n{markdown_table(overview)}\nRun with\n\n{chosen}\n"
 
 
-def page() -> str:
-    """The page with the tables as they are now."""
-    return MARKS.sub(lambda found: f"{found[1]}{table(found['name'])}{found[3]}", PAGE.read_text(encoding="utf-8"))
+def choose() -> str:
+    """Every method's time, and how close it comes to one perturbation per example where that was measured."""
+    (shape,) = costs()["seconds"]
+    closeness = {entry["method"].partition(":")[0]: entry for entry in reversed(fidelities())}
+    closeness |= {name: entry for entry in fidelities() if (name := short_spec(entry["method"])) in costs_at(shape)}
+    rows = []
+    for name in costs_at(shape):
+        entry = closeness.get(name)
+        figures = (_closeness(entry, "error"), _closeness(entry, "cosine")) if entry and name != "erm" else ("", "")
+        card = f"[`{name}`](methods/{name.partition(':')[0]}.md)"
+        rows.append((name, card, f"{times_of(shape, name, 'erm'):.2f}", *figures))
+    rows.sort(key=lambda row: (row[3] == "" and row[0] != "erm", float(row[2])))
+    return _table(("method", "time", "error", "cosine"), [row[1:] for row in rows])
+
+
+def cost() -> str:
+    """Every method's time beside plain training and another library's SAM."""
+    (shape,) = costs()["seconds"]
+    rows = [
+        (f"`{name}`", f"{1000 * statistics.median(seconds):.0f}", f"{times_of(shape, name, 'erm'):.2f}",
+         f"{times_of(shape, name, PEER):.2f}")
+        for name, seconds in costs_at(shape).items()
+    ]  # fmt: skip
+    machine = costs()["machine"]
+    examples, tokens = shape.split("x")
+    about = (
+        f"MiniLM-L6, {examples} examples of {tokens} tokens, float32, medians of {len(costs_at(shape)['erm'])} rounds; "
+        f"{machine['processor']}, threads: {machine['threads']}, torch {costs()['torch']}; {costs()['clock']} time."
+    )
+    return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
+
+
+def estimates() -> str:
+    """How close delta-SAM's weights bring it, beside SAM and the exact method."""
+    wanted = [e for e in fidelities() if e["method"].startswith(("sam", "delta_sam", "per_instance_sam"))]
+    return f"```bash\n{command()}\n```\n\n{_fidelity_rows(wanted)}"
+
+
+def fidelity() -> str:
+    """The whole measurement."""
+    return f"```bash\n{command()}\n```\n\n{_fidelity_rows(fidelities())}"
+
+
+def costs() -> Any:
+    """What ``benchmarks/cost.py --record`` wrote."""
+    return json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+
+
+def costs_at(shape: str) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round."""
+    return costs()["seconds"][shape]
+
+
+def times_of(shape: str, name: str, base: str) -> float:
+    """How many times as long as another: the median of the ratios within a round."""
+    seconds = costs_at(shape)
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def fidelities() -> list[Any]:
+    """What ``deltasam fidelity --output`` wrote, an entry for each method."""
+    return json.loads((RESULTS / "fidelity-demo/fidelity.json").read_text(encoding="utf-8"))
+
+
+def command() -> str:
+    """The command that measured it."""
+    specs = ",".join(short_spec(entry["method"]) for entry in fidelities())
+    batches = len(fidelities()[0]["batches"])
+    return f"deltasam fidelity demo --batches {batches} --methods {specs}"
+
+
+def _fidelity_rows(entries: list[Any]) -> str:
+    rows = [
+        (f"`{short_spec(e['method'])}`", *(_closeness(e, n) for n in ("error", "cosine", "loss_share", "distance")))
+        for e in entries
+    ]
+    return _table(("method", "error", "cosine", "loss share", "distance / rho"), rows)
+
+
+def _closeness(entry: Any, number: str) -> str:
+    mean, spread = entry["mean"][number], entry["spread"][number]
+    if mean is None:
+        return "–"
+    return f"{mean:.3f} ± {spread:.3f}" if round(mean, 3) or round(spread, 3) else "0"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity)}
+
+
+def table(name: str) -> str:
+    """The text between the marks of this name."""
+    return TABLES[name]() if name in TABLES else record_table(name)
+
+
+def pages() -> dict[Path, str]:
+    """Every page that has tables, as it should be."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+    return {
+        path: MARKS.sub(lambda found: f"{found[1]}{table(found['name'])}{found[3]}", text)
+        for path, text in texts.items()
+        if MARKS.search(text)
+    }
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,36 @@ import torch
 from torch import Tensor, nn
 
 import tiny_bert
+from deltasam import Method
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "Python file with a method of one's own and its reference: run the contracts on it alone."
+    parser.addoption("--method-file", action="append", type=Path, default=[], metavar="FILE", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if files := config.getoption("method_file"):
+        from deltasam.experiment.plugins import use_plugins
+
+        known = set(Method.registry)
+        use_plugins(files)
+        config.stash[OWN_METHODS] = set(Method.registry) - known
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if OWN_METHODS in config.stash:
+        wanted = [item for item in items if _method_of(item) in config.stash[OWN_METHODS]]
+        config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+        items[:] = wanted
+
+
+def _method_of(item: pytest.Item) -> str:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return str(parameters.get("name", "")).partition(":")[0]
+
+
+OWN_METHODS = pytest.StashKey[set[str]]()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,3 +70,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert.write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs chromium or google-chrome on the PATH")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

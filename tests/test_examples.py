@@ -30,7 +30,7 @@ def test_the_recipes_lead_to_it(path: Path) -> None:
     text = path.read_text()
     assert "What one sees:" in text.partition('"""\n')[0]
     assert "    assert " in text
-    assert f"(../examples/{path.name})" in (ROOT / "docs" / "recipes.md").read_text()
+    assert f"(../../examples/{path.name})" in (ROOT / "docs/how-to/recipes.md").read_text()
 
 
 def test_there_are_examples() -> None:

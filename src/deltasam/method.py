@@ -62,7 +62,7 @@ class Method(abc.ABC):
     """A way to fill ``.grad``.
 
     Subclass with a registry name, hyper-parameters as keyword-only arguments kept under their own names, the
-    values at which the method is plain training, and one function::
+    values at which the method is plain training, and one function:
 
         class SAM(Method, name="sam"):
             neutral = {"rho": 0.0}

@@ -51,7 +51,7 @@ class SharedAscent(Method):
     """Gradient at ``w + rho * a / |a|``, where the ascent ``a`` is found from a whole batch.
 
     With gradient accumulation or several processes there is a choice of whose ascents are added up before the weights
-    move (``docs/distributed.md``):
+    move (``docs/how-to/distributed.md``):
 
     - ``micro-batch``: nobody's. Each micro-batch of each process has its own; no communication.
     - ``rank``: those of all micro-batches of one process, given in one call of ``backward``.

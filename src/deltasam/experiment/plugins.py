@@ -76,6 +76,6 @@ def _run(path: Path) -> str:
     if before == set(Method.registry):
         raise UserError(
             f"--plugin {path}: defines no method; write class Mine(deltasam.Method, name='mine'), "
-            f"as in docs/extending.md"
+            f"as in docs/extend/method.md"
         )
     return digest

@@ -1,11 +1,13 @@
 """Hugging Face Accelerate: its ``backward`` in place of ``loss.backward()``.
 
-runtime = AccelerateRuntime(accelerator)
-for batch in loader:
-    with accelerator.accumulate(model):
-        method.backward(lambda: model(**batch), runtime=runtime)  # instead of accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
+    runtime = AccelerateRuntime(accelerator)
+    for batch in loader:
+        with accelerator.accumulate(model):
+            method.backward(lambda: model(**batch), runtime=runtime)  # instead of accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+The closure returns the loss as it is: scaling, accumulation and averaging are the accelerator's.
 """
 
 from __future__ import annotations

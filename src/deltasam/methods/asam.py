@@ -19,10 +19,18 @@ class ASAM(SharedAscent, name="asam"):
 
     Not changed by a rescaling of layers that leaves the network's function as it is. As in the authors' code,
     T is 1 for parameters whose name does not contain "weight" (biases). ``radius_ratio`` is measured in units
-    of T. Cost: two passes.
+    of T.
+
+    Cost: two passes.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
     Neural Networks", ICML 2021 (arXiv 2102.11600), equation 10 and algorithm 1.
+
+    When: the weights of different layers differ much in size, so that one distance for all is too far for some and
+    nothing for others; or one radius shall serve models of different scale.
+
+    When not: a comparison at equal rho is wanted: its rho is in other units. In adapters (LoRA) that begin at zero T is
+    eta alone, and they hardly move in the first steps.
 
     Args:
         model: The model to train.

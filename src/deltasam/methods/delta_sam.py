@@ -23,18 +23,25 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     The weights ``p_i ~ h_i^2 / |g_i|`` make the common perturbation the best stand-in for one perturbation per
     example: |g_i| is the norm of example i's gradient, h_i how much its gradient changes under a random
     perturbation d of the weights, ``d ~ N(0, sigma^2)``, with the same dropout masks. They are had in one of three
-    ways (``docs/methods.md`` has what each costs and how close it comes):
+    ways (``docs/theory/delta_sam.md`` has how close each comes):
 
-    - ``norms``: exact norms from the per-example engine, ``h_i ~ |g_i|^(1/4)``, so ``p_i ~ |g_i|^(-1/2)``. Cost:
-      two passes; a itself comes from the record of the first. A scalar loss is enough.
+    - ``norms``: exact norms from the per-example engine, ``h_i ~ |g_i|^(1/4)``, so ``p_i ~ |g_i|^(-1/2)``. The ascent
+      itself comes from the record of the first pass. A scalar loss is enough.
     - ``slopes``: |g_i| by ``|L_i(w+d) - L_i(w)|``, otherwise the same. Works for any model with one loss per
-      example. Cost: two passes and a forward.
+      example.
     - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``. Likewise.
-      Cost: two passes and two forwards.
+
+    Cost: two passes; with ``slopes`` a forward more, with ``curvature`` two.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
     et al., "Sharpness-Aware Minimization with Dynamic Reweighting", Findings of EMNLP 2022 (arXiv 2112.08772).
     No code was published; the formula of the weights and all three estimates are derived here.
+
+    When: the paper's method is what you study; or one perturbation per example is wanted and ``per_instance_sam``
+    refuses the model. Then ``fidelity`` tells whether the weights bring it any closer than SAM.
+
+    When not: ``per_instance_sam`` runs: that is what this approximates, exact and no dearer. Examples meet in the loss
+    (in-batch negatives) and one loss per example does not exist.
 
     Args:
         model: The model to train.

@@ -22,10 +22,18 @@ class FreeLB(AsWritten, name="freelb"):
     ``delta_1`` is uniform noise, ``delta_{t+1} = delta_t + adv_lr * g_t / |g_t|`` with ``g_t`` the gradient of the loss
     with respect to it, for each example by itself, brought back to length max_norm where it is longer. All steps see
     the same dropout masks. Needs a loss only, no logits. ``loss`` among the metrics is that at ``delta_1``, and so are
-    the statistics of BatchNorm; ``perturbed_loss`` is that at the last. Cost: ``steps`` passes.
+    the statistics of BatchNorm; ``perturbed_loss`` is that at the last.
+
+    Cost: as many passes as ``steps``.
 
     Source: Zhu et al., "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", ICLR 2020
     (arXiv 1909.11764), algorithm 1.
+
+    When: robustness to small changes of the input words is what you want, rather than flatness in the weights. It needs
+    no logits, so it works with any loss.
+
+    When not: inputs that are no token ids (images, ``inputs_embeds``): refused. Settings of a paper are per task and
+    range widely: it wants a search.
 
     Args:
         model: The model to train.

@@ -35,6 +35,11 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
     Source: Li et al., "Friendly Sharpness-Aware Minimization", CVPR 2024 (arXiv 2403.12350), and the authors' code for
     the order: the paper subtracts m after its update, which for sigma 1 is the same direction.
 
+    When: batches are small and their gradients noisy: to follow the noise, and not what all batches share, is its idea.
+
+    When not: memory is short, or the weights are sharded (refused). In a training of few steps the average has seen
+    next to nothing.
+
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.

@@ -27,12 +27,21 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     ``g_i = grad L_i(w)``; also called m-sharpness. Exact, in two passes: the second runs as if every example had its
     own copy of the weights. It is found out as the model runs whether that is possible, and checked against autograd on
-    the first step (cost: about two passes, once). A scalar loss is enough. Where examples meet in the loss (in-batch
+    the first step. A scalar loss is enough. Where examples meet in the loss (in-batch
     negatives), g_i is the gradient of the loss with respect to example i's copy. A perturbation per example adds up
     where one per batch averages out: use a smaller rho than for SAM.
 
+    Cost: two passes, the first without gradients of the weights; about two more at the first step, for the check.
+
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
     in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.
+
+    When: a result shall not depend on the batch, on how it is cut into micro-batches, or on the number of processes.
+    Under data parallelism, where its first pass communicates nothing. With bfloat16 weights, where it loses less of the
+    perturbation than methods that move weights.
+
+    When not: BatchNorm in training mode, recurrent layers of torch, packed sequences: it refuses them. Where memory is
+    short: it keeps inputs and gradients of all layers from pass to pass.
 
     Args:
         model: The model to train.

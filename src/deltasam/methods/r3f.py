@@ -21,10 +21,16 @@ class R3F(AsWritten, name="r3f"):
 
     D is the mean over the predictions of ``KL(p, p_noisy) + KL(p_noisy, p)``, each weighted as in the loss. In the
     noisy forward the embeddings get no gradient. For regression there is no D, as in the authors' code, and it is plain
-    training. Cost: two forwards and a backward of both.
+    training.
+
+    Cost: two forwards and a backward of both.
 
     Source: Aghajanyan et al., "Better Fine-Tuning by Reducing Representational Collapse", ICLR 2021 (arXiv 2008.03156);
     fresh masks and the missing gradient are the authors' code.
+
+    When: fine-tuning a pretrained language model to classes or tokens, as a baseline without an ascent.
+
+    When not: regression: it does nothing there. Inputs that are no token ids (images, ``inputs_embeds``): refused.
 
     Args:
         model: The model to train.

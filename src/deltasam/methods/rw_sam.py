@@ -20,13 +20,20 @@ class RWSAM(ReweightedAscent, name="rw_sam"):
     perturbation for each part of the batch would. The norms |g_i| are had in one of two ways:
 
     - ``slopes``: by ``|L_i(w+d) - L_i(w)| / sigma``, each element of d being sigma or -sigma by chance, with the same
-      dropout masks. Needs one loss per example. Cost: two passes and a forward.
-    - ``norms``: exactly, from the per-example engine. A scalar loss is enough. Cost: two passes and the norms.
+      dropout masks. Needs one loss per example.
+    - ``norms``: exactly, from the per-example engine. A scalar loss is enough.
+
+    Cost: two passes; and a forward (``slopes``) or the norms (``norms``).
 
     Source: Luo et al., "Unveiling m-Sharpness Through the Structure of Stochastic Gradient Noise", 2025 (arXiv
     2509.18001): the Gibbs weights and the slopes. There the exponent is lambda |g_i|; dividing by the batch's mean is
     this library's, so that neither the scale of the loss nor the stage of training changes what a tilt does (lambda is
     ``tilt / mean_j |g_j|``), as are ``norms`` and the values of ``tilt`` and ``sigma``.
+
+    When: the perturbation shall listen to the hard examples: the opposite leaning of ``delta_sam``, so worth a row
+    beside it.
+
+    When not: labels are noisy: wrong ones have the largest gradients, and count the most.
 
     Args:
         model: The model to train.

@@ -15,10 +15,18 @@ class SAM(SharedAscent, name="sam"):
     """Gradient at the adversarial weights of the batch: ``grad L(w + rho * g / |g|)``, ``g = grad L(w)``.
 
     Minimises the largest loss within distance rho of the weights, to first order, the perturbation held
-    constant. Cost: two passes.
+    constant.
+
+    Cost: two passes.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021
     (arXiv 2010.01412), equation 2 and algorithm 1.
+
+    When: always the first to try, on any model and any loss. A scalar loss is enough, and most of what is published on
+    sharpness-aware training is about this method, so its radius is the easiest to guess.
+
+    When not: training is so short that the data is not fitted when it ends: a perturbation slows learning down. With
+    sharded weights only as ``share=global``.
 
     Args:
         model: The model to train.

@@ -27,12 +27,18 @@ class SMART(AsWritten, name="smart"):
     along the gradient of D, by step_size at most in each number of a token. ``p_average``: at an exponential moving
     average of the weights, ``beta * average + (1 - beta) * weights`` after each step of the optimizer, with the same
     dropout masks; constant. Call ``method.follow(optimizer)`` once before training unless mu is 0; the average is part
-    of the state. Cost with steps=1: three forwards and two backwards, and a forward and a copy of the weights for the
-    average.
+    of the state.
+
+    Cost: with steps=1 three forwards and two backwards; with mu a forward and a copy of the weights for the average.
 
     Source: Jiang et al., "SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through
     Principled Regularized Optimization", ACL 2020 (arXiv 1911.03437), algorithm 1. As in the authors' code the
     ascent is scaled token by token, not projected, and dropout masks differ; that code has no average.
+
+    When: fine-tuning on little data, where predictions shall neither jump with the input nor run away from what the
+    weights were.
+
+    When not: time or memory is short: it is the dearest method here. Inputs that are no token ids: refused.
 
     Args:
         model: The model to train.

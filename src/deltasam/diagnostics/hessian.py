@@ -117,7 +117,7 @@ def _operator(batches: Batches) -> ClosureHessian:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"hessian_spectrum needs the library {error.name!r}, which is not installed; "
-            f"pip install 'deltasam[diagnostics]'",
+            f"pip install 'deltasam[hessian]'",
             name=error.name,
         ) from error
     return ClosureHessian(batches)

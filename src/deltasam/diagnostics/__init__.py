@@ -8,7 +8,6 @@ from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geome
 from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
 from deltasam.diagnostics.fidelity_plot import plot_fidelity
-from deltasam.diagnostics.geometry_plots import plot_examples, plot_norms, plot_spectrum
 from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
 from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
 from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice

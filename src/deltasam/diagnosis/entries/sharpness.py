@@ -14,6 +14,7 @@ from deltasam.diagnostics import (
     plot_m_sharpness,
     sharpness,
 )
+from deltasam.diagnostics.sharpness import CAUTION
 
 _ADAPTIVE = 10  # its unit is the size of each weight, which is far below 1
 
@@ -73,7 +74,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
 
     def reading(self, result: AllSharpness) -> str:
         """Those of the worst case and of the average."""
-        return f"{result.worst[-1].reading} {result.average.reading}"
+        return f"{result.worst[-1].reading.removesuffix(CAUTION)}{result.average.reading}"
 
     def plots(self, results: Mapping[str, AllSharpness]) -> list[Plot]:
         """The rise over the size of the groups."""

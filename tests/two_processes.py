@@ -24,10 +24,10 @@ from deltasam import collectives, make_method
 from deltasam.cli.app import app
 from deltasam.data import load_data
 from deltasam.data.dataset import TextData
+from deltasam.diagnostics.examples import ExampleRecorder
 from deltasam.errors import UserError
 from deltasam.experiment import processes, shared_model
 from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.example_weights import ExampleWeights
 from deltasam.experiment.metrics import evaluate
 from deltasam.experiment.results import StepRecord
 from deltasam.experiment.tasks import text
@@ -60,13 +60,13 @@ def weights_and_facts(run: Run, steps: int) -> dict[str, Any]:
 def gradient_and_example_weights(run: Run, method: str) -> dict[str, Any]:
     """Gradient of the first step, weights of the examples of two; the model stays, so that one run will do."""
     found: dict[str, Any] = {}
-    run.method, run.weights = make_method(method, run.model), ExampleWeights(len(run.task))
+    run.method, run.examples = make_method(method, run.model), ExampleRecorder(len(run.task))
     run.steps.clear()
     run.model.zero_grad()
     run._update = lambda: found.setdefault("grad", {n: p.grad.clone() for n, p in run.model.named_parameters()})
     run.step()
     run.step()
-    return {**found, "rows": run.rows(0), "example_weights": run.weights.mean()}
+    return {**found, "rows": run.rows(0), "examples": run.examples.state_dict()}
 
 
 def kill(folder: Path, port: str, at: int, train: list[str]) -> int:

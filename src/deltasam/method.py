@@ -25,6 +25,8 @@ class Step:
             made also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient it follows)
             and ``radius_ratio`` (the distance the weights really moved over rho: 1 unless rounding, an infinite
             or a zero gradient got in the way). ``weights`` [n]: one per example, for methods that weight them.
+            ``example_norms`` [n]: of each example's gradient, for methods that compute them exactly; where the closure
+            returns a scalar, of the example's share in it.
             Names that end in ``_norm`` or ``_norms`` are norms of gradients, those that end in ``loss`` losses.
     """
 
@@ -44,7 +46,9 @@ class Step:
         """The step of several micro-batches, whose losses add up to the loss."""
         if len(steps) == 1:
             return steps[0]
-        together = {name: _together(name, [s.metrics[name] for s in steps]) for name in steps[0].metrics}
+        # A method may find on the way that it cannot have all of its metrics.
+        names = [name for name in steps[0].metrics if all(name in s.metrics for s in steps)]
+        together = {name: _together(name, [s.metrics[name] for s in steps]) for name in names}
         return Step(together["loss"], together)
 
 

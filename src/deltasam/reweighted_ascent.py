@@ -78,13 +78,13 @@ class ReweightedAscent(SharedAscent):
         if self._tries_norms():
             output, record = self._engine.first(passes)
             losses = losses_of(output)
-            weights, ascent = self._by_norms(passes, output, record)
+            metrics, ascent = self._by_norms(passes, output, record)
         else:
             losses = example_losses_of(passes.first(), type(self).__name__)
-            weights, ascent = self._by_forwards(passes, losses)
-        return Ascent(losses.detach().mean(), ascent, {"weights": weights})
+            metrics, ascent = self._by_forwards(passes, losses)
+        return Ascent(losses.detach().mean(), ascent, metrics)
 
-    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[Tensor, list[Tensor | None]]:
+    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         losses = losses_of(output)
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
@@ -102,7 +102,8 @@ class ReweightedAscent(SharedAscent):
             gradients.scale(weights / len(losses))  # of the mean
         else:
             gradients.scale(weights)
-        return weights.to(losses.dtype), list(gradients.totals(record.parameters.values()))
+        metrics = {"weights": weights.to(losses.dtype), "example_norms": norms}
+        return metrics, list(gradients.totals(record.parameters.values()))
 
     @property
     def per_example(self) -> bool:
@@ -118,10 +119,10 @@ class ReweightedAscent(SharedAscent):
         if "uncovered" in state:
             self._uncovered = frozenset(state["uncovered"])
 
-    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         with torch.no_grad():
             weights = self._estimate(passes, losses.detach())
-        return weights, passes.grad((weights * losses).mean())
+        return {"weights": weights}, passes.grad((weights * losses).mean())
 
     def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
         dtypes = {losses.dtype, *(p.dtype for p in params)}

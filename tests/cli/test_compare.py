@@ -18,7 +18,8 @@ def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], t
     done = cli(*compare_two, "--output", tmp_path / "runs/out")
     assert done.exit_code == 0, done.stderr
     out = tmp_path / "runs/out"
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "results.jsonl", "report.html"}
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "results.jsonl", "report.html", "examples"}
+    assert len(list((out / "examples").iterdir())) == 4
     assert [(r.method.partition(":")[0], r.seed) for r in read_results(out)] == [
         ("erm", 0), ("delta_sam", 0), ("erm", 1), ("delta_sam", 1)
     ]  # fmt: skip
@@ -76,11 +77,11 @@ def test_side_by_side_is_the_same_experiment(cli: Cli, compare_two: list[str], t
     assert done.exit_code == 0, done.stderr
     assert "4/4" not in done.stderr
     assert "2/2" in done.stderr
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".html"}
-    assert set(before) == {"config.yaml", "results.jsonl"}
+    before = {p.name: p.read_bytes() for p in tmp_path.rglob("*.*") if p.suffix != ".html"}
+    assert {name for name in before if not name.endswith(".csv")} == {"config.yaml", "results.jsonl"}
     assert not {"workers", "launcher"} & set(yaml.safe_load(before["config.yaml"]))
     assert cli(*command).exit_code == 0  # one after the other: nothing is left to do, and nothing differs
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".html"} == before
+    assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.*") if p.suffix != ".html"} == before
 
 
 def test_ray_is_missing(cli: Cli, compare_two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_saved_configuration_is_a_config(cli: Cli, compare_two: list[str], tmp_p
 def test_another_comparison_in_the_folder(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
     command = [*compare_two, "--methods", "erm,sam", "--seeds", "0", "--output", tmp_path]
     assert cli(*command).exit_code == 0
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")}
     for option, value, message in [
         ("--train-size", "12", "train_size=16, now given 12"),
         ("--seeds", "0,2", "seeds=0, now given 0,2"),
@@ -133,7 +134,7 @@ def test_another_comparison_in_the_folder(cli: Cli, compare_two: list[str], tmp_
         done = cli(*command, option, value)
         assert done.exit_code == 2
         assert f"{message}; choose another --output" in done.stderr
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
 
 
 def test_changed_data_is_noticed(cli: Cli, compare_two: list[str], reviews: Path, tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def test_a_folder(write):
     write("news/dev.csv", 'document,summary\n"a\nb","one\ntwo"\n')
     data = load_summaries(folder)
     assert data.evaluation[:] == {"text": ["a\nb"], "summary": ["one\ntwo"], "row": [0]}
-    assert data.describe(3) == {"row": 3, "text": "document 3", "label": "summary 3"}
+    assert {name: values[3] for name, values in data.describe().items()} == {
+        "row": 3, "text": "document 3", "label": "summary 3"
+    }  # fmt: skip
     assert (data.metric, data.reported) == ("rougeLsum", ("rougeLsum", "rouge1", "rouge2"))
 
 

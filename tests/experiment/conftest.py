@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deltasam.data import TextData, load_data
+from deltasam.diagnostics.examples.detection import Detection, detection
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.overview import TableRow
 from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
@@ -90,6 +91,19 @@ def open_page(browser):
         page.close()
 
 
+@pytest.fixture(scope="session")
+def violations():
+    """What axe finds wrong on a page: rule and first element; of all rules unless one is named."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+
+    def find(page, *rules: str) -> list[str]:
+        only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
+        found = axe.run(page, options={"resultTypes": ["violations"], **only}).response["violations"]
+        return [f"{v['id']}: {v['nodes'][0]['html']} {v['nodes'][0]['failureSummary']}" for v in found]
+
+    return find
+
+
 def _run(method: str, seed: int, value: float, **other: object) -> RunResult:
     """A run of which only the numbers a test is about are given."""
     metrics = {"accuracy": value, "loss": 0.4, "ece": 0.05}
@@ -130,6 +144,7 @@ def _training(
     weighted: Sequence[str] = ("delta_sam",),
     diverged: Sequence[tuple[str, int]] = (),
     regression: bool = False,
+    noise: float = 0.0,
     texts: Sequence[str] = ("a gripping film", "dull and overlong", "so-so"),
     labels: Sequence[str] = ("negative", "positive"),
 ) -> RunResult:
@@ -155,16 +170,42 @@ def _training(
         _evaluation(metric, step, steps, best, lost, regression) for step in range(steps // 8, steps + 1, steps // 8)
     ]
     weights = own.gamma(4.0, 0.25, 800) if name in weighted else np.array([])
-    ranked = np.sort(weights)[::-1]
-    examples = [
-        ExampleRecord(i, f"{texts[i % len(texts)]} ({i})", labels[i % len(labels)], float(w))
-        for i, w in enumerate(np.concatenate([ranked[:20], ranked[-20:]]))
-    ]
+    examples = _examples(own, weights, shared.random(100) < noise if noise else None, texts, labels)
     cost = COSTS.get(name, 1.5)
     return RunResult(
         method, seed, metric, evaluations[-1].metrics, float(np.median(seconds[1:])), 900.0 * cost,
-        records, evaluations, examples, [float(w) for w in weights],
+        records, evaluations, examples, [float(w) for w in weights], detection=_detection(examples) if noise else {},
     )  # fmt: skip
+
+
+def _examples(
+    own: np.random.Generator,
+    weights: np.ndarray,
+    flipped: np.ndarray | None,
+    texts: Sequence[str],
+    labels: Sequence[str],
+) -> list[ExampleRecord]:
+    """A hundred examples; wrong labels have larger losses and gradients, as far as noise lets one see it."""
+    wrong = np.zeros(100, bool) if flipped is None else flipped
+    losses = own.gamma(1.0, 0.4, 100) + 0.8 * wrong
+    norms = losses * own.uniform(0.5, 2, 100)
+    found = []
+    for i in range(100):
+        label, other = labels[i % len(labels)], labels[(i + 1) % len(labels)]
+        found.append(
+            ExampleRecord(
+                i, f"{texts[i % len(texts)]} ({i})", label, float(weights[i]) if weights.size else None,
+                float(norms[i]), float(losses[i]), 3, label if losses[i] < 0.7 else other, bool(losses[i] < 0.7),
+                None if flipped is None else other if wrong[i] else label,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _detection(examples: Sequence[ExampleRecord]) -> dict[str, Detection]:
+    numbers = {by: [getattr(e, by) for e in examples] for by in ("weight", "norm", "loss")}
+    flipped = [bool(e.flipped) for e in examples]
+    return {by: detection(values, flipped) for by, values in numbers.items() if None not in values}
 
 
 def _evaluation(metric: str, step: int, steps: int, best: float, lost: bool, regression: bool) -> EvaluationRecord:

@@ -52,6 +52,7 @@ def test_resumed_equals_unbroken(data: TextData, config: TrainConfig, tmp_path: 
     assert len(run.steps) == {0: 6, 1: 11, 4: 8}[every]
     found = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
     assert numbers(found) == numbers(expected)
+    assert found.table == expected.table
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name]), name
 

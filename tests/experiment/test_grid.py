@@ -65,7 +65,9 @@ def test_interrupted_anywhere_equals_unbroken(grid: Grid, tmp_path: Path) -> Non
     assert begun[0] == (METHODS[1], 2)
     assert numbers(found) == numbers(expected)
     assert numbers(read_results(tmp_path / "broken")) == numbers(expected)
-    assert [p.name for p in (tmp_path / "broken").iterdir()] == ["results.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["examples", "results.jsonl"]
+    for table in sorted((tmp_path / "whole/examples").iterdir()):
+        assert (tmp_path / "broken/examples" / table.name).read_bytes() == table.read_bytes()
 
 
 def test_every_setting_is_a_comparison_of_its_own(grid: Grid, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, 
         found = grid.run(tmp_path / "out", watch=told.append, launcher=Sabotaged(launcher, Killed(victim, 3, 1, marks)))
     assert numbers(found) == numbers(expected)
     assert numbers(read_results(tmp_path / "out")) == numbers(expected)  # the victim is the first line all the same
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["examples", "results.jsonl"]
+    for table in (tmp_path / "in sequence/examples").iterdir():
+        assert (tmp_path / "out/examples" / table.name).read_bytes() == table.read_bytes()
     assert {s.cell for s in told if s.finished} == set(grid.cells())
     if launcher.shares_disk:  # from the checkpoint at the end of the first epoch
         assert [s.steps for s in told if s.cell == victim] == [0, 1, 2, 3, 2, 3, 4]
@@ -205,7 +207,7 @@ def test_a_finished_run_leaves_no_checkpoint(grid: Grid, tmp_path: Path) -> None
         tmp_path, Cell(0, "erm", Setting(16))
     ).touch()  # stopped between the result and the end of the checkpoint
     small.run(tmp_path, watch=lambda standing: None)
-    assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["examples", "results.jsonl"]
 
 
 def test_unknown_launcher() -> None:

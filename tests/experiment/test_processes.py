@@ -149,7 +149,8 @@ def test_killed_and_resumed_equals_unbroken(folder: Path, found: list[dict[str, 
 
 def test_only_the_main_process_writes(folder: Path, found: list[dict[str, Any]]) -> None:
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compared0", "killed0", "whole0"]
-    assert {p.name for p in (folder / "compared0").iterdir()} == {"config.yaml", "report.html", "results.jsonl"}
+    written = {"config.yaml", "report.html", "results.jsonl", "examples"}
+    assert {p.name for p in (folder / "compared0").iterdir()} == written
     assert found[0]["compared"][0] == found[1]["compared"][0] == 0
     assert "per_instance_sam" in found[0]["compared"][1]
     assert found[1]["compared"][1] == ""

@@ -215,7 +215,7 @@ def test_methods_that_want_one_forward_say_so(data: SentenceData, config: TrainC
 
 def test_a_part_of_the_sentences(data: SentenceData) -> None:
     part = data.take(5, 0).take(3, 1)
-    assert [data.train[part.describe(i)["row"]] for i in range(3)] == list(part.train)
+    assert [data.train[row] for row in part.describe()["row"]] == part.describe()["text"] == list(part.train)
 
 
 def test_choosing_sees_the_selection_set_alone(data: SentenceData) -> None:

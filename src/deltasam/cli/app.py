@@ -13,8 +13,10 @@ import deltasam
 from deltasam.cli.compare import compare
 from deltasam.cli.diagnose import diagnose
 from deltasam.cli.errors import install_hint, refusal
+from deltasam.cli.examples import examples
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
+from deltasam.cli.report import report
 from deltasam.cli.reproduce import reproduce
 from deltasam.cli.train import train
 from deltasam.errors import UserError
@@ -89,6 +91,8 @@ def _deltasam(
 app.command()(train)
 app.command()(compare)
 app.command()(reproduce)
+app.command()(report)
 app.command()(fidelity)
 app.command()(diagnose)
+app.command()(examples)
 app.command()(methods)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult
     from deltasam.experiment.training import Run
 
-METRICS, HISTORY = "metrics.json", "history.json"
+METRICS = "metrics.json"
 
 
 def train(
@@ -136,6 +136,8 @@ def _keep_best(output: Path, run: Run) -> None:
 
 
 def _finish(output: Path, run: Run, result: RunResult) -> None:
+    from deltasam.diagnostics.examples.csv_file import write_csv
+    from deltasam.experiment.kept_examples import EXAMPLES, HISTORY
     from deltasam.experiment.results import write_atomically
 
     if run.diverged:
@@ -150,6 +152,7 @@ def _finish(output: Path, run: Run, result: RunResult) -> None:
         )
     record = {"method": result.method, "metric": result.metric, "best": asdict(run.best)}
     record["last"] = asdict(result.evaluations[-1])
+    write_csv(output / EXAMPLES, result.table)
     write_atomically(output / HISTORY, result.to_json() + "\n")
     write_atomically(output / METRICS, json.dumps(record, indent=2) + "\n")
     value = run.best.metrics[result.metric]

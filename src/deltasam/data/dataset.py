@@ -55,8 +55,11 @@ class Data(Protocol):
             UserError: There are not so many rows.
         """
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """A training row for people: ``row`` (its number in the source), ``text`` and ``label``."""
+    def describe(self) -> dict[str, list[Any]]:
+        """The training rows for people: ``row`` (its number in the source), ``text``, and ``label`` where there is one.
+
+        With label noise also ``clean_label``.
+        """
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,16 @@ class TextData:
 
         return hold_out(self, held_out)
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """A training row for people; the texts of a pair in one."""
-        row = self.train[index]
-        text = " | ".join(row[name] for name in ("text", "text_pair") if name in row)
-        label = str(row["label"]) if self.kind == "regression" else self.label_names[row["label"]]
-        return {"row": row["row"], "text": text, "label": label}
+    def describe(self) -> dict[str, list[Any]]:
+        """The training rows for people: the texts of a pair in one, classes by name, scores as they are."""
+        columns = self.train[:]
+        pairs = (columns[name] for name in ("text", "text_pair") if name in columns)
+        found = {"row": columns["row"], "text": [" | ".join(pair) for pair in zip(*pairs, strict=True)]}
+        for name in ("label", CLEAN_LABEL):
+            if name in columns:
+                named = self.kind == "classification"
+                found[name] = [self.label_names[i] for i in columns[name]] if named else list(columns[name])
+        return found
 
     @property
     def reported(self) -> tuple[str, ...]:

@@ -134,7 +134,6 @@ class SentenceData:
             )
         return dataclasses.replace(self, evaluation={"selection": self.selection}, selection=None)
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """A training sentence for people; it has no label."""
-        row = index if self.rows is None else self.rows[index]
-        return {"row": row, "text": self.train[index], "label": ""}
+    def describe(self) -> dict[str, list[Any]]:
+        """The training sentences for people; they have no labels."""
+        return {"row": list(range(len(self.train)) if self.rows is None else self.rows), "text": list(self.train)}

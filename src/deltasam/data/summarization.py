@@ -72,10 +72,10 @@ class SummaryData:
         train, evaluation = self.train.select(kept), self.train.select(taken)
         return replace(self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ()))
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """A training row for people; its label is the summary."""
-        row = self.train[index]
-        return {"row": row["row"], "text": row["text"], "label": row["summary"]}
+    def describe(self) -> dict[str, list[Any]]:
+        """The training rows for people; their labels are the summaries."""
+        columns = self.train[:]
+        return {"row": columns["row"], "text": columns["text"], "label": columns["summary"]}
 
 
 def load_summaries(

@@ -35,7 +35,7 @@ def resume_run(path: Path, run: Run) -> None:
     """Put a fresh run where the checkpoint was written. The main process reads it for all.
 
     Raises:
-        UserError: The file is damaged, no checkpoint, or of a run with other options.
+        UserError: The file is damaged, no checkpoint, of an older version, or of a run with other options.
     """
     remedy = f"delete {path} to start this run from its beginning"
     source = path if processes.count() == 1 else io.BytesIO(processes.on_main(path.read_bytes))
@@ -46,4 +46,6 @@ def resume_run(path: Path, run: Run) -> None:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the checkpoint {path} is damaged ({reason}); {remedy}") from error
     refuse_difference(identity, run.identity(), f"the checkpoint {path}", f"give the same options, or {remedy}")
+    if "examples" not in state:
+        raise UserError(f"the checkpoint {path} is of an older version, which kept no record of examples; {remedy}")
     run.load_state_dict(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltasam.experiment.paired import Difference, Estimate
 
@@ -23,6 +23,11 @@ class MethodSummary:
     relative_seconds: float | None
     """Seconds per step over the baseline's, the steps paired by batch; None without steps in common."""
     peak_memory_mib: float | None
+    auroc: dict[str, Estimate] = field(default_factory=dict)
+    """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
+    wrong: 0.5 is chance, below it these have the smaller ones. Empty where no noise was added."""
+    average_precision: dict[str, Estimate] = field(default_factory=dict)
+    """Likewise; chance is the share of wrong labels."""
 
     @property
     def verdict(self) -> str:

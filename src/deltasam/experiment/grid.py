@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from deltasam.data.dataset import Data
+from deltasam.diagnostics.examples.csv_file import write_csv
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
@@ -35,6 +36,7 @@ class Grid:
         seeds: One run of each method per seed.
         settings: One comparison for each.
         checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
+        keeps_examples: Whether the table of each run's training examples is kept.
     """
 
     data: Data
@@ -43,6 +45,7 @@ class Grid:
     seeds: list[int]
     settings: list[Setting]
     checkpoint_every: int = 0
+    keeps_examples: bool = True
 
     def cells(self) -> Iterator[Cell]:
         """Each run: one setting after the other, in it all methods of a seed first, so that every prefix is paired."""
@@ -58,8 +61,8 @@ class Grid:
         """Do the runs that ``folder`` does not hold yet; those that were interrupted go on.
 
         Args:
-            folder: Gets ``results.jsonl``, a line per finished run, and meanwhile checkpoints. Runs in it that are none
-                of this grid's stay.
+            folder: Gets ``results.jsonl``, a line per finished run, ``examples/``, a table per finished run, and
+                meanwhile checkpoints. Runs in it that are none of this grid's stay.
             watch: Told how far each run is, when it begins and after each step.
             launcher: Where the runs are done; one after the other in this process unless given.
         """
@@ -70,8 +73,10 @@ class Grid:
         work = partial(self._finish, folder if launcher.shares_disk else None)
         with closing(launcher.launch(work, [c for c in order if c not in results], watch)) as finished:
             for result in finished:
-                results[_cell(result)] = result
+                results[_cell(result)] = dataclasses.replace(result, table="")
                 if processes.is_main():
+                    if self.keeps_examples:  # first: what results.jsonl says is finished has its table
+                        write_csv(examples_path(folder, _cell(result)), result.table)
                     here = [*(c for c in order if c in results), *(c for c in results if c not in order)]
                     write_atomically(folder / RESULTS, "".join(results[cell].to_json() + "\n" for cell in here))
                 _forget_checkpoint(folder, _cell(result))
@@ -120,9 +125,18 @@ def _forget_checkpoint(folder: Path, cell: Cell) -> None:
 
 def checkpoint_path(folder: Path, cell: Cell) -> Path:
     """Where a run is kept while it is at work: no other run has the same, and any system takes it for a file name."""
+    return folder / f"checkpoint-{_file_name(cell)}.pt"
+
+
+def examples_path(folder: Path, cell: Cell) -> Path:
+    """Where the table of a finished run's training examples is kept; names as for ``checkpoint_path``."""
+    return folder / "examples" / f"{_file_name(cell)}.csv"
+
+
+def _file_name(cell: Cell) -> str:
     name = re.sub(r"\W", "_", cell.method.partition(":")[0])[:40]
     digest = hashlib.sha256(f"{cell.method} {cell.setting}".encode()).hexdigest()[:8]
-    return folder / f"checkpoint-{name}-{digest}-seed-{cell.seed}.pt"
+    return f"{name}-{digest}-seed-{cell.seed}"
 
 
 def read_results(folder: Path) -> list[RunResult]:

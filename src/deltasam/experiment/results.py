@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
+from deltasam.whole_file import replacing as replacing
+from deltasam.whole_file import write_atomically as write_atomically
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,30 @@ class EvaluationRecord:
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """One training example as a method that weights examples saw it."""
+    """One training example as a run saw it. Means are over its visits, one per epoch; None: it has no such number."""
 
     row: int
     text: str
     label: str
-    weight: float
-    """Mean weight over the times the example was seen; 1 is average."""
+    """What it was trained with; a score as text, empty for data without labels."""
+    weight: float | None = None
+    """Mean weight; 1 is average. Only methods that weight examples have one."""
+    norm: float | None = None
+    """Mean norm of the gradient of its loss. Only methods that compute it have one."""
+    loss: float | None = None
+    """Mean loss in the first pass: at the weights as they are, dropout on. None in old results."""
+    visits: int | None = None
+    prediction: str | None = None
+    """In the first pass of the last visit, dropout on."""
+    correct: bool | None = None
+    """Whether the prediction is the label; only for classes."""
+    clean_label: str | None = None
+    """The label as it was before noise was added; None where no noise was."""
+
+    @property
+    def flipped(self) -> bool | None:
+        """Whether the label was made wrong on purpose; None where no noise was added."""
+        return None if self.clean_label is None else self.clean_label != self.label
 
 
 @dataclass(frozen=True)
@@ -70,13 +86,28 @@ class RunResult:
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     examples: list[ExampleRecord] = field(default_factory=list)
-    """The most and the least weighted training examples; empty for methods without weights."""
+    """The training examples with the 20 largest and the 20 smallest mean weights, norms and losses, each once (see
+    ``ranked``). In old results by weight alone, and empty for methods without weights."""
     weights: list[float] = field(default_factory=list)
     """Mean weight of every training example, unordered; empty for methods without weights."""
     reported: tuple[str, ...] = ()
     """The metrics that results on this data are reported by, the main one first; empty in old results."""
     setting: Setting | None = None
     """How much it was trained on, and how clean; None in old results."""
+    detection: dict[str, Detection] = field(default_factory=dict)
+    """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
+    wrong; empty where no noise was added, and in old results."""
+
+    table: str = field(default="", repr=False, compare=False)
+    """The whole table of examples, as the text of a CSV file; not part of ``to_json``, and not read back."""
+
+    def ranked(self, by: str) -> list[ExampleRecord]:
+        """Those of ``examples`` that have a mean ``weight``, ``norm`` or ``loss``, largest first; empty without any.
+
+        The first 20 are the first 20 of all training examples, the last 20 the last: what is between has gaps.
+        """
+        known = [(value, example) for example in self.examples if (value := getattr(example, by)) is not None]
+        return [example for _, example in sorted(known, key=lambda pair: (-pair[0], pair[1].row))]
 
     def labelled(self) -> RunResult:
         """The same with the short spec, for tables and charts."""
@@ -84,7 +115,8 @@ class RunResult:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name != "table"}
+        return json.dumps(found, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> RunResult:
@@ -99,42 +131,8 @@ class RunResult:
             data["evaluations"] = [EvaluationRecord(**x) for x in data["evaluations"]]
             data["examples"] = [ExampleRecord(**x) for x in data["examples"]]
             data["reported"] = tuple(data.get("reported", ()))
+            data["detection"] = {by: Detection(**x) for by, x in data.get("detection", {}).items()}
             data["setting"] = Setting(**data["setting"]) if data.get("setting") else None
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a crash or a full disk never leaves half of it.
-
-    Raises:
-        UserError: The folder cannot be written, or the disk is full.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at the end, or is gone after an exception.
-
-    What a killed process leaves is ``.name.partial``, which the next attempt writes over.
-
-    Raises:
-        UserError: The folder cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --output") from error

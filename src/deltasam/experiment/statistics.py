@@ -97,7 +97,19 @@ def summarise(method: str, runs: dict[int, RunResult], baseline: dict[int, RunRe
         difference=paired_difference(finite(metric), finite(values_of(baseline, main))),
         relative_seconds=_relative_seconds(runs, baseline),
         peak_memory_mib=max(memory, default=None),
+        auroc=_detection(runs, "auroc"),
+        average_precision=_detection(runs, "average_precision"),
     )
+
+
+def _detection(runs: dict[int, RunResult], measure: str) -> dict[str, Estimate]:
+    """How well each ranking of the examples finds wrong labels, over the seeds in which that is defined."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, run in runs.items():
+        for by, detection in run.detection.items():
+            if (value := getattr(detection, measure)) is not None:
+                found.setdefault(by, {})[seed] = value
+    return {by: mean for by, values in found.items() if (mean := mean_of(values))}
 
 
 def values_of(runs: dict[int, RunResult], name: str) -> dict[int, float]:

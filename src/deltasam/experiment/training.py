@@ -20,12 +20,15 @@ from torch.nn.utils import clip_grad_norm_
 
 from deltasam import make_method
 from deltasam.data.dataset import Data
+from deltasam.diagnostics.examples import ExampleRecorder
+from deltasam.diagnostics.examples.csv_file import to_csv
 from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.batches import shuffled
 from deltasam.experiment.config import TrainConfig, refuse_difference
 from deltasam.experiment.device import PeakMemory, own_device
-from deltasam.experiment.example_weights import ExampleWeights
+from deltasam.experiment.example_records import extremes
+from deltasam.experiment.first_pass import FirstPass
 from deltasam.experiment.optimizer import MAX_GRAD_NORM, make_optimizer
 from deltasam.experiment.random_state import (
     deterministic_algorithms,
@@ -69,7 +72,7 @@ class Run:
         self.method.follow(self.optimizer, total_steps=self.total_steps)
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
-        self.weights = ExampleWeights(len(self.task))
+        self.examples = ExampleRecorder(len(self.task))
         self._refuse_other_runs()
         start_as_main(self.model)
         # Again: what a method draws while it is made must not shift the dropout masks.
@@ -115,15 +118,16 @@ class Run:
         rows = self.rows(number)
         mine = processes.part(rows)
         share = len(mine) * processes.count() / len(rows)
+        first = FirstPass(self.task)
         try:
             # Without a row of its own a process goes through one of the others', which counts nothing.
-            step = self.method.backward(self.closure(mine or rows[:1], share))
+            step = self.method.backward(self.closure(mine or rows[:1], share, first.note))
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
         average_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self._update()
-        facts = self._record(step.metrics, rows, len(mine), share)
+        facts = self._record(step.metrics, rows, first.of_examples(step.metrics, len(mine), share), share)
         seconds = time.perf_counter() - started  # after the numbers were read: they wait for the device
         epoch = (number + 1) / self.steps_per_epoch
         self.steps.append(
@@ -138,17 +142,22 @@ class Run:
         order = shuffled(len(self.task), self.seed, epoch)
         return order[start : start + self.config.batch_size]
 
-    def closure(self, rows: list[int], share: float = 1.0) -> Callable[[], Output]:
+    def closure(
+        self, rows: list[int], share: float = 1.0, watch: Callable[[Output], None] | None = None
+    ) -> Callable[[], Output]:
         """One forward on some training rows: one loss per example [rows].
 
         Args:
             rows: Counted from 0.
             share: What each counts: where processes have unequally many rows, the mean of their means is
                 with these the mean over all rows.
+            watch: Shown each output before that.
         """
 
         def forward() -> Output:
             output = self.task.output(rows)
+            if watch is not None:
+                watch(output)
             return output if share == 1 else output.times(share)
 
         return forward
@@ -164,6 +173,7 @@ class Run:
 
     def result(self) -> RunResult:
         """What the run leaves behind, once it has been evaluated."""
+        table = self.examples.frame(self.data.describe(), classes=self.task.classes)
         return RunResult(
             method=self.method.spec,
             seed=self.seed,
@@ -174,8 +184,10 @@ class Run:
             reported=self.data.reported,
             steps=self.steps,
             evaluations=self.evaluations,
-            examples=self.weights.records(self.data),
-            weights=self.weights.mean(),
+            examples=extremes(table),
+            weights=table["mean_weight"].dropna().tolist() if "mean_weight" in table else [],
+            detection=self.examples.detection(table["flipped"].tolist()) if "flipped" in table else {},
+            table=to_csv(table),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -193,7 +205,7 @@ class Run:
             "random": processes.gather(random_state()),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
-            "weights": self.weights.state_dict(),
+            "examples": self.examples.state_dict(),
             "peak_memory_mib": self._peak_mib(),
         }
 
@@ -205,7 +217,7 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.steps = [StepRecord(**s) for s in state["steps"]]
         self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
-        self.weights.load_state_dict(state["weights"])
+        self.examples.load_state_dict(state["examples"])
         self._peak = state["peak_memory_mib"] or 0.0
         restore_random_state(state["random"][processes.rank()])
 
@@ -216,14 +228,15 @@ class Run:
             for other in others:
                 refuse_difference(first, other, "the run of process 0", remedy)
 
-    def _record(self, metrics: dict[str, Tensor], rows: list[int], mine: int, share: float) -> dict[str, float]:
-        """The facts of a step, means over the processes; the weights of its rows are kept."""
+    def _record(
+        self, metrics: dict[str, Tensor], rows: list[int], mine: dict[str, Tensor], share: float
+    ) -> dict[str, float]:
+        """The facts of a step, means over the processes; what each knows of its own examples is noted."""
         own = {name: _number(metrics, name) for name in _FACTS}
         own["radius_ratio"] *= share  # the others are in units of the loss and have it already
-        weights = metrics["weights"][:mine].tolist() if "weights" in metrics else []
-        facts, parts = zip(*processes.gather((own, weights)), strict=True)
-        if "weights" in metrics:
-            self.weights.add(rows, torch.tensor([w for part in parts for w in part], dtype=torch.float64))
+        facts, parts = zip(*processes.gather((own, mine)), strict=True)
+        known = [name for name in mine if all(name in part for part in parts)]
+        self.examples.add(rows, **{name: torch.cat([part[name] for part in parts]) for name in known})
         return {name: sum(f[name] for f in facts) / len(facts) for name in _FACTS}
 
     def _update(self) -> None:

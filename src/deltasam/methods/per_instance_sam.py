@@ -144,6 +144,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             "ascent_norm": norms.mean(),
             "radius_ratio": radius_ratio(radii.mean(), self.rho),
             "group_grad_norms": norms,
+            **({"example_norms": norms} if self.m == 1 else {}),
         }
 
     def _with_ways_out(self, reason: NotCoveredError) -> NotCoveredError:

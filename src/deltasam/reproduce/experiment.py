@@ -107,7 +107,8 @@ class Experiment:
         if row.name not in self._selection:
             self._selection[row.name] = self._data[row.name].for_selection(self.preset.search.held_out)
         held_out = self._selection[row.name]
-        return self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
+        grid = self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
+        return dataclasses.replace(grid, keeps_examples=False)  # so many runs, and only their scores are of interest
 
     def _final(self, row: RowPreset) -> Grid:
         return self._grid(row, self._data[row.name], list(self.chosen(row).values()), self.preset.seeds)

@@ -52,7 +52,9 @@ def _on_tasks(overview: Overview) -> list[str]:
 def _decided(overview: Overview, word: str) -> str | None:
     tasks = _tasks_by_method(overview, word)
     total = len(overview.rows)
-    each = [f"{method} on {len(names)} of {_tasks(total)} ({'; '.join(names)})" for method, names in tasks.items()]
+    each = [
+        f"{method} on {len(names)} of {_tasks(overview, total)} ({'; '.join(names)})" for method, names in tasks.items()
+    ]
     return f"{word.capitalize()} than {overview.baseline}: {', '.join(each)}." if each else None
 
 
@@ -69,12 +71,15 @@ def _nothing_judged(overview: Overview) -> str:
         return "No run is finished yet."
     if all(len(cell.planned) < 2 for _, cell in overview.cells):
         return "One seed says nothing about noise, so nothing can be concluded: run at least 3 seeds, better 5."
-    return "Nothing can be concluded yet: no method has all its runs and something to judge noise by on any task."
+    return (
+        "Nothing can be concluded yet: no method has all its runs and something to judge noise by on any "
+        f"{overview.unit}."
+    )
 
 
 def _on_average(overview: Overview) -> list[str]:
     """Averages that differ from the baseline's, with their intervals."""
-    over = f"On the average over {_tasks(len(overview.whole_rows))}"
+    over = f"On the average over {_tasks(overview, len(overview.whole_rows))}"
     sentences = []
     for word in ("better", "worse"):
         each = [_with_interval(c) for c in overview.columns if c.verdict == word]
@@ -94,7 +99,7 @@ def _by_rank(overview: Overview) -> list[str]:
     ranking, baseline = overview.ranking, overview.baseline
     if ranking.p_value is None:
         return []
-    test = f"Friedman {rounding.p_value(ranking.p_value)} over {_tasks(len(ranking.ranks))}{_rough(overview)}"
+    test = f"Friedman {rounding.p_value(ranking.p_value)} over {_tasks(overview, len(ranking.ranks))}{_rough(overview)}"
     if ranking.p_value > LEVEL:
         return [f"The mean ranks do not differ by more than chance ({test})."]
     gaps = {method: ranking.gap(method, baseline) for method in overview.methods}
@@ -115,7 +120,7 @@ def _tests(overview: Overview) -> list[str]:
         return []
     times = f", corrected for all {overview.comparisons} comparisons (Holm)" if overview.comparisons > 1 else ""
     return [
-        f"Tested by paired t-tests{times}: on one task a difference had to exceed about "
+        f"Tested by paired t-tests{times}: on one {overview.unit} a difference had to exceed about "
         f"{rounding.plain(overview.smallest, 2)} to be told from noise."
     ]
 
@@ -135,21 +140,22 @@ def _incomplete(overview: Overview) -> list[str]:
     if overview.running:
         sentences.append(
             f"Not finished: {overview.missing_runs} of {overview.planned_runs} runs are missing, so nothing is tested "
-            "over all tasks yet, nor where runs are missing."
+            f"over all {overview.unit}s yet, nor where runs are missing."
         )
     absent = _tasks_by_method(overview, "absent")
     if absent:
-        each = [f"{method} on {_tasks(len(names))}" for method, names in absent.items()]
-        sentences.append(f"Not part of the table: {', '.join(each)}; ranks and averages leave these tasks out.")
+        each = [f"{method} on {_tasks(overview, len(names))}" for method, names in absent.items()]
+        left_out = f"; ranks and averages leave these {overview.unit}s out" if overview.columns else ""
+        sentences.append(f"Not part of the table: {', '.join(each)}{left_out}.")
     return sentences
 
 
 def _any_task(overview: Overview) -> str:
-    return f"any of the {len(overview.rows)} tasks" if len(overview.rows) > 1 else overview.rows[0].name
+    return f"any of the {len(overview.rows)} {overview.unit}s" if len(overview.rows) > 1 else overview.rows[0].name
 
 
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"
+def _tasks(overview: Overview, count: int) -> str:
+    return f"1 {overview.unit}" if count == 1 else f"{count} {overview.unit}s"
 
 
 def _seeds(cells: Iterable[Cell]) -> str:

@@ -54,7 +54,7 @@ def _judged(overview: Overview) -> Iterator[tuple[Key, Difference]]:
 def _planned(overview: Overview) -> int:
     """The cells next to the baseline's and, of several rows, the averages."""
     cells = sum(c.spec is not None and not c.is_baseline for _, c in overview.cells)
-    return cells + (len(overview.columns) - 1 if len(overview.rows) > 1 else 0)
+    return cells + (sum(not c.is_baseline for c in overview.columns) if len(overview.rows) > 1 else 0)
 
 
 def _smallest(interval: Estimate, count: int) -> float:

@@ -117,6 +117,8 @@ class Overview:
     """Median half-width of the 95 % intervals of the differences on single tasks."""
     smallest: float | None = None
     """Median over them of the difference that the corrected test would have called one."""
+    unit: str = "task"
+    """What a row is."""
 
     @property
     def methods(self) -> list[str]:

@@ -8,7 +8,7 @@ from deltasam.experiment.report.series import Row
 
 
 def told(title: str, entries: Iterable[str]) -> str:
-    """A title and what stands under it: ``Cost per step. erm: 110; sam: 217.``"""
+    """Put together a title and what stands under it, as in ``Cost per step. erm: 110; sam: 217.``."""
     return f"{title}. {'; '.join(entries) or 'Nothing to show'}."
 
 

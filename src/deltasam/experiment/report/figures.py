@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltasam.experiment.comparison import Comparison
-from deltasam.experiment.overview.cell_text import WORDS
 from deltasam.experiment.report import series
 from deltasam.experiment.report.alt_text import estimates, last_values, middles, told
 from deltasam.experiment.report.charts import Charts, Spec
+from deltasam.experiment.report.inspector import RANKINGS
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import RunResult
+
+DETECTION = "detection-"
+"""With it the keys of charts begin that show how well wrong labels are found."""
 
 INTERVAL = {"low": "95 % interval from", "high": "to"}
 
@@ -53,7 +56,9 @@ def figures(
         _costs(rows["costs"], charts),
         *_weights(rows, charts),
     ]
-    return found, rows
+    detection = {f"{DETECTION}{by}": series.detection_rows(comparison, results, by) for by in RANKINGS}
+    found += [_detection(key, drawn, charts) for key, drawn in detection.items() if drawn]
+    return found, rows | {key: drawn for key, drawn in detection.items() if drawn}
 
 
 def _differences(comparison: Comparison, rows: dict[str, list[Row]], charts: Charts) -> list[Figure]:
@@ -120,3 +125,15 @@ def _weights(rows: dict[str, list[Row]], charts: Charts) -> list[Figure]:
     alt = told(f"{title}, 1 is average", middles(rows["weights"]))
     columns = {"method": "method", "low": "weight from", "high": "to", "share": "share of examples"}
     return [Figure("weights", title, reading, charts.weights("weights"), alt, "weights", columns, drawn)]
+
+
+def _detection(key: str, rows: list[Row], charts: Charts) -> Figure:
+    by = key.removeprefix(DETECTION)
+    title = f"Wrong labels found by {by}"
+    reading = (
+        "Large dots are means with 95 % intervals, rings the seeds. Right of the dashed line, chance, wrong labels "
+        "have the larger numbers, left of it the smaller ones."
+    )
+    alt = told(f"{title}, AUROC, 0.5 is chance", estimates(rows))
+    columns = {"method": "method", "seed": "seed", "value": "AUROC with this seed", "mean": "mean AUROC", **INTERVAL}
+    return Figure(key, title, reading, charts.detection(key, f"AUROC of the {by}"), alt, key, columns)

@@ -22,7 +22,13 @@ class Filter:
     values: list[str]
 
 
-def filters(**values: Iterable[Any]) -> list[Filter]:
-    """A filter for each dimension of which there are several values, given by their names."""
-    found = [Filter(name, f"{name}s", [str(v) for v in dict.fromkeys(given)]) for name, given in values.items()]
+def filters(task: str = "task", **values: Iterable[Any]) -> list[Filter]:
+    """A filter for each dimension of which there are several values.
+
+    Args:
+        task: What a task is called on this page: ``setting``, ``comparison``.
+        values: Of each dimension: ``methods``, ``seeds``, ``tasks``.
+    """
+    titles = {"methods": "methods", "seeds": "seeds", "tasks": f"{task}s"}
+    found = [Filter(name[:-1], titles[name], [str(v) for v in dict.fromkeys(given)]) for name, given in values.items()]
     return [filter for filter in found if len(filter.values) > 1]

@@ -45,8 +45,8 @@ def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, A
         panels=small,
         figures=large,
         filters=filters(
-            method=overview.methods,
-            seed=(run.seed for row in rows for run in row.results),
-            task=(row.name for row in rows),
+            methods=overview.methods,
+            seeds=sorted({run.seed for row in rows for run in row.results}),
+            tasks=(row.name for row in rows),
         ),
     )

@@ -27,7 +27,7 @@ def window(results: Sequence[RunResult]) -> int:
 
 
 def step_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Training loss and perturbed minus plain loss, averaged over windows of steps: of each run, then of each method."""
+    """Training loss and perturbed minus plain loss over windows of steps: of each run, then of each method."""
     width = window(results)
     rows = []
     for run in results:
@@ -66,6 +66,15 @@ def difference_rows(comparison: Comparison) -> list[Row]:
             e = m.difference.estimate
             rows.append({"method": m.method, "mean": e.mean, "low": e.low, "high": e.high, "verdict": WORDS[m.verdict]})
             rows += [{"method": m.method, "seed": seed, "value": x} for seed, x in m.difference.by_seed.items()]
+    return [{key: number(value) for key, value in row.items()} for row in rows]
+
+
+def detection_rows(comparison: Comparison, results: Sequence[RunResult], by: str) -> list[Row]:
+    """Per method how well a ranking of the examples finds wrong labels, then one row for each seed."""
+    found = [(m.method, m.auroc[by]) for m in comparison.methods if by in m.auroc]
+    rows: list[Row] = [{"method": method, "mean": e.mean, "low": e.low, "high": e.high} for method, e in found]
+    known = [run for run in results if by in run.detection and run.detection[by].auroc is not None]
+    rows += [{"method": run.method, "seed": run.seed, "value": run.detection[by].auroc} for run in known]
     return [{key: number(value) for key, value in row.items()} for row in rows]
 
 
@@ -130,7 +139,7 @@ def _means(rows: Sequence[Row]) -> list[Row]:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    found = {key: rows[0][key] for key in ("method", "step") if key in rows[0]}
+    found: Row = {key: rows[0][key] for key in ("method", "step") if key in rows[0]}
     for field in [key for key in rows[0] if key not in ("method", "seed", "step")]:
         values = [row[field] for row in rows if row[field] is not None]
         found[field] = number(float(np.mean(values))) if values else None

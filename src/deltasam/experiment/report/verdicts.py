@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltasam.experiment import rounding
 from deltasam.experiment.comparison import Comparison, MethodSummary
 from deltasam.experiment.overview import Overview
-from deltasam.experiment.overview.cell_text import WORDS
+from deltasam.experiment.overview.cell_text import WORDS, rank_text
 from deltasam.experiment.overview.overview import Column
 from deltasam.experiment.paired import Difference
 
@@ -45,14 +45,15 @@ def overview_cards(overview: Overview) -> list[Card]:
 
 
 def _column_card(column: Column, overview: Overview) -> Card:
-    price = {"price": f"{rounding.ratio(column.cost)} time per step" if column.cost is not None else rounding.MISSING}
-    average = {"average": rounding.mean_margin(column.average)}
+    price = f"{rounding.ratio(column.cost)} time per step" if column.cost is not None else rounding.MISSING
+    rank = rank_text(overview, column.method)
+    last = {"average": rounding.mean_margin(column.average), "price": price, "mean rank": rank}
     if column.is_baseline:
-        return Card(column.method, "baseline", WORDS["baseline"], {**average, **price})
+        return Card(column.method, "baseline", WORDS["baseline"], last)
     verdicts = [cell.verdict for _, cell in overview.cells if cell.method == column.method]
     tasks = ", ".join(f"{WORDS[v]} on {verdicts.count(v)}" for v in WORDS if v in verdicts)
     word = _word(column.verdict, overview.baseline)
-    facts = {"tasks": tasks, "difference": _difference(column.difference), **average, **price}
+    facts = {"difference": _difference(column.difference), "tasks": tasks, **last}
     return Card(column.method, column.verdict, f"average: {word}", facts)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deltasam.outputs import Output
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -19,10 +20,12 @@ class Task(abc.ABC):
     Attributes:
         model: On its device.
         tokenizer: What was used for it; saved with the model.
+        classes: The names of what it tells apart; empty where it predicts no class.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    classes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -31,6 +34,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def output(self, rows: list[int]) -> Output:
         """One forward on some training rows, counted from 0: one loss per row [rows], whose mean is the batch's."""
+
+    def predictions(self, output: Output) -> Tensor | None:
+        """What the model takes the rows of an output for: classes [rows], as integers, or scores [rows].
+
+        None, unless overridden: there is no one answer per row.
+        """
+        return None
 
     @abc.abstractmethod
     def evaluate(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ class TextTask(Task):
     """A pretrained encoder with a fresh head."""
 
     def __init__(self, data: TextData, config: TrainConfig, device: str) -> None:
-        self._kind, self._config = data.kind, config
+        self._kind, self._config, self.classes = data.kind, config, data.label_names
         self.model, self.tokenizer = load_classifier(config, data)
         check_length(self.model, config.max_length)
         self.model.to(device).train()
@@ -36,6 +36,12 @@ class TextTask(Task):
         logits = self.logits(inputs)
         weights = logits.new_full((len(rows),), 1 / len(rows))
         return Output(example_losses(logits, labels, self._kind), logits, weights)
+
+    def predictions(self, output: Output) -> Tensor | None:
+        """Classes, or scores."""
+        if output.logits is None:
+            return None
+        return output.logits[:, 0] if self._kind == "regression" else output.logits.argmax(1)
 
     def evaluate(self) -> dict[str, float]:
         """Loss, and what there is for classes or for scores."""

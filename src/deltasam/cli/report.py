@@ -1,0 +1,69 @@
+"""``deltasam report``: one page from the output folders of other commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltasam.errors import UserError
+
+REPORT = "report.html"
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Output folders of compare, train or reproduce, finished or not.", metavar="RUN..."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The page. Needed for several folders.", show_default="report.html in the folder"),
+    ] = None,
+) -> None:
+    """Write one page about finished runs: what helped, by how much, how sure that is, and at what price.
+
+    A folder of compare or reproduce gets its page anew. Several folders become one page: a table of all comparisons,
+    then a part for each. Trainings with the same data and options, which differ in method or seed alone, are one
+    comparison; nothing else is pooled. What is not finished is named and not judged; folders that hold no run are left
+    out.
+
+    [bold]Examples[/bold]
+
+    deltasam report runs/demo
+
+    deltasam report runs/* --output all.html
+    """
+    from deltasam.experiment.report import write_comparisons, write_report, write_table_page
+    from deltasam.gather import gather
+
+    path = _path(runs, output)
+    found = gather(runs)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if found.table:
+        table = found.table
+        facts = {"about": table.about["about"], **table.facts}
+        write_table_page(table.rows, table.about["title"], facts, path)
+    elif found.whole:
+        results = [run for gathered in found.comparisons for run in gathered.results]
+        write_report(results, found.comparisons[0].options, path)
+    else:
+        write_comparisons(found.comparisons, found.notes, path)
+    print(f"Report: {path}")
+
+
+def _path(runs: list[Path], output: Path | None) -> Path:
+    """Where the page goes.
+
+    Raises:
+        UserError: There are several folders and no output, or the output is a folder.
+    """
+    if output is None and len(runs) > 1:
+        raise UserError("several folders need a place for their page; add --output all.html")
+    path = output or runs[0] / REPORT
+    if path.is_dir():
+        raise UserError(f"--output {path}: a folder; give the file, as in {path / REPORT}")
+    return path

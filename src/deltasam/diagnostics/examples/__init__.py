@@ -1,0 +1,8 @@
+"""Which training examples a method weighted, which had large gradients or losses, and what is the matter with them."""
+
+from deltasam.diagnostics.examples.csv_file import read_examples
+from deltasam.diagnostics.examples.detection import Detection, detection
+from deltasam.diagnostics.examples.inspection import inspect_examples
+from deltasam.diagnostics.examples.recorder import NUMBERS, ExampleRecorder
+
+__all__ = ["NUMBERS", "Detection", "ExampleRecorder", "detection", "inspect_examples", "read_examples"]

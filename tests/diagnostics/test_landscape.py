@@ -100,7 +100,7 @@ def test_a_slice_of_a_quadratic_is_its_parabola() -> None:
         assert loss == pytest.approx(float(exact), rel=1e-12)
     curvature = float((model.a * d.square().sum(1)).mean())
     assert found.rise == pytest.approx(curvature * 2.0**2 / 2, rel=1e-10)  # the odd part cancels
-    assert f"rises by {found.rise:.3g}" in found.reading
+    assert f"the loss changes by {found.rise:+.3g}" in found.reading
 
 
 def test_a_plane_of_a_quadratic_is_its_bowl() -> None:

@@ -349,6 +349,7 @@ def test_result_can_be_kept_and_read() -> None:
     kept = json.loads(json.dumps(dataclasses.asdict(found)))
     assert Sharpness(**{**kept, **{k: tuple(kept[k]) for k in ("group_rises", "group_sizes")}}) == found
     assert found.group_sizes == (5, 5, 2)
-    assert "every 5 examples" in found.reading
+    assert "chosen against 5 at a time" in found.reading
+    assert "Dinh" in found.reading
     assert "no reliable sign" in found.reading
     assert "Dinh" not in sharpness(model, closures, adaptive=True).reading

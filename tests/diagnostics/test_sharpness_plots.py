@@ -54,7 +54,7 @@ def test_bars_of_the_average_case(model: Quadratic, ax: Axes) -> None:
     assert isinstance(result, AverageSharpness)
     plot_sharpness(result, ax)
     assert ax.patches[0].get_height() == result.rise
-    assert ax.get_title() == "average-case sharpness, adaptive, sigma = 0.001"
+    assert ax.get_title() == "average-case sharpness, adaptive, sigma = 0.003"
 
 
 def test_a_curve_over_m(model: Quadratic, ax: Axes) -> None:

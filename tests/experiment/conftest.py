@@ -78,6 +78,19 @@ def open_page(browser):
         page.close()
 
 
+@pytest.fixture(scope="session")
+def violations():
+    """What axe finds wrong on a page: rule and first element; of all rules unless one is named."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+
+    def find(page, *rules: str) -> list[str]:
+        only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
+        found = axe.run(page, options={"resultTypes": ["violations"], **only}).response["violations"]
+        return [f"{v['id']}: {v['nodes'][0]['html']} {v['nodes'][0]['failureSummary']}" for v in found]
+
+    return find
+
+
 def _run(method: str, seed: int, value: float, **other: object) -> RunResult:
     """A run of which only the numbers a test is about are given."""
     metrics = {"accuracy": value, "loss": 0.4, "ece": 0.05}

@@ -85,7 +85,9 @@ def test_options_are_shown_under_dotted_names(make_results, tmp_path):
 def cells(html_rows: str) -> list[list[str]]:
     """The text of every cell of the rows in a piece of HTML."""
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html_rows, re.DOTALL)
-    return [[" ".join(re.sub("<[^>]*>", " ", c).split()) for c in re.findall(r"<td.*?</td>", r, re.DOTALL)] for r in rows]
+    return [
+        [" ".join(re.sub("<[^>]*>", " ", c).split()) for c in re.findall(r"<td.*?</td>", r, re.DOTALL)] for r in rows
+    ]
 
 
 def inspections(text: str) -> dict[str, dict[str, list[list[str]]]]:

@@ -39,7 +39,9 @@ def diagnose(
     examples: Annotated[
         int,
         typer.Option(
-            min=2, help="Rows to measure on, drawn at random; the plane and the Hessian use an eighth of them."
+            min=2,
+            help="Rows to measure on, drawn at random. Sharpness, slice and path use half of them, the plane and the "
+            "Hessian an eighth, fidelity three batches and cost one.",
         ),
     ] = 256,
     only: Annotated[

@@ -158,20 +158,9 @@ def _progress(steps: Iterable[int], what: str, total: int) -> Iterable[int]:
 
 def _save(output: Path, results: list[Fidelity], recorded: dict[str, Any]) -> None:
     from deltasam.experiment.folder import claim_folder
+    from deltasam.experiment.plain import plain
     from deltasam.experiment.results import write_atomically
 
     claim_folder(output, recorded)
-    found = [
-        {**dataclasses.asdict(r), "mean": dataclasses.asdict(r.mean), "spread": dataclasses.asdict(r.spread)}
-        for r in results
-    ]
-    write_atomically(output / RESULTS, json.dumps(_without_nan(found), indent=2, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with null for what is no number: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    found = plain(results)  # each with its means and spreads
+    write_atomically(output / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")

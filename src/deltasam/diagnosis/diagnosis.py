@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.diagnosis.diagnostic import Diagnostic, NotMeasuredError, Number, Plot
-from deltasam.diagnosis.drawing import draw
+from deltasam.diagnosis.drawing import draw, literal
 from deltasam.diagnosis.example_rows import write_examples
 from deltasam.diagnosis.subject import Subject
 from deltasam.experiment.plain import plain
@@ -66,7 +66,8 @@ class Finding:
     @property
     def plots(self) -> list[Plot]:
         """Pictures of all that was measured."""
-        return self.diagnostic.plots(self.results) if self.results else []
+        named = {literal(name): result for name, result in self.results.items()}
+        return self.diagnostic.plots(named) if named else []
 
 
 @dataclass
@@ -159,14 +160,18 @@ def _measure(finding: Finding, subjects: Sequence[Subject], watch: Callable[[str
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Fills a list with the warnings of what runs inside, each once; they would be lost behind the progress bar."""
+    """Fills a list with the warnings of the measures inside, each once; they would be lost behind the progress bar."""
     said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield said
         finally:
-            said += dict.fromkeys(str(warning.message) for warning in caught)
+            own = [warning for warning in caught if issubclass(warning.category, RuntimeWarning)]
+            said += dict.fromkeys(str(warning.message) for warning in own)
+    for warning in caught:
+        if warning not in own:  # what libraries say to those who write code
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _record(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def draw(plot: Plot, scheme: Scheme) -> bytes:
     return file.getvalue()
 
 
+def literal(name: str) -> str:
+    """A name as text in a plot, where dollar signs would begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def _style(scheme: Scheme) -> dict[str, Any]:
     from cycler import cycler
 
@@ -39,7 +44,7 @@ def _style(scheme: Scheme) -> dict[str, Any]:
     lines = {"axes.edgecolor": colors["muted"], "grid.color": colors["grid"], "legend.edgecolor": colors["grid"]}
     rest = {"axes.prop_cycle": cycler(color=series), "legend.framealpha": 0.8, "font.size": 10}
     spines = {"axes.spines.top": False, "axes.spines.right": False}
-    return {**text, **page, **lines, **rest, **spines, "text.parse_math": False}  # a name may hold a $
+    return {**text, **page, **lines, **rest, **spines}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltasam.diagnosis.diagnosis import Diagnosis, Finding
 from deltasam.diagnosis.diagnostic import Plot
-from deltasam.diagnosis.drawing import draw
+from deltasam.diagnosis.drawing import draw, literal
 from deltasam.diagnosis.example_rows import EXAMPLES, GEOMETRY, ExampleRow, example_rows
 from deltasam.diagnosis.number_text import number_text
 from deltasam.experiment.report.rendering import write_page
@@ -131,7 +131,7 @@ def _section(finding: Finding) -> Section:
 def _picture(plot: Plot) -> Picture:
     light, dark = draw(plot, "light"), draw(plot, "dark")
     width, height = struct.unpack(">II", light[16:24])  # where a PNG has its size
-    return Picture(plot.alt, _uri(light), _uri(dark), width, height)
+    return Picture(plot.alt.replace(literal("$"), "$"), _uri(light), _uri(dark), width, height)
 
 
 def _uri(png: bytes) -> str:

@@ -90,10 +90,10 @@ class Subject:
         """One per batch; each runs one forward and returns one loss per example [n].
 
         Args:
-            share: Of the examples: the first so many.
+            share: Of the examples: the first so many, but no fewer than a batch.
             by_length: Sorted by length, which needs the least padding; else in the order of ``rows``.
         """
-        rows = self.rows[: max(1, round(share * self.examples))]
+        rows = self.rows[: max(self.settings.batch_size, round(share * self.examples))]
         if by_length:
             place = {row: i for i, row in enumerate(self._batches.by_length())}
             rows = sorted(rows, key=place.__getitem__)

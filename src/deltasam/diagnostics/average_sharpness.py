@@ -61,7 +61,7 @@ def average_sharpness(
     model: nn.Module,
     closures: Sequence[Closure],
     *,
-    sigma: float = 1e-3,
+    sigma: float = 3e-3,
     adaptive: bool = False,
     samples: int = 4,
     seed: int = 0,
@@ -81,9 +81,10 @@ def average_sharpness(
     Args:
         model: With the weights to measure at.
         closures: One per batch; each runs one forward and returns one loss per example [n] (``deltasam.outputs``).
-        sigma: Standard deviation of the noise.
+        sigma: Standard deviation of the noise; a tenth of the weights' own size is small noise.
         adaptive: Sigma is in units of the size of each weight.
-        samples: Pairs of noise, 2 or more.
+        samples: Pairs of noise, 2 or more. Few directions of a trained network are bent at all, so pairs differ much:
+            look at the standard error.
         seed: Of the noise, which is the same on every device.
 
     Raises:

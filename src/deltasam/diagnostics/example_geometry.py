@@ -57,7 +57,7 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
 
     Exact: the per-example engine gives every example a perturbation ``t_i g_i / |g_i|`` of its own in one batched pass,
     and the loss is differentiated twice by t. Attention runs without fused kernels, which have no second derivative.
-    Cost: about four passes per batch, and the memory of a graph of the backward.
+    Cost: about five passes per batch, and the memory of a graph of the backward.
 
     The model stays in the mode in which it is: evaluation mode, unless dropout is meant; then a batch sees the same
     masks in all passes. Weights, buffers, gradients and random state are afterwards what they were, bit for bit, also

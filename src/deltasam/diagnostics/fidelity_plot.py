@@ -13,7 +13,8 @@ from deltasam.spec import short_spec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHOWN = {"error": "o", "cosine": "s", "loss_share": "D"}
+_SHOWN = {"error": ("o", 0), "cosine": ("s", 1), "loss_share": ("D", 1)}
+"""Each number's marker, and its value for the exact gradient."""
 
 
 def plot_fidelity(results: Sequence[Fidelity], ax: Axes | None = None) -> Axes:
@@ -24,16 +25,16 @@ def plot_fidelity(results: Sequence[Fidelity], ax: Axes | None = None) -> Axes:
         ax: Where; a new figure unless given.
     """
     ax = axes_or_new(ax)
-    for i, (number, marker) in enumerate(_SHOWN.items()):
+    for i, (number, (marker, exact)) in enumerate(_SHOWN.items()):
         found = [(y, getattr(r.mean, number), getattr(r.spread, number)) for y, r in enumerate(results)]
         defined = [(y + (i - 1) * 0.2, mean, spread) for y, mean, spread in found if not math.isnan(mean)]
         y, means, spreads = ([point[k] for point in defined] for k in range(3))
         bars = [0.0 if math.isnan(spread) else spread for spread in spreads]
-        ax.errorbar(means, y, xerr=bars, fmt=marker, capsize=3, label=number.replace("_", " "))
+        ax.errorbar(means, y, xerr=bars, fmt=marker, capsize=3, label=f"{number.replace('_', ' ')} (exact: {exact})")
     for x in (0, 1):
         ax.axvline(x, linestyle=":", linewidth=1, color="gray")
     ax.set_yticks(range(len(results)), [short_spec(r.method) for r in results])
     ax.invert_yaxis()
-    ax.set(xlabel="mean and standard deviation over batches (exact: error 0, cosine 1, loss share 1)", ylabel="method")
-    ax.legend()
+    ax.set(xlabel="mean over the batches, and standard deviation", ylabel="method")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return ax

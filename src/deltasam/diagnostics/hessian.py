@@ -15,7 +15,7 @@ from deltasam.checks import fraction, whole
 from deltasam.diagnostics.batches import Batches
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.second_order import twice_differentiable
-from deltasam.diagnostics.sharpness import CAUTION
+from deltasam.diagnostics.sharpness import CAUTION, RESCALING
 from deltasam.passes import Closure
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ class HessianSpectrum:
         return (
             f"Of {self.weights:,} eigenvalues the largest is {self.eigenvalues[0]:.4g}: where the gradient is small, "
             f"the loss rises by half of that times the squared distance in the steepest direction. The trace, the sum "
-            f"of all, is {self.trace:.4g} ± {self.trace_standard_error:.2g} (standard error). Both describe this batch "
-            f"of {self.examples} examples at this point, to second order only, and change with a rescaling of layers "
-            f"that leaves the function alone (Dinh et al. 2017, arXiv 1703.04933). {CAUTION}"
+            f"of all, is {self.trace:.4g} ± {self.trace_standard_error:.2g} (standard error). They describe these "
+            f"{self.examples} examples at this point, to second order. {RESCALING}{CAUTION}"
         )
 
 

@@ -49,8 +49,8 @@ class LossSlice:
     def reading(self) -> str:
         """What the numbers say, and what they do not."""
         return (
-            f"Along one random direction the loss rises by {self.rise:.3g} on average over both sides, where every row "
-            f"of the weights has moved by {self.coordinates[-1]:g} of its norm. {_CAUTION}"
+            f"Along one random direction the loss changes by {self.rise:+.3g} on average over both sides, where every "
+            f"row of the weights has moved by {self.coordinates[-1]:g} of its norm. {_CAUTION}"
         )
 
 
@@ -81,7 +81,7 @@ class LossPlane:
         """What the numbers say, and what they do not."""
         return (
             f"At the border of the plane, up to {self.coordinates[-1]:g} of the rows' norms away along each of two "
-            f"random directions, the loss is on average {self.rise:.3g} above that of the weights. {_CAUTION}"
+            f"random directions, the loss differs on average by {self.rise:+.3g} from that of the weights. {_CAUTION}"
         )
 
 

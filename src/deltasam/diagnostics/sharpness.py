@@ -25,6 +25,10 @@ CAUTION = (
     "was trained, and for fine-tuned transformers the correlation can be absent or negative (Andriushchenko et al. "
     "2023, arXiv 2302.07011)."
 )
+RESCALING = (
+    "Such a number changes with a rescaling of layers that leaves the function alone (Dinh et al. 2017, arXiv "
+    "1703.04933): compare models of one architecture and one recipe. "
+)
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,12 @@ class Sharpness:
     @property
     def reading(self) -> str:
         """What the number says, and what it does not."""
-        who = f"all {self.examples} examples" if len(self.group_sizes) == 1 else f"every {self.m} examples"
+        whom = "all examples together" if self.m is None else "each example" if self.m == 1 else f"{self.m} at a time"
         units = " times the size of each weight" if self.adaptive else ""
-        within = "" if self.adaptive else " A rescaling of layers that leaves the function alone changes it (Dinh et "
-        within += "" if self.adaptive else "al. 2017, arXiv 1703.04933): compare models of one architecture and recipe."
         return (
-            f"Where {'one perturbation' if len(self.group_sizes) == 1 else 'a perturbation'} of radius "
-            f"{self.rho:g}{units} is chosen against {who}, the mean loss rises from {self.loss:.4g} by "
-            f"{self.rise:.4g}. The maximum is approximated from below by {self.steps} step"
-            f"{'s' if self.steps > 1 else ''} of gradient ascent.{within} {CAUTION}"
+            f"Within a radius of {self.rho:g}{units}, chosen against {whom}, the mean loss of {self.examples} examples "
+            f"rises from {self.loss:.4g} by {self.rise:.4g}. The largest rise is approximated from below, by gradient "
+            f"ascent of {self.steps} step{'s' if self.steps > 1 else ''}. {'' if self.adaptive else RESCALING}{CAUTION}"
         )
 
 
@@ -93,8 +94,8 @@ def sharpness(
 
     Cost: one forward, and then, where groups are made of whole batches, a pass and a forward per step. Where a batch
     holds several groups, all of them whole, the per-example engine takes about two passes for them together, whatever
-    m (adaptive: and memory for one gradient of the linear layers per group). With ``steps`` above 1, or where batches
-    cut groups, these are taken one after the other, each with passes over whole batches: give batches of m examples.
+    m; adaptive, twice that, and memory for a gradient of all linear layers per group. With ``steps`` above 1, or where
+    batches cut groups, these are taken one after the other, each with passes over whole batches: give batches of m.
 
     The model stays in the mode in which it is: evaluation mode, unless dropout is meant; then a batch sees the same
     masks in all passes. Weights, buffers, gradients and random state are afterwards what they were, bit for bit, also

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from deltasam.diagnosis.diagnostic import Diagnostic, Number, Plot, one_each
 from deltasam.diagnosis.subject import Subject
 from deltasam.diagnostics import Cost, cost, plot_cost
+from deltasam.experiment.rounding import gibibytes
 from deltasam.spec import short_spec
 
 _ROUNDS = 3
@@ -25,8 +26,11 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
             return cost(subject.model, closures, subject.settings.methods, rounds=_ROUNDS)
 
     def numbers(self, result: Cost) -> dict[str, Number]:
-        """The ratio of each method over plain training."""
-        return {f"time of {short_spec(m.method)}": Number(m.ratio, None, "x plain training") for m in result.methods}
+        """The ratio of each method over a plain forward and backward."""
+        return {
+            f"time of {short_spec(m.method)} over plain": Number(m.ratio, None, _memory(m.peak_memory_mib))
+            for m in result.methods
+        }
 
     def answer(self, result: Cost) -> str:
         """The range of the ratios."""
@@ -45,3 +49,7 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
     def plots(self, results: Mapping[str, Cost]) -> list[Plot]:
         """A picture for each checkpoint."""
         return one_each("cost", "Time of each method, forward, backward and the rest,", results, plot_cost)
+
+
+def _memory(mib: float | None) -> str:
+    return "" if mib is None else f"peak memory {gibibytes(mib)} GiB"

@@ -29,7 +29,7 @@ class PlaneDiagnostic(Diagnostic[LossPlane], name="plane"):
 
     def answer(self, result: LossPlane) -> str:
         """The rise at the border."""
-        return f"At the border of a plane of two such directions it is {result.rise:.3g} higher."
+        return f"At the border of a plane of two random directions the loss differs by {result.rise:+.3g} on average."
 
     def plots(self, results: Mapping[str, LossPlane]) -> list[Plot]:
         """A picture for each checkpoint."""

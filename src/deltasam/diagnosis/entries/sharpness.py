@@ -14,7 +14,9 @@ from deltasam.diagnostics import (
     plot_m_sharpness,
     sharpness,
 )
+from deltasam.diagnostics.sharpness import CAUTION
 
+_PAIRS = 3  # of noise and its opposite
 _ADAPTIVE = 10  # its unit is the size of each weight, which is far below 1
 
 
@@ -37,17 +39,18 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
     """Sharpness in all its forms."""
 
     title = "Sharpness: how much the loss rises within a radius of the weights"
+    share = 1 / 2
 
     def measure(self, *subjects: Subject) -> AllSharpness:
-        """One step of ascent for groups of 1, of a batch, of four batches, and of all examples."""
+        """One step of ascent for groups of 1, of a batch, and of all examples."""
         (subject,) = subjects
         model, rho, size = subject.model, subject.settings.rho, subject.settings.batch_size
-        closures = subject.closures(by_length=False)  # a group is to be a sample, not texts of equal length
-        sizes = [m for m in dict.fromkeys((1, size, 4 * size)) if m < subject.examples]
+        closures = subject.closures(self.share, by_length=False)  # a group is to be a sample, not texts of equal length
+        sizes = [m for m in dict.fromkeys((1, size)) if m < subject.examples]
         return AllSharpness(
             worst=tuple(sharpness(model, closures, rho=rho, m=m) for m in (*sizes, None)),
             adaptive=sharpness(model, closures, rho=_ADAPTIVE * rho, adaptive=True),
-            average=average_sharpness(model, closures, seed=subject.settings.seed),
+            average=average_sharpness(model, closures, samples=_PAIRS, seed=subject.settings.seed),
         )
 
     def numbers(self, result: AllSharpness) -> dict[str, Number]:
@@ -73,7 +76,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
 
     def reading(self, result: AllSharpness) -> str:
         """Those of the worst case and of the average."""
-        return f"{result.worst[-1].reading} {result.average.reading}"
+        return f"{result.worst[-1].reading.removesuffix(CAUTION)}{result.average.reading}"
 
     def plots(self, results: Mapping[str, AllSharpness]) -> list[Plot]:
         """The rise over the size of the groups."""

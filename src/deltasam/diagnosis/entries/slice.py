@@ -29,7 +29,7 @@ class SliceDiagnostic(Diagnostic[LossSlice], name="slice"):
 
     def answer(self, result: LossSlice) -> str:
         """The rise at the ends."""
-        return f"Along a random direction as long as the weights themselves the loss rises by {result.rise:.3g}."
+        return f"A random step as long as the weights themselves changes the loss by {result.rise:+.3g}."
 
     def plots(self, results: Mapping[str, LossSlice]) -> list[Plot]:
         """All lines in one picture."""

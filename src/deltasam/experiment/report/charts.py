@@ -4,6 +4,9 @@ Colours are CSS variables, which the browser resolves: the page's light, dark an
 charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by
 handing over fewer of them: nothing is averaged here, so what is left stays what it was. A row without a seed is a
 statistic over all of them.
+
+A chart is heard as its description and has a table; of its marks only those are read out that stand for a number of
+their own, not the hundreds of a curve.
 """
 
 from __future__ import annotations
@@ -44,9 +47,11 @@ class Charts:
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
         )
         y = alt.Y(f"{field}:Q", title=title, scale=scale)
-        seeds = base.transform_filter("isValid(datum.seed)").mark_line(strokeWidth=1, opacity=0.3, clip=True)
+        seeds = base.transform_filter("isValid(datum.seed)").mark_line(
+            strokeWidth=1, opacity=0.3, clip=True, aria=False
+        )
         mean = base.transform_filter("!isValid(datum.seed)").mark_line(
-            strokeWidth=2.5, clip=True, point=alt.OverlayMarkDef(size=24, opacity=int(dots))
+            strokeWidth=2.5, clip=True, aria=False, point=alt.OverlayMarkDef(size=24, opacity=int(dots), aria=False)
         )
         layers = [seeds.encode(y=y, detail="seed:N"), mean.encode(y=y, tooltip=tooltip)]
         return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
@@ -66,7 +71,9 @@ class Charts:
         base = alt.Chart(alt.NamedData(rows)).encode(y=self._rows(), color=self._color())
         scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=5)
         x = {field: alt.X(f"{field}:Q", title=title, scale=scale, axis=axis) for field in ("low", "mean", "value")}
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, strokeCap="round", clip=True)
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(
+            strokeWidth=3, strokeCap="round", clip=True, aria=False
+        )
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
         seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
         low, high = tip("low", "95 % interval from", number), tip("high", "to", number)
@@ -91,11 +98,11 @@ class Charts:
             color=self._color(),
         )
         y = {field: alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=zero)) for field in ("mean", "low")}
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, strokeCap="round")
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, strokeCap="round", aria=False)
         tooltip = ["method:N", alt.Tooltip("place:O", title=axis), tip("mean", title, "+.4~g" if zero else ".4~g")]
         tooltip += [tip("low", "95 % interval from", ".4~g"), tip("high", "to", ".4~g")]
         layers = [
-            base.mark_line(strokeWidth=1.5, opacity=0.5).encode(y=y["mean"]),
+            base.mark_line(strokeWidth=1.5, opacity=0.5, aria=False).encode(y=y["mean"]),
             interval.encode(y=y["low"], y2="high:Q"),
             base.mark_point(filled=True, size=70, opacity=1).encode(y=y["mean"], tooltip=tooltip),
         ]

@@ -28,7 +28,7 @@ class OverviewCharts(Charts):
             tip("high", "to", "+.4~g"),
             "verdict:N",
         ]
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round")
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round", aria=False)
         # Filled where a difference was found, hollow within noise.
         color = alt.Fill("method:N", scale=self._scale(), legend=None)
         fill = alt.condition("datum.decided", color, alt.value("transparent"))
@@ -49,7 +49,7 @@ class OverviewCharts(Charts):
             size=24, strokeWidth=1.2, opacity=0.6, yOffset=7
         )
         interval = base.transform_filter("isValid(datum.low)").mark_rule(
-            strokeWidth=3, strokeCap="round", clip=True, yOffset=-3
+            strokeWidth=3, strokeCap="round", clip=True, yOffset=-3, aria=False
         )
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=90, opacity=1, yOffset=-3)
         layers = [
@@ -72,7 +72,7 @@ class OverviewCharts(Charts):
         tooltip = ["method:N", tip("cost", "cost", ".2f"), tip("mean", title, "+.4~g"), "verdict:N"]
         once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
         zero = once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(y=alt.datum(0))
-        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round")
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round", aria=False)
         number = base.mark_text(dy=-12, fontWeight=600).encode(
             y=y["top"], text="number:N", color=alt.value("var(--text)")
         )

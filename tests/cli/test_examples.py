@@ -112,8 +112,8 @@ def test_tables_in_the_terminal(cli: Cli, compared: Path) -> None:
         assert first["text"].iloc[3] not in shown
     assert "seed 1" not in done.stdout
     assert "AUROC of weight" in done.stdout
-    line = next(line for line in done.stdout.splitlines() if line.startswith("erm "))
-    assert line.split()[1:3] == ["–", "–"]
+    rows = [line.split() for line in done.stdout.partition("AUROC of weight")[2].splitlines()]
+    assert next(row for row in rows if row[:1] == ["erm"])[1:3] == ["–", "–"]
     assert "0.5: chance" in done.stdout
     assert cli("examples", compared, "--seed", "1", "--method", "erm", "--top", "1").stdout.count("seed 1") == 1
 

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deltasam.diagnostics import at_radius
 from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
-from deltasam.spec import short_spec
+from deltasam.spec import full_spec, short_spec
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 MARKS = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
+RHO = 0.02  # the radius of `deltasam fidelity`, unless another is given
 PEER = "pytorch_optimizer.SAM"
 
 
@@ -33,14 +35,16 @@ def record_table(name: str) -> str:
 
 
 def choose() -> str:
-    """Every method's time, and how close it comes to one perturbation per example where that was measured."""
+    """Every method's time, and how close it comes to one perturbation per example at the same radius."""
     (shape,) = costs()["seconds"]
     closeness = {entry["method"].partition(":")[0]: entry for entry in reversed(fidelities())}
     closeness |= {name: entry for entry in fidelities() if (name := short_spec(entry["method"])) in costs_at(shape)}
     rows = []
-    for name in costs_at(shape):
-        entry = closeness.get(name)
-        figures = (_closeness(entry, "error"), _closeness(entry, "cosine")) if entry and name != "erm" else ("", "")
+    for name in (name for name in costs_at(shape) if name != PEER):
+        entry = closeness.get(name) if name != "erm" else None
+        figures = ("", "") if entry is None else ("–", "–")
+        if entry and _at_the_radius(entry):
+            figures = (_closeness(entry, "error"), _closeness(entry, "cosine"))
         card = f"[`{name}`](methods/{name.partition(':')[0]}.md)"
         rows.append((name, card, f"{times_of(shape, name, 'erm'):.2f}", *figures))
     rows.sort(key=lambda row: (row[3] == "" and row[0] != "erm", float(row[2])))
@@ -98,7 +102,8 @@ def fidelities() -> list[Any]:
 
 def command() -> str:
     """The command that measured it."""
-    specs = ",".join(short_spec(entry["method"]) for entry in fidelities())
+    found = [(entry["method"], short_spec(entry["method"])) for entry in fidelities()]
+    specs = ",".join(short if full_spec(at_radius(short, RHO)) == full else full for full, short in found)
     batches = len(fidelities()[0]["batches"])
     return f"deltasam fidelity demo --batches {batches} --methods {specs}"
 
@@ -109,6 +114,12 @@ def _fidelity_rows(entries: list[Any]) -> str:
         for e in entries
     ]
     return _table(("method", "error", "cosine", "loss share", "distance / rho"), rows)
+
+
+def _at_the_radius(entry: Any) -> bool:
+    """Whether the weights went as far as the exact perturbations; a method that moves none goes as far as they do."""
+    distance = entry["mean"]["distance"]
+    return distance is None or abs(distance - 1) < 0.1
 
 
 def _closeness(entry: Any, number: str) -> str:

@@ -38,7 +38,7 @@ def guides() -> str:
 def _unlinked(text: str) -> str:
     """The first sentence, without links and marks."""
     words = " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("**", "").split())
-    return re.split(r"(?<=[.:])\s", words)[0].rstrip(":.") + "."
+    return re.split(r"(?<=[.])\s", words)[0].rstrip(":.") + "."
 
 
 def changelog() -> str:

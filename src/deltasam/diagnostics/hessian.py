@@ -65,7 +65,7 @@ def hessian_spectrum(
     """Find the largest eigenvalues of the mean loss's Hessian, and estimate its trace.
 
     Eigenvalues by the Lanczos method (SciPy's ``eigsh``), the trace by Hutchinson's estimator, from products with the
-    Hessian alone (curvlinops). A product takes two to three passes of all batches; the eigenvalues take 20 products or
+    Hessian alone (curvlinops). A product takes three to four passes of all batches; the eigenvalues take 20 products or
     more, and the memory of 20 models or more (of ``2 k + 1``, where that is more). Attention runs without fused
     kernels, which have no second derivative.
 

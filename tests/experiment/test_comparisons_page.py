@@ -1,0 +1,112 @@
+"""Several comparisons on one page: judged together, and shown in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from deltasam.experiment.paired import holm
+from deltasam.experiment.report import write_comparisons
+from deltasam.experiment.report.together import judge
+from deltasam.experiment.statistics import compare
+from deltasam.gather import Gathered
+
+METHODS = ["erm", "sam", "asam:rho=5"]
+HOSTILE = "</a><img src=x onerror=window.hacked=1>{{ 7*7 }}"
+
+
+def gathered(title: str, results: list, seeds: int = 3) -> Gathered:
+    methods = dict.fromkeys(run.method for run in results)
+    return Gathered(title, results, {m: tuple(range(seeds)) for m in methods}, {"data": title})
+
+
+@pytest.fixture(scope="module")
+def three(make_results) -> list[Gathered]:
+    """A whole comparison, one of other methods that lacks runs, and one that has no erm."""
+    whole, other = make_results(METHODS, 3), make_results(["erm", "delta_sam"], 2)
+    without = make_results(["sam", "asam:rho=5"], 3)
+    return [gathered("runs/one", whole), gathered(HOSTILE, other), gathered("runs/three", without)]
+
+
+def test_every_difference_is_corrected_for_all_of_the_page(three):
+    overview, comparisons = judge(three)
+    assert overview.comparisons == 4  # sam and asam to erm; delta_sam, which is not finished; asam to sam
+    alone = [compare(g.results) for g in three]
+    raw = [m.difference.p_value for c in (alone[0], alone[2]) for m in c.others]
+    expected = holm([*raw, 1.0])[:3]
+    found = [m.difference.holm for c in (comparisons[0], comparisons[2]) for m in c.others]
+    assert found == pytest.approx(expected)
+    assert all(p > m.difference.holm for p, m in zip(found, alone[0].others, strict=False))
+    table = [
+        c.summary.difference.holm for row in overview.rows for c in row.cells if c.summary and c.summary.difference
+    ]
+    assert [p for p in table if p is not None] == found  # the table and the parts say the same
+
+
+def test_what_is_not_finished_is_not_judged(three):
+    overview, comparisons = judge(three)
+    (delta,) = comparisons[1].others
+    assert delta.difference.p_value is not None
+    assert (delta.verdict, delta.difference.holm, delta.difference.seeds_needed) == ("unknown", None, None)
+    verdicts = {cell.method: cell.verdict for cell in overview.rows[1].cells}
+    assert verdicts == {"erm": "unfinished", "sam": "absent", "asam:rho=5": "absent", "delta_sam": "unfinished"}
+
+
+def test_one_whole_comparison_is_judged_as_if_alone(three):
+    _, (together,) = judge(three[:1])
+    assert together == compare(three[0].results)
+
+
+def test_each_comparison_has_its_own_baseline(three):
+    overview, comparisons = judge(three)
+    assert [c.baseline for c in comparisons] == ["erm", "erm", "sam"]
+    assert overview.baseline == "the baseline"
+    assert [cell.method for cell in overview.rows[2].cells if cell.is_baseline] == ["sam"]
+
+
+def test_one_comparison_has_no_table_of_comparisons(three, tmp_path: Path):
+    half = dataclasses.replace(three[0], results=three[0].results[:-1])
+    write_comparisons([half], [], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 'class="overview' not in text
+    assert "Not finished: 1 of 9 runs are missing (asam:rho=5 with seed 2)." in text
+    assert "Not on this page" not in text
+
+
+@pytest.fixture(scope="module")
+def path(three, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "all.html"
+    write_comparisons(three, [f"{HOSTILE}: a file, no output folder; left out"], path)
+    return path
+
+
+def test_the_answer_and_the_table_come_first(path):
+    text = path.read_text(encoding="utf-8")
+    assert 0 < text.index('class="answer"') < text.index('class="overview') < text.index("<article")
+    assert "<img src=x" not in text
+    assert len(text.encode()) < 5_000_000
+    parts = re.findall(r'<article id="(part-\d)"', text)
+    assert re.findall(r'href="#(part-\d)"', text) == parts
+    assert "corrected for all 4 differences on this page" in re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+def test_page_is_whole_and_accessible(open_page, violations, path, width, scheme):
+    page, troubles = open_page(path, width, scheme)
+    assert violations(page) == []
+    assert troubles == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("window.hacked") is None
+    page.locator(".overview a", has_text="runs/three").click()
+    assert page.locator("article").nth(2).evaluate("e => e.getBoundingClientRect().top") < 900
+
+
+def test_a_comparison_is_hidden_with_its_part(open_page, path):
+    page, _ = open_page(path, 1400, "light")
+    page.locator(".filters summary").click()
+    page.locator(".filters").get_by_label(HOSTILE).uncheck()
+    assert page.locator("article:visible").count() == page.locator(".overview tbody tr:visible").count() == 2
+    assert page.locator(".filters [role=status]").inner_text().endswith("2 of 3 comparisons")

@@ -40,8 +40,8 @@ def diagnose(
         int,
         typer.Option(
             min=2,
-            help="Rows to measure on, drawn at random. Sharpness, slice and path use half of them, the plane and the "
-            "Hessian an eighth, fidelity three batches and cost one.",
+            help="Rows to measure on, drawn at random. Sharpness, slice and path use half of them, the plane an "
+            "eighth, the Hessian a sixteenth, fidelity three batches and cost one.",
         ),
     ] = 256,
     only: Annotated[

@@ -15,7 +15,7 @@ class HessianDiagnostic(Diagnostic[HessianSpectrum], name="hessian"):
     """The upper end of the spectrum."""
 
     title = "Hessian: curvature of the mean loss"
-    share = 1 / 8
+    share = 1 / 16
 
     def measure(self, *subjects: Subject) -> HessianSpectrum:
         """Few eigenvalues, to five percent, on a part of the examples: each takes dozens of passes."""

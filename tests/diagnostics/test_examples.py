@@ -74,6 +74,10 @@ def test_numbers_are_as_wide_as_they_come() -> None:
     recorder.add([0], weights=torch.tensor([1 / 3]).half())
     kinds = [recorder.values(name).dtype for name in ("loss", "norm", "weight")]
     assert kinds == [torch.float64, torch.float32, torch.float32]
+    whole = ExampleRecorder(2)
+    whole.add([], losses=[])
+    whole.add([0], losses=[1])  # a whole number is a number, and no class
+    assert whole.mean("loss").nan_to_num(-9).tolist() == [1.0, -9.0]
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ def inspections(text: str) -> dict[str, dict[str, list[list[str]]]]:
     """By method and caption, the rows of the example tables."""
     found = {}
     for block in text.split('<div class="inspection" data-method="')[1:]:
-        tables = block.split('<table class="examples">')[1:]
+        tables = block.split('<table class="examples" role="table">')[1:]
         captions = [re.search("<caption>(.*?)</caption>", table)[1] for table in tables]
         found[block.split('"')[0]] = {
-            caption: cells(table.split("<tbody>")[1].split("</tbody>")[0])
+            caption: cells(table.split("<tbody")[1].split("</tbody>")[0])
             for caption, table in zip(captions, tables, strict=True)
         }
     return found

@@ -51,9 +51,11 @@ def _column_card(column: Column, overview: Overview) -> Card:
     if column.is_baseline:
         return Card(column.method, "baseline", WORDS["baseline"], last)
     verdicts = [cell.verdict for _, cell in overview.cells if cell.method == column.method]
-    tasks = ", ".join(f"{WORDS[v]} on {verdicts.count(v)}" for v in WORDS if v in verdicts)
+    tasks = ", ".join(f"{WORDS[v]} on {verdicts.count(v)}" for v in WORDS if v in verdicts) + " tasks"
     word = _word(column.verdict, overview.baseline)
-    facts = {"difference": _difference(column.difference), "tasks": tasks, **last}
+    p = column.difference.holm if column.difference else None
+    sure = f"corrected {rounding.p_value(p)}; {tasks}" if p is not None else tasks
+    facts = {"difference": _difference(column.difference), "how sure": sure, **last}
     return Card(column.method, column.verdict, f"average: {word}", facts)
 
 
@@ -85,6 +87,8 @@ def _certainty(m: MethodSummary, comparison: Comparison) -> str:
     above = f"above {comparison.baseline} with {sum(x > 0 for x in signs)} of {len(signs)} seeds"
     if m.diverged:
         return f"{above}; not judged, since runs diverged"
+    if m.difference.holm is None and m.difference.p_value is not None:
+        return f"{above}; not judged while runs are missing"
     if m.difference.holm is None:
         return "one seed says nothing about noise" if len(signs) == 1 else f"{above}; nothing to judge noise by"
     return f"corrected {rounding.p_value(m.difference.holm)}; {above}"

@@ -122,9 +122,9 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     finally:
         for name in set(deltasam.Method.registry) - known:
             del deltasam.Method.registry[name]
-    if "optimizer.step()" in block and names["model"] is not None and not re.search(r"0\.0 \*|float\(", block):
-        trained = zip(names["model"].parameters(), before, strict=False)
-        assert any(p.shape != b.shape or not torch.equal(p, b) for p, b in trained)
+    if "optimizer.step()" in block and "assert" not in block:  # what it shows is that it trains
+        after = list(names["model"].parameters())
+        assert [p.shape for p in after] != [b.shape for b in before] or not all(map(torch.equal, after, before))
 
 
 def commands(page: str) -> list[list[str]]:

@@ -23,7 +23,7 @@ docs: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/cost.py
 
-$(VENV)/.demo: EXTRAS := cli,demo
+$(VENV)/.demo: EXTRAS := cli,demo,diagnostics
 $(VENV)/.installed: EXTRAS := cli,demo,diagnostics,hessian,track,docs,dev
 
 $(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt

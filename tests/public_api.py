@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import deltasam
+import deltasam.diagnostics
 import deltasam.integrations
 
 SNAPSHOT = Path(__file__).with_suffix(".txt")
@@ -25,8 +26,12 @@ def describe() -> str:
 
 
 def _python() -> Iterator[str]:
-    integrations = sorted(m.name for m in pkgutil.iter_modules(deltasam.integrations.__path__))
-    for name in ("deltasam", "deltasam.diagnostics", *(f"deltasam.integrations.{n}" for n in integrations)):
+    below = [
+        f"{package.__name__}.{module.name}"
+        for package in (deltasam.diagnostics, deltasam.integrations)
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    for name in ("deltasam", "deltasam.diagnostics", *sorted(below)):
         module = importlib.import_module(name)
         for public in sorted(getattr(module, "__all__", ())):
             yield from _thing(f"{name}.{public}", getattr(module, public))

@@ -64,7 +64,9 @@ def test_a_scalar_loss_is_enough_for_norms(weights: str, reduce: Callable[[Tenso
         found.append({n: p.grad for n, p in case.model.named_parameters()} | step.metrics)
     scale = cases.EXAMPLES if reduce is Tensor.sum else 1
     for key, value in found[0].items():
-        expected = value if key in ("weights", "radius_ratio") else scale * value
+        # A norm is of one example's loss, or of its share in the scalar.
+        factors = {"weights": 1, "radius_ratio": 1, "example_norms": scale / cases.EXAMPLES}
+        expected = factors.get(key, scale) * value
         torch.testing.assert_close(found[1][key], expected, rtol=1e-10, atol=1e-12)
 
 

@@ -59,7 +59,7 @@ def test_losses_and_predictions_of_a_loop_written_by_hand(data: TextData, config
         optimizer.zero_grad()
 
     np.testing.assert_allclose(run.examples.values("loss"), losses, rtol=1e-4)
-    assert np.median(np.abs(np.diff(losses, axis=0))) > 1e-2  # else an epoch that was taken for the other could pass
+    assert np.median(np.abs(np.diff(losses, axis=0))) > 3e-3  # else an epoch that was taken for the other could pass
     assert run.examples.values("prediction").tolist() == predictions.tolist()
     assert run.examples.numbers == ["loss"]
 

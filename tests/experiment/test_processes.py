@@ -96,22 +96,31 @@ def test_each_process_perturbs_along_its_own_rows(
     run = two_processes.exact_run(data, config, method)
     rows = run.rows(0)
     gradient: dict[str, torch.Tensor] = {}
-    weights: dict[int, float] = {}
-    for mine in (rows[:16], rows[16:]):
+    known: dict[str, dict[int, float]] = {"loss": {}, "weight": {}, "norm": {}}
+    (last,) = run.rows(1)  # in the second step, which one process goes through without a row of its own
+    for mine in (rows[:16], rows[16:], [last]):
         run.model.zero_grad()
         step = deltasam.make_method(method, run.model).backward(run.closure(mine))
         for name, p in run.model.named_parameters():
-            gradient[name] = gradient.get(name, 0) + p.grad * len(mine) / len(rows)  # type: ignore[operator]
-        weights |= dict(zip(mine, step.metrics.get("weights", torch.empty(0)).tolist(), strict=False))
-    if method.startswith("delta_sam"):
-        weights |= dict.fromkeys(run.rows(1), 1.0)  # the one row of the second step
+            if mine != [last]:
+                gradient[name] = gradient.get(name, 0) + p.grad * len(mine) / len(rows)  # type: ignore[operator]
+        none = torch.empty(0)
+        weights, norms = (step.metrics.get(name, none) for name in ("weights", "example_norms"))
+        for name, values in {"loss": run.closure(mine)().loss, "weight": weights, "norm": norms}.items():
+            known[name] |= dict(zip(mine, values.tolist(), strict=False))
     for rank in (0, 1):
         exact = torch.load(folder / f"exact{rank}.pt", weights_only=True)[method]
         assert exact["rows"] == rows
         for name, value in gradient.items():
             torch.testing.assert_close(exact["grad"][name], value, rtol=1e-9, atol=1e-12, msg=name)
-        assert exact["example_weights"] == pytest.approx([weights[r] for r in sorted(weights)], rel=1e-9)
-    assert len(weights) == (32 if method.startswith("delta_sam") else 0)
+        assert exact["examples"]["visits"].tolist() == [1] * 32
+        for name, values in known.items():
+            kept = exact["examples"]["values"].get(name, torch.empty(1, 0))[0].tolist()
+            assert kept == pytest.approx([values[row] for row in sorted(values)], rel=1e-9)
+    weighting = 32 if method.startswith("delta_sam") else 0
+    assert {name: len(values) for name, values in known.items()} == {
+        "loss": 32, "weight": weighting, "norm": weighting
+    }  # fmt: skip
 
 
 def test_same_head_and_other_masks(
@@ -145,12 +154,15 @@ def test_killed_and_resumed_equals_unbroken(folder: Path, found: list[dict[str, 
     broken, whole = ((folder / name / "model.safetensors").read_bytes() for name in ("killed0", "whole0"))
     assert broken == whole
     assert not (folder / "killed0/checkpoint.pt").exists()
+    broken, whole = ((folder / name / "examples.csv").read_bytes() for name in ("killed0", "whole0"))
+    assert broken == whole
 
 
 def test_only_the_main_process_writes(folder: Path, found: list[dict[str, Any]]) -> None:
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compared0", "killed0", "whole0"]
     written = {"config.yaml", "report.html", "results.jsonl", "examples"}
     assert {p.name for p in (folder / "compared0").iterdir()} == written
+    assert len(list((folder / "compared0/examples").iterdir())) == 2
     assert found[0]["compared"][0] == found[1]["compared"][0] == 0
     assert "per_instance_sam" in found[0]["compared"][1]
     assert found[1]["compared"][1] == ""

@@ -175,3 +175,4 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
         console.print(comparison_table(comparison))
         console.print(conclusion(comparison), markup=False, highlight=False)
     console.print(f"Report: {output / REPORT}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Training examples: deltasam examples {output}", markup=False, highlight=False, soft_wrap=True)

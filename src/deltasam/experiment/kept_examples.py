@@ -10,7 +10,7 @@ from deltasam.errors import UserError
 from deltasam.experiment.grid import RESULTS, examples_path, read_results
 from deltasam.experiment.launchers import Cell
 from deltasam.experiment.results import RunResult
-from deltasam.spec import short_spec
+from deltasam.spec import full_spec, short_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,4 +79,9 @@ def _runs(folder: Path) -> list[KeptRun]:
 
 
 def _is(spec: str, wanted: str | None) -> bool:
-    return wanted in (None, spec, short_spec(spec), spec.partition(":")[0])
+    if wanted in (None, spec, short_spec(spec), spec.partition(":")[0]):
+        return True
+    try:
+        return full_spec(str(wanted)) == spec
+    except ValueError:  # no spec at all: then no run has it
+        return False

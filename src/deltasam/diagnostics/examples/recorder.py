@@ -62,7 +62,7 @@ class ExampleRecorder:
         """
         places = torch.as_tensor(rows).tolist()
         given = {"loss": losses, "weight": weights, "norm": norms, "prediction": predictions}
-        noted = {name: _stored(values) for name, values in given.items() if values is not None}
+        noted = {name: _stored(name, values) for name, values in given.items() if values is not None}
         for row in places:
             if not 0 <= row < len(self):
                 raise ValueError(f"ExampleRecorder.add(rows): no example {row}; there are {len(self)}, counted from 0")
@@ -75,8 +75,9 @@ class ExampleRecorder:
         for row in places:
             visits.append(self._visits[row])
             self._visits[row] += 1
+        where = torch.tensor([visits, places], dtype=torch.long).unbind()
         for name, values in noted.items():
-            self._room(name, values.dtype, max(visits, default=-1) + 1)[visits, places] = values
+            self._room(name, values.dtype, max(visits, default=-1) + 1)[where] = values
 
     @property
     def visits(self) -> Tensor:
@@ -156,8 +157,8 @@ class ExampleRecorder:
         write_csv(Path(path), to_csv(self.frame(columns, classes=classes)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` takes."""
-        return {"visits": self.visits, "values": dict(self._values)}
+        """What ``load_state_dict`` takes; later visits leave it as it is."""
+        return {"visits": self.visits, "values": {name: values.clone() for name, values in self._values.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.
@@ -179,10 +180,10 @@ class ExampleRecorder:
         return self._values[name]
 
 
-def _stored(values: Values) -> Tensor:
+def _stored(name: str, values: Values) -> Tensor:
     """Values on the CPU: classes in 32 bits, numbers in 32 or, where they come so, 64."""
     tensor = torch.as_tensor(values).detach().cpu()
-    if not tensor.is_floating_point():
+    if name == "prediction" and not tensor.is_floating_point():
         return tensor.int()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 

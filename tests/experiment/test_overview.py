@@ -279,3 +279,12 @@ def test_pure_noise_rarely_crowns_a_winner(make_rows):
         claims += any(word in text for word in ("etter than", "orse than", " above erm", " below erm"))
     assert crowned <= 5
     assert stats.binomtest(claims, 100, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_nothing_is_said_of_tasks_that_are_not_judged(make_rows):
+    rows = make_rows(3, 3, seeds=3)
+    unfinished = dataclasses.replace(rows[2], results=rows[2].results[:-1], seeds=(0, 1, 2))
+    two = answer(survey([*rows[:2], dataclasses.replace(unfinished, results=unfinished.results[:4])]))
+    assert "differs from erm on any of the 2 tasks that are judged by more than noise" in two
+    one = answer(survey([rows[0], *(dataclasses.replace(row, results=[], seeds=(0, 1, 2)) for row in rows[1:])]))
+    assert "differs from erm on task 0 by more than noise" in one

@@ -163,6 +163,12 @@ def test_step_rows_average_windows_of_steps(make_run):
     assert rows[0]["step"] == 2
 
 
+def test_means_are_over_the_seeds_that_have_a_number(make_run):
+    runs = [make_run("sam", i, 0.9, steps=[step(1, 0.0), step(2, loss)]) for i, loss in enumerate([1.0, 4.0, math.nan])]
+    assert series.step_rows(runs)[3:] == [{"method": "sam", "step": 2.0, "loss": 2.5, "gap": -2.5}]
+    assert series.cost_rows(runs)[3:] == [{"method": "sam", "milliseconds": 100.0}]
+
+
 def test_rows_hold_no_number_json_lacks(make_run):
     steps = [step(1, 1.0), step(2, math.nan), step(3, math.inf)]
     evaluations = [EvaluationRecord(3, 1.0, {"accuracy": 0.5, "loss": math.nan})]

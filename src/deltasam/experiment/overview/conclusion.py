@@ -151,7 +151,12 @@ def _incomplete(overview: Overview) -> list[str]:
 
 
 def _any_task(overview: Overview) -> str:
-    return f"any of the {len(overview.rows)} {overview.unit}s" if len(overview.rows) > 1 else overview.rows[0].name
+    """Where nothing was found: nothing is said of rows that are not judged."""
+    judged = list(dict.fromkeys(row.name for row, cell in overview.cells if cell.verdict in JUDGED))
+    if len(judged) == 1:
+        return judged[0]
+    so_far = "" if len(judged) == len(overview.rows) else " that are judged"
+    return f"any of the {len(judged)} {overview.unit}s{so_far}"
 
 
 def _tasks(overview: Overview, count: int) -> str:

@@ -58,7 +58,7 @@ def checkpoints(
 ) -> list[Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     first = train(module_cli, tiny_model, hostile, folder / "first", *COLUMNS)
-    return [first, train(module_cli, tiny_model, hostile, folder / "second", *COLUMNS, "--seed", "1")]
+    return [first, train(module_cli, tiny_model, hostile, folder / "$se^cond$", *COLUMNS, "--seed", "1")]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,8 @@ def test_the_page_is_whole(diagnosed: tuple[Path, Any]) -> None:
     page = (out / "diagnosis.html").read_text()
     pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
     assert len(pictures) == len(list(out.glob("*.png")))
+    assert any(alt.endswith("/$se^cond$") for alt in pictures)
+    assert not any("\\" in alt for alt in pictures)
     assert all(pictures)
     assert page.count("<source media") == len(pictures)
     assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', page)

@@ -58,7 +58,7 @@ def checkpoints(
 ) -> list[Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     first = train(module_cli, tiny_model, hostile, folder / "first", *COLUMNS)
-    return [first, train(module_cli, tiny_model, hostile, folder / "second", *COLUMNS, "--seed", "1")]
+    return [first, train(module_cli, tiny_model, hostile, folder / "$se^cond$", *COLUMNS, "--seed", "1")]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,8 @@ def test_every_diagnostic_is_measured(diagnosed: tuple[Path, Any], checkpoints: 
         assert all(found["readings"].values()), name
     first, second = map(str, checkpoints)
     assert list(record["diagnostics"]["sharpness"]["results"]) == [first, second]
+    worst = record["diagnostics"]["sharpness"]["results"][first]["worst"]
+    assert [(s["m"], s["examples"]) for s in worst] == [(1, 4), (None, 4)]  # half of 8, which is one batch
     assert list(record["diagnostics"]["path"]["results"]) == [f"{first} to {second}"]
     assert {p.name for p in out.iterdir() if p.suffix != ".png"} == {
         "config.yaml", "diagnosis.html", "diagnosis.json", "examples.csv",
@@ -123,8 +125,8 @@ def test_the_numbers_are_those_of_the_model(
     assert norms == sorted(norms, reverse=True)
     record = json.loads((out / "diagnosis.json").read_text())["diagnostics"]
     losses = [float(row["loss"]) for row in rows[:8]]
-    assert record["sharpness"]["results"][str(checkpoints[0])]["worst"][0]["loss"] == pytest.approx(
-        sum(losses) / 8, rel=1e-4
+    assert sorted(record["examples"]["results"][str(checkpoints[0])]["losses"]) == pytest.approx(
+        sorted(losses), rel=1e-4
     )
     assert record["calibration"]["results"][str(checkpoints[0])]["nll"] == pytest.approx(sum(losses) / 8, rel=1e-4)
 
@@ -148,6 +150,8 @@ def test_the_page_is_whole(diagnosed: tuple[Path, Any]) -> None:
     page = (out / "diagnosis.html").read_text()
     pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
     assert len(pictures) == len(list(out.glob("*.png")))
+    assert any(alt.endswith("/$se^cond$") for alt in pictures)
+    assert not any("\\" in alt for alt in pictures)
     assert all(pictures)
     assert page.count("<source media") == len(pictures)
     assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', page)

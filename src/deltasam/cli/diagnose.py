@@ -45,7 +45,10 @@ def diagnose(
         ),
     ] = 256,
     only: Annotated[
-        str | None, typer.Option(help="Only these diagnostics, separated by commas.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Only these diagnostics, separated by commas; a name that is none lists them all.", show_default="all"
+        ),
     ] = None,
     skip: Annotated[str | None, typer.Option(help="All but these.", show_default="none")] = None,
     methods: Annotated[
@@ -67,11 +70,12 @@ def diagnose(
     device: options.Device = "auto",
     config: options.Config = None,
 ) -> None:
-    """Measure all there is to know about a trained model's loss surface on your data, and what methods cost there.
+    """Measure the loss around a trained model on your data, and how methods do there.
 
-    Sharpness in all its forms, gradient norm and curvature of single examples, the Hessian, calibration, slices of the
-    loss, how close methods come to one perturbation per example, and their cost. Several checkpoints are put side by
-    side, with the line between the first two.
+    Sharpness, gradient norms and curvatures of single examples, the Hessian, calibration, slices of the loss; how close
+    methods come to one perturbation per example, and what they cost.
+
+    Several checkpoints are put side by side, with the loss on the line between the first two.
 
     The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot, as each is measured.
 

@@ -90,16 +90,20 @@ class Subject:
         """One per batch; each runs one forward and returns one loss per example [n].
 
         Args:
-            share: Of the examples: the first so many, but no fewer than a batch.
+            share: Of the examples: the first so many (``used``).
             by_length: Sorted by length, which needs the least padding; else in the order of ``rows``.
         """
-        rows = self.rows[: max(self.settings.batch_size, round(share * self.examples))]
+        rows = self.rows[: self.used(share)]
         if by_length:
             place = {row: i for i, row in enumerate(self._batches.by_length())}
             rows = sorted(rows, key=place.__getitem__)
         size = self.settings.batch_size
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [lambda chunk=chunk: self._output(chunk) for chunk in chunks]  # type: ignore[misc]
+
+    def used(self, share: float) -> int:
+        """How many examples a share of them is: no fewer than a batch, where there are so many."""
+        return min(self.examples, max(self.settings.batch_size, round(share * self.examples)))
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -144,7 +144,7 @@ def plot_cost(result: Cost, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.margins(x=0.12)
     ax.set(xlabel="milliseconds per call (dotted: plain forward and backward)", ylabel="method")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)  # above: bars may be anywhere
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)  # above: bars may be anywhere
     return ax
 
 

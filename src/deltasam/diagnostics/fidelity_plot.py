@@ -36,5 +36,5 @@ def plot_fidelity(results: Sequence[Fidelity], ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(results)), [short_spec(r.method) for r in results])
     ax.invert_yaxis()
     ax.set(xlabel="mean over the batches, and standard deviation", ylabel="method")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return ax

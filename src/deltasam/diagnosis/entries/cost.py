@@ -48,7 +48,7 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
 
     def plots(self, results: Mapping[str, Cost]) -> list[Plot]:
         """A picture for each checkpoint."""
-        return one_each("cost", "Time of each method, forward, backward and the rest,", results, plot_cost)
+        return one_each("cost", "Time of each method, forward, backward and the rest", results, plot_cost)
 
 
 def _memory(mib: float | None) -> str:

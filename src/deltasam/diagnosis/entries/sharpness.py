@@ -46,7 +46,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
         (subject,) = subjects
         model, rho, size = subject.model, subject.settings.rho, subject.settings.batch_size
         closures = subject.closures(self.share, by_length=False)  # a group is to be a sample, not texts of equal length
-        sizes = [m for m in dict.fromkeys((1, size)) if m < subject.examples]
+        sizes = [m for m in dict.fromkeys((1, size)) if m < subject.used(self.share)]
         return AllSharpness(
             worst=tuple(sharpness(model, closures, rho=rho, m=m) for m in (*sizes, None)),
             adaptive=sharpness(model, closures, rho=_ADAPTIVE * rho, adaptive=True),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import socket
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 import typer
-from torch import Tensor, nn
 
 import deltasam
+from block_names import namespace
 from deltasam.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -41,77 +41,15 @@ def blocks(kind: str, pages: dict[str, str]) -> list[Any]:
     ]
 
 
-class Model(nn.Module):
-    """Takes a batch as a positional tensor, or as keyword arguments with labels, as in the documentation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
-        logits = self.linear(x)
-        return logits if labels is None else SimpleNamespace(logits=logits, loss=F.cross_entropy(logits, labels))
-
-
-class Words(Model):
-    """Looks its input up in a table first, for methods that move embeddings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(10, 4)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.table
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
-        return super().forward(self.table(x).mean(1), labels)
-
-
-def namespace(block: str) -> dict[str, Any]:
-    of_words = re.search(r'make_method\("(r3f|freelb|smart)"', block)
-    model = Words() if of_words else Model()
-    x, y = torch.randint(10, (6, 5)) if of_words else torch.randn(6, 4), torch.randint(0, 3, (6,))
-    batch = {"x": x, "labels": y}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return {
-        "deltasam": deltasam, "torch": torch, "F": F, "model": model, "batch": batch, "optimizer": optimizer,
-        "x": x, "y": y, "method": deltasam.SAM(model), "scaler": torch.amp.GradScaler("cpu"),
-        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
-        "losses": lambda: F.cross_entropy(model(x), y, reduction="none"),
-        "loader": [(x, y)] * 2 if "for x, y" in block else [batch] * 2,
-    }  # fmt: skip
-
-
-def trainer_names(block: str) -> dict[str, Any]:
-    """What the pages on trainers train: a tiny BERT on random texts."""
-    if "train_dataset" not in block:
-        return {}
-    import tiny_trainers as tiny
-
-    return {"model": tiny.model(), "model_init": tiny.new_model, "train_dataset": tiny.rows()}
-
-
-@pytest.fixture
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What torchrun tells a process, for blocks that begin a group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("block", blocks("python", {**WRITTEN, **MADE}))
 @pytest.mark.filterwarnings("ignore:(DeltaSAM|RWSAM).*rounding")
 @pytest.mark.filterwarnings("ignore:PerInstanceSAM.*as it was written")
-def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if "init_process_group" in block:
-        request.getfixturevalue("_one_process")
-    names = namespace(block) | trainer_names(block)
+        run_apart(block)
+        return
+    names = namespace(block)
     before = [p.detach().clone() for p in names["model"].parameters()]
     known = set(deltasam.Method.registry)
     try:
@@ -125,6 +63,19 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     if "optimizer.step()" in block and "assert" not in block:  # what it shows is that it trains
         after = list(names["model"].parameters())
         assert [p.shape for p in after] != [b.shape for b in before] or not all(map(torch.equal, after, before))
+
+
+def run_apart(block: str) -> None:
+    """Run a block that begins a group of processes as the only process of one, as torchrun would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "block_names"]
+    environment = {**os.environ, **group, "PYTHONPATH": path}
+    done = subprocess.run(command, input=block, text=True, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def commands(page: str) -> list[list[str]]:

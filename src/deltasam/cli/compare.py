@@ -81,7 +81,7 @@ def compare(
 
     deltasam compare --seeds 0,1,2,3,4 --workers 4 --output runs/wide
 
-    deltasam compare --track tensorboard --output runs/watched   (tensorboard --logdir runs/watched)
+    deltasam compare --track tensorboard --output runs/watched
 
     deltasam compare --label-noise 0,0.2,0.4 --seeds 0,1,2,3,4 --output runs/noise
 

@@ -55,7 +55,9 @@ def examples(
 
     deltasam examples runs/demo --by norm --seed 1 --output suspects.csv
 
-    deltasam compare --label-noise 0.3 --output runs/noise && deltasam examples runs/noise
+    deltasam compare --label-noise 0.3 --output runs/noise
+
+    deltasam examples runs/noise
     """
     from rich.console import Console
 

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
+from deltasam.cli.compare import REPORT
 from deltasam.errors import UserError
-
-REPORT = "report.html"
 
 
 def report(

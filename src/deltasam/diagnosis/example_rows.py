@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltasam.experiment.results import write_atomically
+from deltasam.diagnostics.examples.csv_file import to_csv, write_csv
 
 if TYPE_CHECKING:
     from deltasam.diagnosis.diagnosis import Diagnosis
@@ -56,23 +53,17 @@ def example_rows(subject: Subject, geometry: ExampleGeometry | None) -> list[Exa
 
 
 def write_examples(diagnosis: Diagnosis, folder: Path) -> None:
-    """Write the examples of every checkpoint as CSV.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """Write the examples of every checkpoint as CSV (``diagnostics/examples/csv_file.py``).
 
     Raises:
         UserError: The file cannot be written.
     """
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(ExampleRow.__dataclass_fields__)
-    for subject in diagnosis.subjects:
-        for row in example_rows(subject, diagnosis.result_of(GEOMETRY, subject.name)):
-            writer.writerow([_cell(value) for value in vars(row).values()])
-    write_atomically(folder / EXAMPLES, file.getvalue().encode("utf-8", "replace").decode("utf-8"))
+    import pandas as pd
 
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+    rows = [
+        row
+        for subject in diagnosis.subjects
+        for row in example_rows(subject, diagnosis.result_of(GEOMETRY, subject.name))
+    ]
+    names = list(ExampleRow.__dataclass_fields__)
+    write_csv(folder / EXAMPLES, to_csv(pd.DataFrame([vars(row) for row in rows], columns=names)))

@@ -90,7 +90,7 @@ def test_the_step_tells_of_all_micro_batches(spec: str) -> None:
     step = deltasam.make_method(spec, model).backward(closures(model, x, y, 4))
     torch.testing.assert_close(step.loss, plain.detach())
     for name, value in step.metrics.items():
-        assert value.shape == ((16,) if name in ("weights", "group_grad_norms") else ())
+        assert value.shape == ((16,) if name in ("weights", "group_grad_norms", "example_norms") else ())
     if "perturbed_loss" in step.metrics:
         assert step.metrics["perturbed_loss"] > step.loss
         assert float(step.metrics["radius_ratio"]) == pytest.approx(1, abs=1e-6)

@@ -168,7 +168,7 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     model, closures, _ = mlp([9])
     monkeypatch.setitem(sys.modules, "curvlinops", None)
     monkeypatch.delitem(sys.modules, "deltasam.diagnostics.hessian_operator")
-    with pytest.raises(ModuleNotFoundError, match=r"'curvlinops', which is not installed; .*deltasam\[diagnostics\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"'curvlinops', which is not installed; .*deltasam\[hessian\]"):
         hessian_spectrum(model, closures)
 
 

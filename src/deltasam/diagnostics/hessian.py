@@ -65,9 +65,9 @@ def hessian_spectrum(
     """Find the largest eigenvalues of the mean loss's Hessian, and estimate its trace.
 
     Eigenvalues by the Lanczos method (SciPy's ``eigsh``), the trace by Hutchinson's estimator, from products with the
-    Hessian alone (curvlinops). A product takes three to four passes of all batches; the eigenvalues take 20 products or
-    more, and the memory of 20 models or more (of ``2 k + 1``, where that is more). Attention runs without fused
-    kernels, which have no second derivative.
+    Hessian alone (curvlinops). A product takes three to four passes of all batches; the eigenvalues take a product
+    for each vector that the search begins with, ``max(8, 2 k + 2)``, or more, and the memory of as many models. Attention
+    runs without fused kernels, which have no second derivative.
 
     The model stays in the mode in which it is: evaluation mode, unless dropout is meant; then all products see the same
     masks. Weights, buffers, gradients and random state are afterwards what they were, bit for bit, also after an

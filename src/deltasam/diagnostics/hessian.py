@@ -66,8 +66,8 @@ def hessian_spectrum(
 
     Eigenvalues by the Lanczos method (SciPy's ``eigsh``), the trace by Hutchinson's estimator, from products with the
     Hessian alone (curvlinops). A product takes three to four passes of all batches; the eigenvalues take a product
-    for each vector that the search begins with, ``max(8, 2 k + 2)``, or more, and the memory of as many models. Attention
-    runs without fused kernels, which have no second derivative.
+    for each vector that the search begins with, ``max(8, 2 k + 2)``, or more, and the memory of as many models.
+    Attention runs without fused kernels, which have no second derivative.
 
     The model stays in the mode in which it is: evaluation mode, unless dropout is meant; then all products see the same
     masks. Weights, buffers, gradients and random state are afterwards what they were, bit for bit, also after an

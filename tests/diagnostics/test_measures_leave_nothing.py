@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cases
+from counting import Counting
 from deltasam.diagnostics import average_sharpness, example_geometry, hessian_spectrum, sharpness
 from per_instance import everything, same
 
@@ -28,20 +29,6 @@ MEASURES: dict[str, Measure] = {
     "hessian": lambda m, c: hessian_spectrum(m, c, k=1, tolerance=0.1, trace_samples=2),
 }
 every = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
-
-
-class Counting(nn.Module):
-    """Dropout, a frozen layer, an unused parameter, and a buffer that every forward changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last, self.dropout = nn.Linear(5, 8), nn.Linear(8, 3), nn.Dropout(0.3)
-        self.frozen = nn.Linear(5, 5).requires_grad_(False)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.last(self.dropout(torch.tanh(self.first(self.frozen(x)))))
 
 
 @pytest.fixture

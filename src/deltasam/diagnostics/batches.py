@@ -43,7 +43,9 @@ class Batches:
         self.owner, self.model, self._closures = owner, model, list(closures)
         self.params = [p for p in model.parameters() if p.requires_grad]
         self._store, self._buffers = WeightStore(), Buffers(model)
-        self._refuse_unmeasurable()
+        if not torch.is_grad_enabled():
+            raise RuntimeError(f"{owner} was called under torch.no_grad(); call it with gradients enabled")
+        refuse_unmeasurable(owner, self._closures, self.params)
         self._starts: list[RandomState] = []
         self.losses: list[Tensor] = []
         with torch.no_grad():
@@ -98,15 +100,19 @@ class Batches:
             total += float((losses - self.losses[number])[rows].sum())
         return total / size(pieces)
 
-    def _refuse_unmeasurable(self) -> None:
-        if not torch.is_grad_enabled():
-            raise RuntimeError(f"{self.owner} was called under torch.no_grad(); call it with gradients enabled")
-        if not self._closures:
-            raise ValueError(f"{self.owner}(closures=...): there is no closure in it; give one per batch")
-        if not self.params:
-            raise ValueError(f"{self.owner}: the model has no trainable parameter; set requires_grad=True on some")
-        if any(map(is_sharded, self.params)):
-            raise ValueError(f"{self.owner}: the weights are cut up between processes; measure in one process")
+
+def refuse_unmeasurable(owner: str, closures: Sequence[Closure], params: Sequence[Tensor]) -> None:
+    """Check that there is something to measure at weights that can be moved.
+
+    Raises:
+        ValueError: There is no closure or no trainable parameter, or the weights are cut up between processes.
+    """
+    if not closures:
+        raise ValueError(f"{owner}(closures=...): there is no closure in it; give one per batch")
+    if not params:
+        raise ValueError(f"{owner}: the model has no trainable parameter; set requires_grad=True on some")
+    if any(map(is_sharded, params)):
+        raise ValueError(f"{owner}: the weights are cut up between processes; measure in one process")
 
 
 def size(pieces: Sequence[Piece]) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from deltasam.diagnostics.batches import refuse_unmeasurable
 from deltasam.diagnostics.put_back import put_back
 from deltasam.guards import WeightStore, moved
 from deltasam.outputs import example_losses_of
 from deltasam.passes import Closure
-from deltasam.sharded import is_sharded
 from deltasam.weight_space import Vector
 
 
@@ -37,12 +37,7 @@ class DataLoss:
         self._owner, self._model, self._closures = owner, model, list(closures)
         self.params = [p for p in model.parameters() if p.requires_grad] if params is None else list(params)
         self._store = WeightStore()
-        if not self._closures:
-            raise ValueError(f"{owner}(closures=...): there is no closure in it; give one per batch")
-        if not self.params:
-            raise ValueError(f"{owner}: the model has no trainable parameter; set requires_grad=True on some")
-        if any(map(is_sharded, self.params)):
-            raise ValueError(f"{owner}: the weights are cut up between processes; measure in one process")
+        refuse_unmeasurable(owner, self._closures, self.params)
 
     def at(self, vector: Vector | None = None, factor: float = 1.0) -> float:
         """At the weights moved by ``factor * vector``, one tensor per parameter; None: at the weights as they are."""

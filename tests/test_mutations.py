@@ -6,6 +6,7 @@ the heavy libraries once and the broken package anew each time.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -761,15 +762,20 @@ def each(things: Callable[[int], Iterable[str]]) -> list[ParameterSet]:
     ]
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, int]]:
+    """Does the work for a share once. (A fixture with the share as its parameter would be made anew for each test.)"""
+    return functools.cache(functools.partial(_outcomes, tmp_path_factory))
+
+
+def _outcomes(factory: pytest.TempPathFactory, number: int) -> dict[str, int]:
     """The exit code of the contract tests for every mutation of a share, and for an unchanged copy."""
-    mutations = share(request.param)
-    plain = str(_copy(tmp_path_factory))
+    mutations = share(number)
+    plain = str(_copy(factory))
     copies = [(f, plain, " or ".join(sorted({f"({m[3]})" for m in mutations.values() if m[4] == f})), f)
-              for f in files(request.param)]  # fmt: skip
+              for f in files(number)]  # fmt: skip
     for name, (file, old, new, contract, tests_of_it) in mutations.items():
-        path = (folder := _copy(tmp_path_factory)) / "deltasam" / file
+        path = (folder := _copy(factory)) / "deltasam" / file
         source = path.read_text()
         if source.count(old) != 1:
             raise LookupError(f"{name}: the line to break is {source.count(old)} times in {file}; update this test")
@@ -789,11 +795,11 @@ def files(number: int) -> list[str]:
     return sorted({m[4] for m in share(number).values()})
 
 
-@pytest.mark.parametrize(("outcomes", "file"), each(files), indirect=["outcomes"])
-def test_the_code_as_it_is_passes(outcomes: dict[str, int], file: str) -> None:
-    assert outcomes[file] == 0
+@pytest.mark.parametrize(("number", "file"), each(files))
+def test_the_code_as_it_is_passes(outcomes: Callable[[int], dict[str, int]], number: int, file: str) -> None:
+    assert outcomes(number)[file] == 0
 
 
-@pytest.mark.parametrize(("outcomes", "name"), each(share), indirect=["outcomes"])
-def test_every_mutation_is_caught(outcomes: dict[str, int], name: str) -> None:
-    assert outcomes[name] == 1, "the tests passed on broken code"
+@pytest.mark.parametrize(("number", "name"), each(share))
+def test_every_mutation_is_caught(outcomes: Callable[[int], dict[str, int]], number: int, name: str) -> None:
+    assert outcomes(number)[name] == 1, "the tests passed on broken code"

@@ -6,13 +6,13 @@ the heavy libraries once and the broken package anew each time.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -762,12 +762,6 @@ def each(things: Callable[[int], Iterable[str]]) -> list[ParameterSet]:
     ]
 
 
-@pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, int]]:
-    """Does the work for a share once. (A fixture with the share as its parameter would be made anew for each test.)"""
-    return functools.cache(functools.partial(_outcomes, tmp_path_factory))
-
-
 def _outcomes(factory: pytest.TempPathFactory, number: int) -> dict[str, int]:
     """The exit code of the contract tests for every mutation of a share, and for an unchanged copy."""
     mutations = share(number)
@@ -790,16 +784,26 @@ def _outcomes(factory: pytest.TempPathFactory, number: int) -> dict[str, int]:
     return dict(results)
 
 
+def _done_once(number: int) -> Any:
+    """The fixture of a share. (One fixture with the share as its parameter would be made anew for each test.)"""
+    return pytest.fixture(scope="session", name=f"outcomes_{number}")(
+        lambda tmp_path_factory: _outcomes(tmp_path_factory, number)
+    )
+
+
+outcomes_0, outcomes_1 = map(_done_once, range(SHARES))
+
+
 def files(number: int) -> list[str]:
     """The test files that a share's mutations turn red."""
     return sorted({m[4] for m in share(number).values()})
 
 
 @pytest.mark.parametrize(("number", "file"), each(files))
-def test_the_code_as_it_is_passes(outcomes: Callable[[int], dict[str, int]], number: int, file: str) -> None:
-    assert outcomes(number)[file] == 0
+def test_the_code_as_it_is_passes(request: pytest.FixtureRequest, number: int, file: str) -> None:
+    assert request.getfixturevalue(f"outcomes_{number}")[file] == 0
 
 
 @pytest.mark.parametrize(("number", "name"), each(share))
-def test_every_mutation_is_caught(outcomes: Callable[[int], dict[str, int]], number: int, name: str) -> None:
-    assert outcomes(number)[name] == 1, "the tests passed on broken code"
+def test_every_mutation_is_caught(request: pytest.FixtureRequest, number: int, name: str) -> None:
+    assert request.getfixturevalue(f"outcomes_{number}")[name] == 1, "the tests passed on broken code"

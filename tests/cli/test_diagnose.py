@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from command_line import Cli
 from deltasam.data import load_data
 from deltasam.diagnosis import Diagnostic, NotMeasuredError, Settings, Subject, diagnostic_names
+from deltasam.diagnosis.drawing import legends
 
 HOSTILE = ["<script>window.hacked=1</script>", '=HYPERLINK("http://x","y")', "</td><img src=x onerror=window.hacked=1>"]
 COLUMNS = ["--text", "review", "--label", "verdict"]
@@ -56,7 +57,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoints(
     module_cli: Cli, tiny_model: Path, hostile: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
+    folder = tmp_path_factory.mktemp("checkpoints" * 8)  # longer than a legend has room for
     first = train(module_cli, tiny_model, hostile, folder / "first", *COLUMNS)
     return [first, train(module_cli, tiny_model, hostile, folder / "$se^cond$", *COLUMNS, "--seed", "1")]
 
@@ -329,3 +330,9 @@ def assert_refused(done: Any, message: str) -> None:
     assert len(errors) == 1, done.stderr
     assert message in errors[0]
     assert "Traceback" not in done.stderr
+
+
+def test_long_names_stay_apart_in_a_legend() -> None:
+    assert legends(["out"]) == ["out"]
+    assert legends(["a" * 40 + "end", "$"]) == ["…" + "a" * 28 + "end", r"\$"]
+    assert legends(["a" + "x" * 40, "b" + "x" * 40]) == ["1: …" + "x" * 31, "2: …" + "x" * 31]

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 import deltasam
 from deltasam.cli.compare import compare
 from deltasam.cli.diagnose import diagnose
-from deltasam.cli.errors import install_hint, refusal
+from deltasam.cli.errors import build_hint, install_hint, refusal
 from deltasam.cli.examples import examples
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
@@ -43,8 +43,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except deltasam.NotCoveredError as error:
             raise UserError(refusal(error)) from error
-        except ModuleNotFoundError as error:
-            raise UserError(install_hint(error)) from error
+        except (ModuleNotFoundError, RuntimeError) as error:
+            if hint := build_hint(error):
+                raise UserError(hint) from error
+            if isinstance(error, ModuleNotFoundError):
+                raise UserError(install_hint(error)) from error
+            raise
 
 
 app = typer.Typer(

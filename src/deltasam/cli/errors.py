@@ -19,20 +19,25 @@ _EXTRAS = {  # what only some commands need
 
 
 def install_hint(error: ModuleNotFoundError) -> str:
-    """One line that names the missing library and the extra that brings it, or the one that keeps another from loading.
+    """One line that names the missing library and the extra that brings it.
 
     Raises:
         ModuleNotFoundError: What is missing is a part of deltasam itself: a defect, not a missing extra.
     """
-    if any("torchvision::" in str(cause) for cause in _causes(error)):
-        return (
-            "transformers cannot be imported: the installed torchvision is of another build than torch; "
-            "pip uninstall torchvision, or install it from where torch came from"
-        )
     name = (error.name or "").partition(".")[0]
     if name in ("", "deltasam"):
         raise error
     return f"the library {name!r} is not installed; pip install 'deltasam[{_EXTRAS.get(name, 'cli')}]'"
+
+
+def build_hint(error: BaseException) -> str | None:
+    """One line on a torchvision that does not fit torch: it keeps transformers from loading. None: it is not that."""
+    if not any("torchvision::" in str(cause) for cause in _causes(error)):
+        return None
+    return (
+        "transformers cannot be imported: the installed torchvision is of another build than torch; "
+        "pip uninstall torchvision, or install it from where torch came from"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.diagnosis.diagnostic import Diagnostic, NotMeasuredError, Number, Plot
-from deltasam.diagnosis.drawing import draw, literal
+from deltasam.diagnosis.drawing import draw, legends
 from deltasam.diagnosis.example_rows import write_examples
 from deltasam.diagnosis.subject import Subject
 from deltasam.experiment.plain import plain
@@ -66,7 +66,7 @@ class Finding:
     @property
     def plots(self) -> list[Plot]:
         """Pictures of all that was measured."""
-        named = {literal(name): result for name, result in self.results.items()}
+        named = dict(zip(legends(self.results), self.results.values(), strict=True))
         return self.diagnostic.plots(named) if named else []
 
 

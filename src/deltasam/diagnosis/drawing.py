@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+from collections.abc import Iterable
 from importlib import resources
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from deltasam.diagnosis.diagnostic import Plot
 Scheme = Literal["light", "dark"]
 
 _INCHES, _DPI = (6.4, 4.4), 140
+_LETTERS = 32
 
 
 def draw(plot: Plot, scheme: Scheme) -> bytes:
@@ -27,6 +29,15 @@ def draw(plot: Plot, scheme: Scheme) -> bytes:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
+
+
+def legends(names: Iterable[str]) -> list[str]:
+    """Names as they stand in a plot: the ends of long ones, numbered where these alone would not tell them apart."""
+    whole = list(names)
+    short = [name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}" for name in whole]
+    if len(set(short)) < len(whole):
+        short = [f"{number}: {name}" for number, name in enumerate(short, 1)]
+    return [literal(name) for name in short]
 
 
 def literal(name: str) -> str:

@@ -87,11 +87,13 @@ def test_a_table_gets_its_own_page(cli: Cli, tmp_path: Path) -> None:
     assert "Worse than erm: delta_sam on 1 of 1 task (STS)." in page
 
 
-def test_several_folders_need_a_place(cli: Cli, compared: Path, tmp_path: Path) -> None:
-    done = cli("report", compared, tmp_path)
-    assert (done.exit_code, done.stderr) == (
-        2, "error: several folders need a place for their page; add --output all.html\n"
-    )  # fmt: skip
+def test_where_the_page_goes(cli: Cli, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    twice = tmp_path / "again"
+    shutil.copytree(compared, twice, ignore=shutil.ignore_patterns("*.html"))
+    assert cli("report", compared, twice).exit_code == 0
+    assert (tmp_path / "report.html").is_file()
+    assert not (twice / "report.html").exists()
     done = cli("report", compared, "--output", tmp_path)
     assert done.exit_code == 2
     assert "a folder; give the file" in done.stderr

@@ -19,7 +19,7 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The page. Needed for several folders.", show_default="report.html in the folder"),
+        typer.Option(help="The page.", show_default="report.html: in the folder, or of several folders right here"),
     ] = None,
 ) -> None:
     """Write one page about finished runs: what helped, by how much, how sure that is, and at what price.
@@ -33,7 +33,9 @@ def report(
 
     deltasam report runs/demo
 
-    deltasam report runs/* --output all.html
+    deltasam report runs/*
+
+    deltasam report runs/rho runs/noise --output both.html
     """
     from deltasam.experiment.report import write_comparisons, write_report, write_table_page
     from deltasam.gather import gather
@@ -58,11 +60,9 @@ def _path(runs: list[Path], output: Path | None) -> Path:
     """Where the page goes.
 
     Raises:
-        UserError: There are several folders and no output, or the output is a folder.
+        UserError: It is a folder.
     """
-    if output is None and len(runs) > 1:
-        raise UserError("several folders need a place for their page; add --output all.html")
-    path = output or runs[0] / REPORT
+    path = output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; give the file, as in {path / REPORT}")
     return path

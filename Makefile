@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs benchmark clean
+.PHONY: demo install test lint docs benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deltasam compare demo
+
+install: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n auto --dist loadgroup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 
-import deltasam
+import deltasam.diagnostics.examples
 from deltasam import diagnostics, integrations
 
 OWN_METHODS = ["passes.Passes", "outputs", "checks", "weight_space", "reference", "schedules"]
@@ -20,7 +20,9 @@ def pages() -> dict[str, str]:
         "reference/deltasam.md": f"# deltasam\n\n{_text(deltasam)}\n\n"
         f"## The interface\n\n{_names('deltasam', others)}\n## The methods\n\n{_names('deltasam', methods)}",
         "reference/diagnostics.md": f"# deltasam.diagnostics\n\n{_text(diagnostics)}\n\n"
-        f"{_names('deltasam.diagnostics', diagnostics.__all__)}",
+        f"{_names('deltasam.diagnostics', diagnostics.__all__)}\n"
+        f"## deltasam.diagnostics.examples\n\n{_text(diagnostics.examples)}\n\n"
+        f"{_names('deltasam.diagnostics.examples', diagnostics.examples.__all__)}",
         "reference/integrations.md": "# deltasam.integrations\n\nOne module for each stack; import the one you use. "
         "[Trainers](../how-to/trainers.md) shows them at work.\n\n"
         + "\n".join(f"::: deltasam.integrations.{name}\n{_ALL_OF_IT}" for name in _stacks()),

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import deltasam
+import deltasam.diagnostics.examples
 from deltasam import diagnostics
 
 pytest.importorskip("mkdocs", reason="the site needs mkdocs: pip install 'deltasam[docs]'")
@@ -101,8 +102,8 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[str, Page]) ->
 
 
 def test_every_public_name_is_documented(pages: dict[str, Page]) -> None:
-    for module in (deltasam, diagnostics):
-        page = pages[f"reference/{module.__name__.removeprefix('deltasam.')}.html"]
+    for module, at in ((deltasam, "deltasam"), (diagnostics, "diagnostics"), (diagnostics.examples, "diagnostics")):
+        page = pages[f"reference/{at}.html"]
         for name in module.__all__:
             if name != "weight_space":  # a module, on the page for methods of one's own
                 assert f"{module.__name__}.{name}" in page.anchors

@@ -11,11 +11,10 @@ from typing import Any
 
 from deltasam.errors import UserError
 from deltasam.experiment.config import PROVENANCE
+from deltasam.experiment.kept_examples import HISTORY
 from deltasam.experiment.results import RunResult
 from deltasam.gather.comparison import Gathered
 from deltasam.spec import short_spec
-
-HISTORY = "history.json"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.diagnostics.batches import epsilon_of
 from deltasam.guards import Buffers, RandomState, accelerators
 from deltasam.method import Method
 from deltasam.passes import Closure
@@ -51,7 +52,7 @@ class Bench:
     @property
     def epsilon(self) -> float:
         """Relative rounding error of the coarsest trainable parameter's type."""
-        return max(torch.finfo(p.dtype).eps for p in self._params)
+        return epsilon_of(self._params)
 
     def begin(self) -> None:
         """Take the random state of now as the start of a new batch."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltasam.errors import UserError
 from deltasam.experiment import processes
+from deltasam.experiment.plain import flat
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -107,7 +108,7 @@ def _start(kind: str, run: Run, name: str, folder: Path | None) -> GeneralTracke
         tracker = tracker_class(PROJECT, **({_NAME_OF_RUN[kind]: name} if kind in _NAME_OF_RUN else {}))
     tracker.start()
     if not run.steps:
-        tracker.store_init_configuration({k: v for k, v in _flat(run.identity()) if v is not None})
+        tracker.store_init_configuration({k: _scalar(v) for k, v in flat(run.identity()) if v is not None})
     return tracker
 
 
@@ -121,14 +122,9 @@ _NAME_OF_RUN = {
 }
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers, truth values and texts under dotted names: all that trackers take."""
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            plain = value is None or isinstance(value, bool | int | float | str)
-            yield f"{prefix}{key}", value if plain else str(value)
+def _scalar(value: Any) -> bool | int | float | str:
+    """What trackers take of an option."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _file_name(name: str) -> str:

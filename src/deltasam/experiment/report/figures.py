@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deltasam.diagnostics.examples import NUMBERS
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.report import series
 from deltasam.experiment.report.alt_text import estimates, last_values, middles, told
 from deltasam.experiment.report.charts import Charts, Spec
-from deltasam.experiment.report.inspector import RANKINGS
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import RunResult
 
@@ -56,7 +56,7 @@ def figures(
         _costs(rows["costs"], charts),
         *_weights(rows, charts),
     ]
-    detection = {f"{DETECTION}{by}": series.detection_rows(comparison, results, by) for by in RANKINGS}
+    detection = {f"{DETECTION}{by}": series.detection_rows(comparison, results, by) for by in NUMBERS}
     found += [_detection(key, drawn, charts) for key, drawn in detection.items() if drawn]
     return found, rows | {key: drawn for key, drawn in detection.items() if drawn}
 

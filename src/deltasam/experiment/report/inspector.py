@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deltasam.diagnostics.examples import NUMBERS
 from deltasam.experiment.results import ExampleRecord, RunResult
-
-RANKINGS = ("weight", "norm", "loss")
-"""By what examples are ranked."""
 
 _SHOWN = 10
 
@@ -47,7 +45,7 @@ def inspect(results: Sequence[RunResult]) -> list[Inspection]:
 def rankings_in(inspections: Sequence[Inspection]) -> list[str]:
     """By what any of them is ranked."""
     found = {ranked.by for inspection in inspections for ranked in inspection.rankings}
-    return [by for by in RANKINGS if by in found]
+    return [by for by in NUMBERS if by in found]
 
 
 def has_predictions(inspections: Sequence[Inspection]) -> bool:
@@ -63,7 +61,7 @@ def has_predictions(inspections: Sequence[Inspection]) -> bool:
 
 def _rankings(run: RunResult) -> list[Ranked]:
     found = []
-    for by in RANKINGS:
+    for by in NUMBERS:
         ranked = [(getattr(example, by), example) for example in run.ranked(by)]
         half = (len(ranked) + 1) // 2
         ends = {f"Largest {by}": ranked[:half][:_SHOWN], f"Smallest {by}": ranked[half:][::-1][:_SHOWN]}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deltasam.diagnostics.examples import NUMBERS
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.conclusion import conclusion
 from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.report.figures import DETECTION, Figure, figures
 from deltasam.experiment.report.filters import Filter, filters
-from deltasam.experiment.report.inspector import RANKINGS, Inspection, has_predictions, inspect, rankings_in
+from deltasam.experiment.report.inspector import Inspection, has_predictions, inspect, rankings_in
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.report.verdicts import Card, cards
 from deltasam.experiment.results import RunResult
@@ -68,7 +69,7 @@ class Part:
     @property
     def detected(self) -> list[str]:
         """By what it is known how well wrong labels are found; empty without label noise."""
-        return [by for by in RANKINGS if any(by in m.auroc for m in self.comparison.methods)]
+        return [by for by in NUMBERS if any(by in m.auroc for m in self.comparison.methods)]
 
     @property
     def detection(self) -> list[Figure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from deltasam.experiment import rounding
 from deltasam.experiment.overview import cell_text
+from deltasam.experiment.plain import flat
 from deltasam.experiment.report.figures import Figure
 from deltasam.experiment.report.series import Row
 from deltasam.experiment.results import write_atomically
@@ -52,7 +53,7 @@ def write_page(
         UserError: The file cannot be written.
     """
     page = _environment().get_template(template).render(
-        data=data, config=dict(_flat(config)), script=_script, **values
+        data=data, config=dict(flat(config)), script=_script, **values
     )  # fmt: skip
     # Data may hold halves of surrogate pairs, which no UTF-8 file can.
     write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
@@ -97,12 +98,3 @@ def _script() -> str:
 def _breakable(name: str) -> Markup:
     """A name that may be broken after its underscores, where a column is narrow."""
     return Markup("_<wbr>").join(name.split("_"))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options under dotted names."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     for tag, points in curves.items():
         assert len({p.step for p in points}) == len(points), f"{tag}: a step is there twice"
     return {tag: {p.step: p.value for p in points} for tag, points in curves.items()}
+
+
+def started_within(seconds: int, folder: Path) -> None:
+    """Rename the file of events as if it had been begun just now, by a process with a higher number."""
+    (file,) = folder.glob("events.out.tfevents.*")
+    file.rename(file.with_name(f"events.out.tfevents.{int(time.time()) + seconds}.~.0.0"))
 
 
 def recorded(run: dict) -> dict[str, dict[int, float]]:
@@ -55,9 +62,19 @@ def test_a_resumed_run_shows_each_step_once(cli: Cli, common: list[str], tmp_pat
     train = ["train", *common, "--output", tmp_path / "out", *TENSORBOARD, "--checkpoint-every", "2"]
     broken = signalled(signal.SIGKILL, 6, *train)  # five are sent, four are in the checkpoint
     assert broken.returncode == -signal.SIGKILL
+    started_within(3, tmp_path / "out/tracking/out")
     assert cli(*train, "--resume").exit_code == 0
     run = json.loads((tmp_path / "out/history.json").read_text())
     assert scalars(tmp_path / "out/tracking/out") == recorded(run)
+
+
+def test_a_clock_that_was_set_back_is_told(cli: Cli, common: list[str], tmp_path: Path) -> None:
+    train = ["train", *common, "--output", tmp_path / "out", *TENSORBOARD, "--checkpoint-every", "2"]
+    signalled(signal.SIGKILL, 6, *train)
+    started_within(3600, tmp_path / "out/tracking/out")
+    found = cli(*train, "--resume")
+    assert found.exit_code == 2
+    assert "s ahead of the clock" in found.stderr
 
 
 @pytest.mark.parametrize(

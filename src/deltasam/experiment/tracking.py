@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,8 +102,11 @@ def _start(kind: str, run: Run, name: str, folder: Path | None) -> GeneralTracke
             raise ValueError(f"{kind}: there is no folder to write to")
         place = folder / FOLDER
         place.mkdir(parents=True, exist_ok=True)
-        # What a resumed run sends once more, the steps after its checkpoint, is not to be seen twice.
-        options = {"purge_step": len(run.steps) + 1} if kind == "tensorboard" and run.steps else {}
+        options = {}
+        if kind == "tensorboard" and run.steps:
+            # What a resumed run sends once more, the steps after its checkpoint, is not to be seen twice.
+            options = {"purge_step": len(run.steps) + 1}
+            _wait_past(place / _file_name(name))
         tracker = tracker_class(_file_name(name), logging_dir=str(place), **options)
     else:
         tracker = tracker_class(PROJECT, **({_NAME_OF_RUN[kind]: name} if kind in _NAME_OF_RUN else {}))
@@ -110,6 +114,23 @@ def _start(kind: str, run: Run, name: str, folder: Path | None) -> GeneralTracke
     if not run.steps:
         tracker.store_init_configuration({k: _scalar(v) for k, v in flat(run.identity()) if v is not None})
     return tracker
+
+
+def _wait_past(folder: Path) -> None:
+    """Wait until a new file of TensorBoard's goes behind those of the folder.
+
+    It reads them by name, ``events.out.tfevents.SECOND.host.process.number``, and what a file purges is what it finds
+    in those before it: within one second, the number of the process would decide.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
+    ahead = max(seconds, default=0) + 1 - time.time()
+    if ahead > _LONGEST_WAIT:
+        raise UserError(f"{folder}: its files are {ahead:.0f} s ahead of the clock; set it, or move them away")
+    time.sleep(max(0.0, ahead))
+
+
+_LONGEST_WAIT = 60.0
+"""Seconds; a clock that is further behind was set back."""
 
 
 # How the others call the name of a run; those that are not here make one up.

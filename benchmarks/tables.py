@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cost import LOOP, PEER, ratio
 from deltasam.diagnostics import at_radius
 from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 MARKS = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 RHO = 0.02  # the radius of `deltasam fidelity`, unless another is given
-PEER = "pytorch_optimizer.SAM"
+MODELS = {"minilm": "MiniLM-L6 (6 layers, width 384)", "wide": "4 layers of BERT-base's width"}
 
 
 def record_table(name: str) -> str:
@@ -36,36 +37,60 @@ def record_table(name: str) -> str:
 
 def choose() -> str:
     """Every method's time, and how close it comes to one perturbation per example at the same radius."""
-    (shape,) = costs()["seconds"]
+    (seconds,) = costs()["seconds"].values()
     closeness = {entry["method"].partition(":")[0]: entry for entry in reversed(fidelities())}
-    closeness |= {name: entry for entry in fidelities() if (name := short_spec(entry["method"])) in costs_at(shape)}
+    closeness |= {name: entry for entry in fidelities() if (name := short_spec(entry["method"])) in seconds}
     rows = []
-    for name in (name for name in costs_at(shape) if name != PEER):
+    for name in (name for name in seconds if name != PEER):
         entry = closeness.get(name) if name != "erm" else None
         figures = ("", "") if entry is None else ("–", "–")
         if entry and _at_the_radius(entry):
             figures = (_closeness(entry, "error"), _closeness(entry, "cosine"))
         card = f"[`{name}`](methods/{name.partition(':')[0]}.md)"
-        rows.append((name, card, f"{times_of(shape, name, 'erm'):.2f}", *figures))
+        rows.append((name, card, f"{ratio(seconds, name, 'erm'):.2f}", *figures))
     rows.sort(key=lambda row: (row[3] == "" and row[0] != "erm", float(row[2])))
     return _table(("method", "time", "error", "cosine"), [row[1:] for row in rows])
 
 
 def cost() -> str:
     """Every method's time beside plain training and another library's SAM."""
-    (shape,) = costs()["seconds"]
+    record = costs()
+    (shape,) = record["seconds"]
+    seconds = record["seconds"][shape]
     rows = [
-        (f"`{name}`", f"{1000 * statistics.median(seconds):.0f}", f"{times_of(shape, name, 'erm'):.2f}",
-         f"{times_of(shape, name, PEER):.2f}")
-        for name, seconds in costs_at(shape).items()
-    ]  # fmt: skip
-    machine = costs()["machine"]
+        (
+            f"`{name}`",
+            f"{1000 * statistics.median(times):.0f}",
+            *(f"{ratio(seconds, name, b):.2f}" for b in ("erm", PEER)),
+        )
+        for name, times in seconds.items()
+    ]
     examples, tokens = shape.split("x")
-    about = (
-        f"MiniLM-L6, {examples} examples of {tokens} tokens, float32, medians of {len(costs_at(shape)['erm'])} rounds; "
-        f"{machine['processor']}, threads: {machine['threads']}, torch {costs()['torch']}; {costs()['clock']} time."
-    )
+    about = f"MiniLM-L6, {examples} examples of {tokens} tokens, {_conditions(record)}"
     return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
+
+
+def shapes() -> str:
+    """Exact per-instance SAM beside the others and a loop over the examples, for models and shapes."""
+    records = {name: costs(f"cost-{name}") for name in MODELS}
+    seconds = {(name, shape): found for name in MODELS for shape, found in records[name]["seconds"].items()}
+    columns = [name for name in next(iter(seconds.values())) if name not in ("erm", PEER)]
+    rows = [
+        (MODELS[model], shape.replace("x", " x "), *(f"{ratio(found, name, PEER):.2f}" for name in columns))
+        for (model, shape), found in seconds.items()
+    ]
+    head = ("model", "examples x tokens", *(f"`{name}`" if name != LOOP else LOOP for name in columns))
+    return f"Float32, {_conditions(next(iter(records.values())))}\n\n{_table(head, rows)}"
+
+
+def _conditions(record: Any) -> str:
+    """How a record of times was made."""
+    rounds = {len(times) for found in record["seconds"].values() for times in found.values()}
+    machine = record["machine"]
+    return (
+        f"medians of {', '.join(map(str, rounds))} rounds; {machine['processor']}, threads: {machine['threads']}, "
+        f"torch {record['torch']}; {record['clock']} time."
+    )
 
 
 def estimates() -> str:
@@ -79,20 +104,9 @@ def fidelity() -> str:
     return f"```bash\n{command()}\n```\n\n{_fidelity_rows(fidelities())}"
 
 
-def costs() -> Any:
+def costs(name: str = "cost") -> Any:
     """What ``benchmarks/cost.py --record`` wrote."""
-    return json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
-
-
-def costs_at(shape: str) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round."""
-    return costs()["seconds"][shape]
-
-
-def times_of(shape: str, name: str, base: str) -> float:
-    """How many times as long as another: the median of the ratios within a round."""
-    seconds = costs_at(shape)
-    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def fidelities() -> list[Any]:
@@ -134,7 +148,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity)}
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity, shapes)}
 
 
 def table(name: str) -> str:

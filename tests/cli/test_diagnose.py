@@ -78,6 +78,7 @@ def test_every_diagnostic_is_measured(diagnosed: tuple[Path, Any], checkpoints: 
     assert list(record["diagnostics"]) == diagnostic_names()
     for name, found in record["diagnostics"].items():
         assert found["not_measured"] == {}, name
+        assert found["failed"] == {}, name
         assert found["numbers"], name
         assert all(found["readings"].values()), name
     first, second = map(str, checkpoints)
@@ -215,14 +216,14 @@ def test_scores(cli: Cli, tiny_model: Path, hostile: Path, tmp_path: Path) -> No
 def test_a_diagnostic_of_ones_own(
     cli: Cli, checkpoints: list[Path], hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One class is enough; what it refuses, and what PyTorch refuses for it, is kept with the reason."""
+    """One class is enough; what it refuses is kept with the reason, what fails in it with the traceback."""
     monkeypatch.setattr(Diagnostic, "registry", dict(Diagnostic.registry))
 
     class Refusing(Diagnostic[Any], name="refusing"):
         title = "Refuses"
 
         def measure(self, *subjects: Subject) -> Any:
-            raise RuntimeError("derivative for aten::thing is not implemented")
+            raise ValueError("the loss is not finite")
 
         def numbers(self, result: Any) -> Any: ...
         def answer(self, result: Any) -> Any: ...
@@ -232,13 +233,28 @@ def test_a_diagnostic_of_ones_own(
         def groups(self, subjects: Any) -> Any:
             raise NotMeasuredError("there is nothing")
 
-    only = ["--only", "refusing,nothing"]
-    done = cli("diagnose", checkpoints[0], "--data", hostile, *COLUMNS, *EXAMPLES, *only, "--output", tmp_path / "out")
+    class Failing(Refusing, name="failing"):
+        def measure(self, *subjects: Subject) -> Any:
+            raise RuntimeError("derivative for <b>thing</b> is not implemented")
+
+    given = [checkpoints[0], "--data", hostile, *COLUMNS, *EXAMPLES]
+    done = cli("diagnose", *given, "--only", "refusing,nothing", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     record = json.loads((tmp_path / "out/diagnosis.json").read_text())["diagnostics"]
-    assert record["refusing"]["not_measured"] == {str(checkpoints[0]): "derivative for aten::thing is not implemented"}
+    assert record["refusing"]["not_measured"] == {str(checkpoints[0]): "the loss is not finite"}
     assert record["nothing"]["not_measured"] == {str(checkpoints[0]): "there is nothing"}
     assert "0 of 2 diagnostics" in (tmp_path / "out/diagnosis.html").read_text()
+
+    failed = cli("diagnose", *given, "--only", "failing,calibration", "--output", tmp_path / "failed")
+    assert failed.exit_code == 1
+    assert f"failed: failing ({checkpoints[0]})\nTraceback" in failed.stderr
+    record = json.loads((tmp_path / "failed/diagnosis.json").read_text())["diagnostics"]
+    assert record["failing"]["failed"][str(checkpoints[0])].endswith("<b>thing</b> is not implemented\n")
+    assert record["calibration"]["failed"] == {}
+    assert record["calibration"]["results"]
+    page = (tmp_path / "failed/diagnosis.html").read_text()
+    assert "RuntimeError: derivative for &lt;b&gt;thing&lt;/b&gt; is not implemented" in page
+    assert "1 of 2 diagnostics" in page
 
 
 def test_what_is_found_is_kept_when_interrupted(

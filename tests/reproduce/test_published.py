@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import deltasam
+import tables
 from deltasam.experiment.overview import survey
 from deltasam.reproduce import read_record
 
@@ -18,29 +17,19 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks/results").glob("*.jsonl"))
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/tables.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_all_are_on_a_page(tables: ModuleType) -> None:
+def test_all_are_on_a_page() -> None:
     texts = [path.read_text(encoding="utf-8") for path in tables.pages()]
     shown = {found["name"] for text in texts for found in tables.MARKS.finditer(text)}
     assert shown == {path.stem for path in FILES} | set(tables.TABLES)
     assert shown >= {"glue-small", "sts-small", "summarization-small"}
 
 
-def test_the_pages_show_what_they_show(tables: ModuleType) -> None:
+def test_the_pages_show_what_they_show() -> None:
     for path, text in tables.pages().items():
         assert text == path.read_text(encoding="utf-8"), f"{path.name}; run: python benchmarks/tables.py"
 
 
-def test_every_method_is_among_the_choices(tables: ModuleType) -> None:
+def test_every_method_is_among_the_choices() -> None:
     rows = tables.choose().splitlines()[2:]
     assert {row.split("`")[1].partition(":")[0] for row in rows} == set(deltasam.method_names())
     measured = {entry["method"].partition(":")[0] for entry in tables.fidelities()}

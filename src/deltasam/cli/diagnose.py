@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,8 @@ def diagnose(
 
     Several checkpoints are put side by side, with the loss on the line between the first two.
 
-    The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot, as each is measured.
+    The folder gets diagnosis.html, diagnosis.json, examples.csv and a picture per plot, as each is measured. One that
+    fails does not stop the others; its traceback is kept and printed, and the exit code is 1.
 
     Give the data options that the model was trained with, so that the evaluation rows are those that were set aside.
 
@@ -178,3 +180,7 @@ def _show(diagnosis: Diagnosis, output: Path) -> None:
     for paragraph in readings(diagnosis):
         console.print(paragraph)
     console.print(f"Page: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    for name, text in diagnosis.failures.items():
+        print(f"\nfailed: {name}\n{text.rstrip()}", file=sys.stderr)
+    if diagnosis.failures:
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from deltasam.per_example.record import NotCoveredError
 
 RESULTS = "diagnosis.json"
 
-# What measures raise for a model or data that they cannot measure. PyTorch raises RuntimeError for a derivative that a
-# function of the model does not have, and for memory that is not there.
-_REFUSALS = (NotMeasuredError, NotCoveredError, ValueError, TypeError, RuntimeError, ModuleNotFoundError)
+# What measures raise for a model or data that they cannot measure. Anything else is a failure (of memory, a derivative
+# that PyTorch lacks, a defect here), which must not pass for a reason.
+_REFUSALS = (NotMeasuredError, NotCoveredError, ValueError, ModuleNotFoundError)
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Finding:
         diagnostic: Which one.
         results: By checkpoint, or by what was measured together.
         missing: Why others were not measured, likewise.
+        failed: What went wrong in others, likewise, with the traceback.
         notes: Warnings of the measures, likewise: numbers that are no more than rounding, say.
         seconds: How long each took, likewise.
     """
@@ -41,6 +43,7 @@ class Finding:
     diagnostic: Diagnostic[Any]
     results: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -84,6 +87,15 @@ class Diagnosis:
     facts: Mapping[str, Any]
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Tracebacks, by diagnostic and what it was measured on."""
+        return {
+            f"{finding.diagnostic.name} ({name})": text
+            for finding in self.findings
+            for name, text in finding.failed.items()
+        }
+
     def result_of(self, diagnostic: str, checkpoint: str) -> Any:
         """What a diagnostic found of a checkpoint; None where it was not measured."""
         found = {finding.diagnostic.name: finding.results for finding in self.findings}
@@ -99,7 +111,7 @@ def diagnose(
 ) -> Diagnosis:
     """Run diagnostics; numbers, pictures and the table of examples are written as each finishes.
 
-    What cannot be measured is kept with the reason.
+    What cannot be measured is kept with the reason, what fails with its traceback.
 
     Args:
         subjects: The checkpoints.
@@ -153,6 +165,8 @@ def _measure(finding: Finding, subjects: Sequence[Subject], watch: Callable[[str
                 finding.results[name] = diagnostic.measure(*group)
         except _REFUSALS as reason:
             finding.missing[name] = str(reason) or type(reason).__name__
+        except Exception:  # noqa: BLE001 (kept with its traceback; what others find is not lost for it)
+            finding.failed[name] = traceback.format_exc()
         if said:
             finding.notes[name] = said
         finding.seconds[name] = time.perf_counter() - began
@@ -187,6 +201,7 @@ def _record(diagnosis: Diagnosis) -> dict[str, Any]:
                 "readings": finding.readings,
                 "results": plain(finding.results),
                 "not_measured": finding.missing,
+                "failed": finding.failed,
                 "notes": finding.notes,
                 "seconds": finding.seconds,
             }

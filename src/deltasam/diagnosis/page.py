@@ -61,6 +61,7 @@ class Section:
         rows: Main numbers by what they are called and then by column; None where a column has no such number.
         readings: By column.
         missing: What was not measured, with the reasons.
+        failed: What went wrong, with the tracebacks.
         notes: What the measures warned of, by column.
         pictures: Its plots.
     """
@@ -71,6 +72,7 @@ class Section:
     rows: dict[str, dict[str, Cell | None]]
     readings: dict[str, str]
     missing: dict[str, str]
+    failed: dict[str, str]
     notes: dict[str, list[str]]
     pictures: list[Picture]
 
@@ -124,7 +126,7 @@ def _section(finding: Finding) -> Section:
         for called, cells in finding.numbers.items()
     }
     diagnostic, pictures = finding.diagnostic, [_picture(plot) for plot in finding.plots]
-    said = (finding.readings, finding.missing, finding.notes)
+    said = (finding.readings, finding.missing, finding.failed, finding.notes)
     return Section(diagnostic.name, diagnostic.title, columns, rows, *said, pictures)
 
 

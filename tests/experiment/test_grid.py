@@ -13,8 +13,9 @@ from deltasam.errors import UserError
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.grid import Grid, read_results
 from deltasam.experiment.launchers import Cell, Standing
-from deltasam.experiment.results import ExampleRecord, RunResult, write_atomically
+from deltasam.experiment.results import ExampleRecord, RunResult
 from deltasam.experiment.setting import Setting
+from deltasam.whole_file import write_atomically
 
 METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01,share=micro-batch"]
 

@@ -159,7 +159,7 @@ def _progress(steps: Iterable[int], what: str, total: int) -> Iterable[int]:
 def _save(output: Path, results: list[Fidelity], recorded: dict[str, Any]) -> None:
     from deltasam.experiment.folder import claim_folder
     from deltasam.experiment.plain import plain
-    from deltasam.experiment.results import write_atomically
+    from deltasam.whole_file import write_atomically
 
     claim_folder(output, recorded)
     found = plain(results)  # each with its means and spreads

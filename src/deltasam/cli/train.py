@@ -151,7 +151,7 @@ def _keep_best(output: Path, run: Run) -> None:
 def _finish(output: Path, run: Run, result: RunResult) -> None:
     from deltasam.diagnostics.examples.csv_file import write_csv
     from deltasam.experiment.kept_examples import EXAMPLES, HISTORY
-    from deltasam.experiment.results import write_atomically
+    from deltasam.whole_file import write_atomically
 
     if run.diverged:
         raise UserError(

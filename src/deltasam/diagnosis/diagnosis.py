@@ -17,8 +17,8 @@ from deltasam.diagnosis.drawing import draw, legends
 from deltasam.diagnosis.example_rows import write_examples
 from deltasam.diagnosis.subject import Subject
 from deltasam.experiment.plain import plain
-from deltasam.experiment.results import replacing, write_atomically
 from deltasam.per_example.record import NotCoveredError
+from deltasam.whole_file import replacing, write_atomically
 
 RESULTS = "diagnosis.json"
 

@@ -10,7 +10,7 @@ import yaml
 
 from deltasam.errors import UserError
 from deltasam.experiment.config import refuse_difference
-from deltasam.experiment.results import write_atomically
+from deltasam.whole_file import write_atomically
 
 CONFIG = "config.yaml"
 

@@ -18,10 +18,11 @@ from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch, run_name
-from deltasam.experiment.results import RunResult, write_atomically
+from deltasam.experiment.results import RunResult
 from deltasam.experiment.setting import Setting
 from deltasam.experiment.tracking import tracked
 from deltasam.experiment.training import Run, train_run
+from deltasam.whole_file import write_atomically
 
 RESULTS = "results.jsonl"
 

@@ -11,8 +11,6 @@ from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
-from deltasam.whole_file import replacing as replacing
-from deltasam.whole_file import write_atomically as write_atomically
 
 
 @dataclass(frozen=True)

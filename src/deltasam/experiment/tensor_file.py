@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import torch
 
-from deltasam.experiment.results import replacing
+from deltasam.whole_file import replacing
 
 
 class DamagedError(ValueError):

@@ -9,9 +9,10 @@ from typing import Any
 
 from deltasam.errors import UserError
 from deltasam.experiment.overview import TableRow
-from deltasam.experiment.results import RunResult, write_atomically
+from deltasam.experiment.results import RunResult
 from deltasam.reproduce.experiment import FINAL, SEARCH, Experiment
 from deltasam.reproduce.search import choose
+from deltasam.whole_file import write_atomically
 
 
 def write_record(experiment: Experiment, path: Path) -> None:

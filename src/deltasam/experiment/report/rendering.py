@@ -17,7 +17,7 @@ from deltasam.experiment.overview import cell_text
 from deltasam.experiment.plain import flat
 from deltasam.experiment.report.figures import Figure
 from deltasam.experiment.report.series import Row
-from deltasam.experiment.results import write_atomically
+from deltasam.whole_file import write_atomically
 
 _PACKAGE = "deltasam.experiment.report"
 

@@ -169,6 +169,16 @@ def test_means_are_over_the_seeds_that_have_a_number(make_run):
     assert series.cost_rows(runs)[3:] == [{"method": "sam", "milliseconds": 100.0}]
 
 
+def test_a_schedule_s_plain_steps_leave_the_gap_of_the_others(make_run):
+    def step(i: int) -> StepRecord:
+        return StepRecord(i, i / 130, 2.0, 2.5 if i % 3 == 0 else math.nan, 0.0, 1.0, 0.1, 0.1)
+
+    rows = series.step_rows([make_run("sam@every=3", 0, 0.8, steps=[step(i) for i in range(1, 131)])])
+    points = [row["gap"] for row in rows if "seed" in row]
+    assert len(points) == 44  # windows of 3 steps
+    assert set(points) == {0.5}
+
+
 def test_rows_hold_no_number_json_lacks(make_run):
     steps = [step(1, 1.0), step(2, math.nan), step(3, math.inf)]
     evaluations = [EvaluationRecord(3, 1.0, {"accuracy": 0.5, "loss": math.nan})]

@@ -12,6 +12,7 @@ from deltasam.experiment.paired import Difference, estimate, holm, seeds_needed
 from deltasam.experiment.results import RunResult, StepRecord
 from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import Comparison, compare, conclusion
+from deltasam.experiment.step_time import relative_seconds, seconds_per_step
 
 MakeRun = Callable[..., RunResult]
 
@@ -118,6 +119,28 @@ def test_cost_is_the_median_ratio_of_paired_steps_then_the_mean_over_seeds(make_
     ]
     costs = [m.relative_seconds for m in compare(results).methods]
     assert costs == [1.0, pytest.approx(2.5), None]
+
+
+def test_a_step_of_a_schedule_costs_the_mean_of_its_steps(make_run):
+    """A median over all would be the time of whichever kind is more frequent."""
+
+    def steps(ours: list[tuple[float, bool]]) -> list[StepRecord]:
+        return [
+            StepRecord(i + 1, 0.1, 1.0, 1.1 if perturbed else math.nan, 0.0, 1.0, seconds, 0.1)
+            for i, (seconds, perturbed) in enumerate(ours)
+        ]
+
+    last = steps([(9, False)] + [(1, False)] * 7 + [(2, True)] * 3)
+    held_up = steps([(9, False)] + [(1, False)] * 6 + [(500, False)] + [(2, True)] * 3)
+    plain = steps([(9, False)] + [(1, False)] * 10)
+    always = steps([(9, True)] + [(2, True)] * 10)
+    longer = steps([(9, False)] + [(3, False)] * 5 + [(1, False)] * 5)
+    assert seconds_per_step(last) == seconds_per_step(held_up) == pytest.approx(1.3)
+    assert relative_seconds(last, plain) == relative_seconds(held_up, plain) == pytest.approx(1.3)
+    assert relative_seconds(always, last) == pytest.approx(20 / 13)
+    assert relative_seconds(longer, longer) == 1.0
+    assert seconds_per_step(plain[:1]) == 9
+    assert relative_seconds(plain[:1], plain) is None
 
 
 def test_peak_memory_is_the_largest_known(make_run):

@@ -77,7 +77,7 @@ class RunResult:
     """At the last evaluation: the main metric, ``loss`` (NLL in nats for classification, mean squared error
     for regression), ``ece`` (expected calibration error, classification only), and others."""
     seconds_per_step: float
-    """Median over the steps after the first."""
+    """Mean over the steps after the first: of each kind, with a perturbation or without, the median counts."""
     peak_memory_mib: float | None
     """Largest memory in use during the run: allocated on CUDA, resident set on CPU; None where unknown. Of several
     processes the largest."""

@@ -25,6 +25,7 @@ from deltasam.experiment.paired import (
 )
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.setting import by_setting
+from deltasam.experiment.step_time import relative_seconds
 
 __all__ = ["Comparison", "MethodSummary", "by_method", "compare", "conclusion", "mean_of", "summarise", "values_of"]
 
@@ -124,14 +125,10 @@ def mean_of(values: dict[int, float]) -> Estimate | None:
 
 
 def _relative_seconds(runs: dict[int, RunResult], baseline: dict[int, RunResult]) -> float | None:
-    """Mean over seeds of the median over steps of the ratio: batches differ in length, so pair them."""
-    medians = []
-    for seed in runs.keys() & baseline.keys():
-        ours, theirs = ({s.step: s.seconds for s in of[seed].steps} for of in (runs, baseline))
-        steps = sorted(ours.keys() & theirs.keys())[1:]  # the first one pays for warming up
-        if steps:
-            medians.append(statistics.median(ours[step] / theirs[step] for step in steps))
-    return statistics.fmean(medians) if medians else None
+    """Mean over seeds of how many times as long the steps take."""
+    ratios = [relative_seconds(runs[seed].steps, baseline[seed].steps) for seed in runs.keys() & baseline.keys()]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _with_holm(methods: list[MethodSummary]) -> Iterable[MethodSummary]:

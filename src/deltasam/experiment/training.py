@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +37,7 @@ from deltasam.experiment.random_state import (
 )
 from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
 from deltasam.experiment.shared_model import average_gradients, start_as_main
+from deltasam.experiment.step_time import seconds_per_step
 from deltasam.experiment.tasks import make_task
 from deltasam.outputs import Output
 
@@ -179,7 +179,7 @@ class Run:
             seed=self.seed,
             metric=self.data.metric,
             metrics=self.evaluations[-1].metrics,
-            seconds_per_step=statistics.median(s.seconds for s in self.steps[1:] or self.steps),
+            seconds_per_step=seconds_per_step(self.steps),
             peak_memory_mib=self._peak_mib(),
             reported=self.data.reported,
             steps=self.steps,

@@ -12,7 +12,7 @@ from deltasam.passes import Passes
 from deltasam.reweighted_ascent import ReweightedAscent
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
-# share of the batch's mean slope. No example may weigh more than LARGEST times the mean.
+# share of the batch's mean slope. A weight counts as at most LARGEST times the mean, which is then brought to 1 again.
 SMALLEST_SLOPE = 0.1
 LARGEST_WEIGHT = 4.0
 
@@ -31,6 +31,9 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
       example.
     - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``. Likewise.
 
+    Only ``curvature`` weighs by the change itself, as the paper's abstract has it. The guess of the other two weighs
+    examples with small gradients up; they are the default since they came closer to per-instance SAM.
+
     Cost: two passes; with ``slopes`` a forward more, with ``curvature`` two.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
@@ -41,7 +44,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     refuses the model. Then ``fidelity`` tells whether the weights bring it any closer than SAM.
 
     When not: ``per_instance_sam`` runs: that is what this approximates, exact and no dearer. Examples meet in the loss
-    (in-batch negatives) and one loss per example does not exist.
+    (in-batch negatives): it is then not a mean of one loss per example.
 
     Args:
         model: The model to train.

@@ -76,7 +76,7 @@ def _summary(method: str, runs: Runs, reference: Runs, is_baseline: bool) -> Met
 
 
 def _cost(runs: Runs, reference: Runs) -> float | None:
-    """Both had the same batches, so their medians over the steps can be divided."""
+    """Both had the same batches, so their times can be divided."""
     ratios = [runs[s].seconds_per_step / reference[s].seconds_per_step for s in sorted(runs.keys() & reference.keys())]
     return statistics.median(ratios) if ratios else None
 

@@ -92,7 +92,8 @@ def _curves(
          f"Lower is better; rising while the training loss falls is overfitting ({seeds})."),
         ("steps", "loss", "Training loss", loss, f"How fast each method fits the training data, {over} ({seeds})."),
         ("steps", "gap", "Perturbed minus plain loss", "loss difference",
-         f"How much the loss rises at the perturbed weights: lower means a flatter place, {over} ({seeds})."),
+         f"The loss where a method perturbs to, minus the loss: of one method, lower means a flatter place. Methods with "
+         f"other radii, or that perturb embeddings or dropout masks, do not compare; {over} ({seeds})."),
     ]  # fmt: skip
     found = []
     for source, field, title, axis, reading in wanted:
@@ -107,7 +108,7 @@ def _curves(
 
 
 def _costs(rows: list[Row], charts: Charts) -> Figure:
-    reading = "Bars are means over seeds of the median step, ticks the single seeds; shorter is cheaper."
+    reading = "Bars are means over seeds of the time of a step, ticks the single seeds; shorter is cheaper."
     alt = told("Milliseconds per step, mean over seeds", last_values(rows, "milliseconds"))
     columns = {"method": "method", "seed": "seed", "milliseconds": "milliseconds per step"}
     return Figure("costs", "Cost per step", reading, charts.costs("costs"), alt, "costs", columns)

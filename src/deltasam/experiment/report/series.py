@@ -35,10 +35,12 @@ def step_rows(results: Sequence[RunResult]) -> list[Row]:
         for step in run.steps[1:]:  # the first one pays for warming up
             bins[(step.step - 1) // width].append(step)
         for steps in bins.values():
+            # On a schedule some have no perturbation; where none has one, there is no point.
+            gaps = [s.perturbed_loss - s.loss for s in steps if not math.isnan(s.perturbed_loss)]
             point = {
                 "step": np.mean([s.step for s in steps]),
                 "loss": np.mean([s.loss for s in steps]),
-                "gap": np.mean([s.perturbed_loss - s.loss for s in steps]),
+                "gap": np.mean(gaps) if gaps else math.nan,
             }
             rows.append(_row(run, point))
     return [*rows, *_means(rows)]

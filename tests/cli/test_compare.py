@@ -50,6 +50,18 @@ def test_axes_give_a_comparison_each(cli: Cli, compare_two: list[str], tmp_path:
     assert (again.exit_code, again.stdout) == (0, done.stdout)
 
 
+def test_a_small_table_is_used_whole_unless_a_size_is_given(cli: Cli, common: list[str], tmp_path: Path) -> None:
+    command = ["compare", *common, "--methods", "erm", "--seeds", "0", "--epochs", "1", "--output", tmp_path]
+    assert cli(*command, "--train-size", "320").exit_code == 2
+    done = cli(*command)
+    assert done.exit_code == 0, done.stderr
+    rows = len(load_data(common[1], text="review", label="verdict").train)
+    assert rows < 320
+    assert read_results(tmp_path)[0].setting == Setting(rows)
+    again = cli("compare", "--config", tmp_path / "config.yaml", "--output", tmp_path)
+    assert (again.exit_code, again.stdout) == (0, done.stdout)
+
+
 def test_a_single_setting_is_not_talked_about(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
     done = cli(*compare_two, "--methods", "erm", "--seeds", "0", "--label-noise", "0", "--output", tmp_path)
     assert done.exit_code == 0, done.stderr

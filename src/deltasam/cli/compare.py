@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 ALL = "all"
+SIZE = 320
+"""Training examples per run unless told: so many, or all where there are fewer."""
 
 
 def compare(
@@ -35,7 +37,7 @@ def compare(
         "erm,sam,delta_sam,per_instance_sam"
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas: a run of each method per seed.")] = "0,1",
-    train_size: options.TrainSizes = "320",
+    train_size: options.TrainSizes = None,
     label_noise: options.LabelNoises = None,
     output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/demo"),
     text: options.Text = None,
@@ -110,7 +112,9 @@ def _seeds(text: str) -> list[int]:
     return options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
 
 
-def _sizes(text: str) -> list[int | str]:
+def _sizes(text: str | None) -> list[int | str | None]:
+    if text is None:
+        return [None]
     form = "whole numbers or all, separated by commas, as in 100,500,all"
     return options.numbers(text, "--train-size", lambda part: part if part == ALL else int(part), form)
 
@@ -127,7 +131,9 @@ def _recorded(values: list[Any]) -> Any:
 def _settings(data: TextData, axes: dict[str, list[Any]]) -> list[Setting]:
     from deltasam.experiment.setting import Setting
 
-    sizes = options.distinct([len(data.train) if size == ALL else size for size in axes["train_size"]], "--train-size")
+    rows = len(data.train)
+    special = {ALL: rows, None: min(SIZE, rows)}
+    sizes = options.distinct([special.get(size, size) for size in axes["train_size"]], "--train-size")
     return [Setting(size, noise) for size in sizes for noise in axes["label_noise"]]
 
 

@@ -71,7 +71,7 @@ def fidelity(
 
     deltasam fidelity
 
-    deltasam fidelity reviews.csv --text review --label stars --methods sam,delta_sam,delta_sam:sigma=0.001
+    deltasam fidelity reviews.csv --text review --label stars --methods sam,delta_sam,delta_sam:weights=slopes
 
     deltasam fidelity reviews.csv --model out --warmup-steps 0 --batches 20 --output runs/fidelity
     """

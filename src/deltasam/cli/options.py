@@ -36,10 +36,11 @@ EvalSize = Annotated[float, _data(help="How much to set aside: a fraction below 
 Task = Annotated[str, _data(help="classification, or regression for scores.")]
 
 TrainSizes = Annotated[
-    str,
+    str | None,
     _data(
         help="Training examples per run, drawn anew for each seed; all for all of them. Several sizes, 100,500,all, "
-        "give a comparison each; for one seed a smaller set is part of the larger ones."
+        "give a comparison each; for one seed a smaller set is part of the larger ones.",
+        show_default="320, or all if there are fewer",
     ),
 ]
 _NOISE_HELP = (

@@ -48,11 +48,12 @@ class AverageSharpness:
     def reading(self) -> str:
         """What the number says, and what it does not."""
         units = " times the size of each weight" if self.adaptive else ""
+        trace = "sum of w² H_ww over the weights w, H the Hessian" if self.adaptive else "Hessian's trace"
         return (
             f"Noise of standard deviation {self.sigma:g}{units} on the weights raises the mean loss from "
             f"{self.loss:.4g} by {self.rise:.3g} ± {self.standard_error:.1g} (standard error over {len(self.rises)} "
             f"pairs of noise and its opposite; it says nothing of other examples). For small noise that is half the "
-            f"noise's variance times the Hessian's trace: an average over all directions, most of which are flat, "
+            f"noise's variance times the {trace}: an average over all directions, most of which are flat, "
             f"and so far below any worst case at the same distance. {CAUTION}"
         )
 

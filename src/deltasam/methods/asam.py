@@ -17,9 +17,9 @@ from deltasam.shared_ascent import Ascent, Direction, SharedAscent
 class ASAM(SharedAscent, name="asam"):
     """SAM in units of the weights: ``grad L(w + rho * T^2 g / |T g|)``, ``T = |w| + eta``, ``g = grad L(w)``.
 
-    Not changed by a rescaling of layers that leaves the network's function as it is. As in the authors' code,
-    T is 1 for parameters whose name does not contain "weight" (biases). ``radius_ratio`` is measured in units
-    of T.
+    Meant not to change under a rescaling of layers that leaves the network's function as it is; eta and the biases
+    spoil that a little, or much where weights are tiny. As in the authors' code, T is 1 for parameters whose name does
+    not contain "weight" (biases). ``radius_ratio`` is measured in units of T.
 
     Cost: two passes.
 
@@ -34,7 +34,9 @@ class ASAM(SharedAscent, name="asam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation in units of T. About ten times that of SAM. 0 is plain training.
+        rho: Radius of the perturbation in units of T; 0 is plain training. 0.5 is the authors' default, for training
+            from scratch. How far that is in the weights depends on the model: in a fine-tuned encoder about 0.5 too
+            (biases and norms have large T), far beyond SAM's default: search smaller ones there.
         eta: Added to the size of every weight, so that a zero weight can move.
         share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``.
 

@@ -92,8 +92,8 @@ def _curves(
          f"Lower is better; rising while the training loss falls is overfitting ({seeds})."),
         ("steps", "loss", "Training loss", loss, f"How fast each method fits the training data, {over} ({seeds})."),
         ("steps", "gap", "Perturbed minus plain loss", "loss difference",
-         f"The loss where a method perturbs to, minus the loss: of one method, lower means a flatter place. Methods with "
-         f"other radii, or that perturb embeddings or dropout masks, do not compare; {over} ({seeds})."),
+         f"The loss where a method perturbs to, minus the loss: of one method, lower means a flatter place. Methods "
+         f"with other radii, or that perturb embeddings or dropout masks, do not compare; {over} ({seeds})."),
     ]  # fmt: skip
     found = []
     for source, field, title, axis, reading in wanted:

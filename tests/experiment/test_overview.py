@@ -247,6 +247,20 @@ def test_one_seed_says_nothing(make_rows):
     assert "better than" not in text.lower()
 
 
+def test_what_is_not_judged_does_not_pass_for_noise(make_run):
+    def rows(third: list[float]) -> list[TableRow]:
+        values = {"erm": [0.5, 0.6, 0.7], "sam:rho=1": [0.51, 0.59, 0.7], "asam:rho=1": third}
+        runs = [make_run(method, seed, x) for method, of in values.items() for seed, x in enumerate(of)]
+        return [TableRow("sst2", ("accuracy",), runs, dict(zip(values, ("erm", "sam", "asam"), strict=True)))]
+
+    text = conclusion(survey(rows([1.0, 1.1, 1.2])))
+    assert text.startswith("No method that can be judged differs from erm on sst2 by more than noise over 3 seeds.")
+    assert "Not judged (one seed in common, or exactly the same difference with each): asam on sst2." in text
+    judged = conclusion(survey(rows([0.51, 0.61, 0.69])))
+    assert judged.startswith("No method differs from erm on sst2 by more than noise over 3 seeds.")
+    assert "Not judged" not in judged
+
+
 def test_only_the_baseline(make_rows):
     assert "nothing to compare" in answer(survey(make_rows(2, 1)))
 

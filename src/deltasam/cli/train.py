@@ -169,4 +169,5 @@ def _finish(output: Path, run: Run, result: RunResult) -> None:
     write_atomically(output / HISTORY, result.to_json() + "\n")
     write_atomically(output / METRICS, json.dumps(record, indent=2) + "\n")
     value = run.best.metrics[result.metric]
-    print(f"{result.metric} {value:.4f} at step {run.best.step} of {len(run.steps)}; model in {output}")
+    best = f", the best of {len(run.evaluations)} evaluations" if len(run.evaluations) > 1 else ""
+    print(f"{result.metric} {value:.4f} at step {run.best.step} of {len(run.steps)}{best}; model in {output}")

@@ -30,8 +30,8 @@ def answer(overview: Overview) -> str:
 
 def details(overview: Overview) -> str:
     """What the answer rests on: the tests, how little they can see, and what diverged or is missing."""
-    sentences = [*_tests(overview), *_by_rank(overview), *_diverged(overview), *_incomplete(overview)]
-    return " ".join(sentences)
+    parts = (_tests, _unjudged, _by_rank, _diverged, _incomplete)
+    return " ".join(sentence for part in parts for sentence in part(overview))
 
 
 def _on_tasks(overview: Overview) -> list[str]:
@@ -43,8 +43,10 @@ def _on_tasks(overview: Overview) -> list[str]:
         several = len(_tasks_by_method(overview, "better")) > 1
         best = ["Which of them is best was not tested."] if several else []
         return [*found, *best]
+    unjudged = any(cell.verdict == "unknown" for _, cell in overview.cells)
     return [
-        f"No method differs from {overview.baseline} on {_any_task(overview)} by more than noise "
+        f"No method {'that can be judged ' if unjudged else ''}differs from {overview.baseline} on "
+        f"{_any_task(overview)} by more than noise "
         f"over {_seeds(c for _, c in overview.cells if c.verdict == 'noise')}."
     ]
 
@@ -123,6 +125,15 @@ def _tests(overview: Overview) -> list[str]:
         f"Tested by paired t-tests{times}: on one {overview.unit} a difference had to exceed about "
         f"{rounding.plain(overview.smallest, 2)} to be told from noise."
     ]
+
+
+def _unjudged(overview: Overview) -> list[str]:
+    """Cells beside judged ones that have nothing to judge noise by: else they would pass for within noise."""
+    if not any(cell.verdict in JUDGED for _, cell in overview.cells):
+        return []
+    each = [f"{method} on {'; '.join(names)}" for method, names in _tasks_by_method(overview, "unknown").items()]
+    why = "one seed in common, or exactly the same difference with each"
+    return [f"Not judged ({why}): {', '.join(each)}."] if each else []
 
 
 def _diverged(overview: Overview) -> list[str]:

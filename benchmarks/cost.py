@@ -6,7 +6,7 @@
     python benchmarks/cost.py --record benchmarks/results/cost.json     # keep every time, for docs/benchmarks.md
     OMP_NUM_THREADS=1 python benchmarks/cost.py --clock processor       # on a machine that does other work as well
 
-A step is zero_grad, forward and backward passes, gradient clipping nowhere, one AdamW step: the whole of what
+A step is zero_grad, forward and backward passes, one step of fused AdamW, as `deltasam train` has it: the whole of what
 the two libraries do differently. The contestants take turns within every round, so a machine that slows down
 slows them all. Printed are medians over the rounds, and the median of the ratios within a round.
 """
@@ -72,7 +72,7 @@ def batch_of(examples: int, tokens: int) -> Batch:
 def method_step(spec: str, make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
     """A step of one of our methods on a model of its own."""
     model, (inputs, labels) = make_model().train(), batch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     method = deltasam.make_method(spec, model)
     method.follow(optimizer)
 
@@ -89,7 +89,7 @@ def peer_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[],
     from pytorch_optimizer import SAM
 
     model, (inputs, labels) = make_model().train(), batch
-    optimizer = SAM(model.parameters(), torch.optim.AdamW, lr=2e-5, rho=0.05)
+    optimizer = SAM(model.parameters(), torch.optim.AdamW, lr=2e-5, rho=0.05, fused=True)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -107,7 +107,7 @@ def peer_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[],
 def loop_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
     """Per-instance SAM as one would write it: SAM on one example after the other, in plain PyTorch."""
     model, (inputs, labels) = make_model().train(), batch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     params = list(model.parameters())
 
     def gradient(i: int) -> list[Tensor]:

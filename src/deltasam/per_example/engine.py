@@ -101,8 +101,8 @@ class Engine:
         n = record.examples(loss)
         if n % m:
             raise ValueError(
-                f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch "
-                f"or use m=1"
+                f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch, "
+                f"train on a number of rows that m divides (--train-size), or use m=1"
             )
         with record:
             return self._gradients(passes, record, loss, n, m)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.sharded import local
+from deltasam.sharded import is_sharded, local
 
 _BLOCK = 1 << 20
 
@@ -69,6 +69,16 @@ class Buffers:
             for module in model.modules()
             if module._buffers
         ]
+
+    def restore_written(self) -> None:
+        """Give the buffers that are still there their values back, so that a forward does again what it did.
+
+        One that was put in another's place is left: a cache that has grown, with a note elsewhere that it has.
+        """
+        for current, saved in self._saved:
+            for name, (buffer, value) in saved.items():
+                if buffer is not None and value is not None and current.get(name) is buffer:
+                    buffer.data.copy_(value)
 
     def restore(self) -> None:
         """Put every buffer back: the same tensor under the same name with the same values."""
@@ -151,6 +161,7 @@ def moved(
         return
     weights = [p for p, _ in pairs]
     saved = store.copy_of(weights)
+    whole = [(p, p.data) for p in params if not is_sharded(p)]
     try:
         weight_space.add(weights, [v for _, v in pairs], factor)
         del pairs, vector  # whoever gave the vector away gives back its memory before the pass
@@ -158,6 +169,9 @@ def moved(
         yield weights, saved
     finally:
         torch._foreach_copy_(weights, saved)  # one call: an interrupt cannot fall between two weights
+        for param, data in whole:
+            if param.data_ptr() != data.data_ptr():
+                param.data = data  # the forward gave it another memory: weight.data = ...
         torch.clear_autocast_cache()
 
 

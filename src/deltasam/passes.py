@@ -6,7 +6,7 @@ advances the random state and the buffers. Every later pass replays its randomne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -57,7 +57,9 @@ class Passes:
             raise RuntimeError("backward() was called under torch.no_grad(); call it with gradients enabled")
         self._sharded = sharded_modules(model)
         reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
-        self.params = [p for p in model.parameters() if p.requires_grad]
+        named = list(model.named_parameters())
+        self.params = [p for _, p in named if p.requires_grad]
+        self._frozen = {name: p for name, p in named if not p.requires_grad}
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
         self.store = store
@@ -100,14 +102,33 @@ class Passes:
                     reseed(self.seed())
                 else:
                     self._start.restore()
+                self._buffers_before.restore_written()
+                before = _versions(self._frozen.values())
                 with nullcontext() if fresh else self._masks.replay():
                     output = self._closure()
+                self._refuse_writes(before)
+                after = _versions(params)
                 yield Point(output, lambda: weight_space.distance(weights, saved, kept, of=params))
+                if after != _versions(params):
+                    raise RuntimeError(
+                        "the backward pass wrote into the weights while they were perturbed (an optimizer that steps "
+                        "in a gradient hook?), which would be undone; step after backward() has returned"
+                    )
             finally:
                 _LATER.reset(later)
                 reshard(self._sharded)  # what was collected is moved
                 self._end.restore()
                 self._buffers.restore()
+
+    def _refuse_writes(self, before: list[int]) -> None:
+        """Raise where a later forward wrote into frozen parameters: of these nothing is kept that could be put back."""
+        changed = [name for (name, p), v in zip(self._frozen.items(), before, strict=True) if p._version != v]
+        if changed:
+            raise RuntimeError(
+                f"the forward pass writes into frozen parameters ({', '.join(changed[:3])}), and runs more than once "
+                f"in a step: make them buffers, update them outside the closure, or only where "
+                f"deltasam.in_later_pass() is False"
+            )
 
     def grad(
         self, loss: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None, *, retain_graph: bool = False
@@ -200,6 +221,11 @@ class Passes:
         """Undo what the first pass left behind: after an error the call has not happened."""
         self._start.restore()
         self._buffers_before.restore()
+
+
+def _versions(params: Iterable[Tensor]) -> list[int]:
+    """How often each was written into."""
+    return [p._version for p in params]
 
 
 def radius_ratio(radius: Tensor, rho: float) -> Tensor:

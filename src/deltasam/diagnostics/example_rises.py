@@ -72,9 +72,10 @@ def refuse_meeting_losses(owner: str, losses: Tensor, record: Record) -> None:
         ValueError: It is not, or rows belong to examples in another order.
     """
     with record:
-        if len(losses) > 1 and (found := scattered_uses(losses, record.uses, len(losses), record.names)):
+        if len(losses) > 1 and (found := scattered_uses(losses, record.uses, len(losses))):
+            seen = record.names[id(record.uses[min(found)].parameters[0])]
             raise ValueError(
-                f"{owner}: the loss of one example depends on the others of its batch (seen at {next(iter(found))}), "
+                f"{owner}: the loss of one example depends on the others of its batch (seen at {seen}), "
                 f"so it has no sharpness of its own; let whole batches share a perturbation: m=None, or a multiple of "
                 f"the batch size"
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.per_example.record import Use
+from deltasam.per_example.record import Place, Use
 from deltasam.weight_space import HALVES
 
 
@@ -37,35 +37,68 @@ def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) ->
 def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
     """Parameters after whose use examples meet, inside the model: why, by name.
 
-    The outputs of every second example are taken, times random numbers: nothing of the others may come back. The loss
+    The outputs of half of the examples are taken, times random numbers: nothing of the others may come back. The loss
     is not looked at: there examples may meet.
     """
-    generator = torch.Generator().manual_seed(0)
     outputs = [use.output for use in uses]
     reason = (
         "after it examples meet inside the model (normalisation over the batch, packed sequences, an axis in front of "
         "that of the examples)"
     )
     found: dict[str, str] = {}
-    for parity in (0, 1):
-        sources = (_rows_of_every_second(use, examples, parity, generator) for use in uses)
-        found.update(_names_reached(uses, examples, parity, outputs, list(sources), reason, names))
+    for half in _halves(examples):
+        sources = [_random_rows(use, half) for use in uses]
+        reached = _reached(uses, outputs, sources, half)
+        found.update((names[id(p)], reason) for use, (_, others) in zip(uses, reached, strict=True) if others
+                     for p in use.parameters)  # fmt: skip
     return found
 
 
-def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
-    """Parameters whose rows the loss of another example depends on: why, by name.
+def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int) -> set[int]:
+    """Which uses have rows that the loss of another example depends on; their numbers.
 
-    Where the model was not called with one row per example, that means that rows are laid out in another way.
+    Either examples meet in the loss, or rows are laid out in another way.
     """
-    reason = (
+    found: set[int] = set()
+    for half in _halves(examples):
+        reached = _reached(uses, [losses[half.to(losses.device)].sum()], None, half)
+        found.update(i for i, (_, others) in enumerate(reached) if others)
+    return found
+
+
+def misplaced_uses(
+    uses: Sequence[Use],
+    outputs: Sequence[Place],
+    examples: int,
+    names: Mapping[int, str],
+    *,
+    scattered: Container[int] | None,
+) -> dict[str, str]:
+    """Parameters whose rows are not known to belong to the examples in turn, as many to each: why, by name.
+
+    That they do shows in what the model returns: a row of it depends on rows of its own example alone.
+
+    Args:
+        uses: The record.
+        outputs: What the model returned, one row per example.
+        examples: Their number.
+        names: Of parameters, by id.
+        scattered: What ``scattered_uses`` found; None for a scalar loss.
+    """
+    wrong = (
         f"meets rows that do not belong to {examples} examples in turn, as many to each (packed or unpadded sequences, "
         f"an axis in front of that of the examples)"
     )
+    unknown = (
+        f"meets rows of which nothing shows that they belong to {examples} examples in turn: neither one loss per "
+        f"example nor what the model returns; return one of them"
+    )
     found: dict[str, str] = {}
-    for parity in (0, 1):
-        half = losses[parity::2].sum()
-        found.update(_names_reached(uses, examples, parity, [half], None, reason, names))
+    for i, (use, apart) in enumerate(zip(uses, _apart(uses, outputs, examples), strict=True)):
+        doubtful = use.shape[0] != examples if scattered is None else i in scattered
+        if apart is False or (apart is None and doubtful):
+            reason = unknown if apart is None and scattered is None else wrong
+            found.update((names[id(p)], reason) for p in use.parameters)
     return found
 
 
@@ -100,30 +133,45 @@ def unexplained(
     return wrong
 
 
-def _names_reached(
-    uses: Sequence[Use],
-    examples: int,
-    parity: int,
-    roots: Sequence[Any],
-    sources: list[Tensor] | None,
-    reason: str,
-    names: Mapping[int, str],
-) -> dict[str, str]:
-    """Parameters to whose rows of the other examples something comes back from the roots, and the reason."""
+def _apart(uses: Sequence[Use], outputs: Sequence[Place], examples: int) -> list[bool | None]:
+    """Of each use whether some output depends on it row by row; None where none depends on it."""
+    verdicts: list[bool | None] = [None] * len(uses)
+    for output in outputs:
+        seen = [_reached(uses, [output.output], [_random_rows(output, half)], half) for half in _halves(examples)]
+        for i, reached in enumerate(zip(*seen, strict=True)):
+            if any(own or others for own, others in reached):
+                verdicts[i] = verdicts[i] or not any(others for _, others in reached)
+    return verdicts
+
+
+def _halves(examples: int) -> Iterator[Tensor]:
+    """Halves of the examples [examples]: for any two examples, some have the one and not the other."""
+    numbers = torch.arange(examples)
+    for bit in range((examples - 1).bit_length()):
+        half = (numbers >> bit) % 2 == 1
+        yield half
+        yield ~half
+
+
+def _reached(
+    uses: Sequence[Use], roots: Sequence[Any], sources: list[Tensor] | None, half: Tensor
+) -> list[tuple[bool, bool]]:
+    """Of each use whether something comes back from the roots to the rows of a half, and to those of the others."""
     if not uses:
-        return {}
+        return []
     outputs = [use.output for use in uses]
     returned = torch.autograd.grad(roots, outputs, sources, retain_graph=True, allow_unused=True)
-    return {
-        names[id(p)]: reason
-        for use, b in zip(uses, returned, strict=True)
-        if b is not None and b.reshape(examples, -1)[1 - parity :: 2].any()
-        for p in use.parameters
-    }
+    return [(False, False) if b is None else (_any(b, half), _any(b, ~half)) for b in returned]
 
 
-def _rows_of_every_second(use: Use, examples: int, parity: int, generator: torch.Generator) -> Tensor:
-    """Random numbers of the shape of what came out, 0 for every second example."""
-    rows = torch.randn(examples, use.shape.numel() // examples, generator=generator)
-    rows[1 - parity :: 2] = 0
-    return rows.view(use.shape).to(use.like)
+def _any(b: Tensor, rows: Tensor) -> bool:
+    """Whether the gradient of some examples is anything but 0. What is not finite shows nothing."""
+    return bool(b.reshape(len(rows), -1)[rows.to(b.device)].nan_to_num(0.0, 0.0, 0.0).any())
+
+
+def _random_rows(place: Place, half: Tensor) -> Tensor:
+    """Random numbers of the shape of what came out, 0 but for half of the examples."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(half), place.shape.numel() // len(half), generator=generator)
+    rows[~half] = 0
+    return rows.view(place.shape).to(place.like)

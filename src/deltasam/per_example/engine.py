@@ -17,6 +17,7 @@ from deltasam.passes import Passes
 from deltasam.per_example.check import (
     coupling_layers,
     meeting_uses,
+    misplaced_uses,
     scattered_uses,
     uneven_uses,
     unexplained,
@@ -32,9 +33,11 @@ _SHOWN = 5
 class Engine:
     """Per-example gradients of a model.
 
-    On the first pass, and again when other parameters are trained or rows are laid out in another way, the record is
-    checked: the gradients must add up to what autograd computes, and examples may not meet inside the model. That
-    costs about two passes, once. A gradient that is 0 or not finite shows nothing, and the next pass is checked.
+    On the first pass, and again when other parameters are trained, modules change between training and evaluation, or
+    rows are laid out in another way, the record is checked: the gradients must add up to what autograd computes, and
+    examples may not meet inside the model. That costs a few backward passes, once. A gradient that is 0 or not finite
+    shows nothing, and the next pass is checked. What has no part in the first steps (a gate that begins at 0, a term
+    of the loss that comes later) shows later: so the passes 10, 100, 1000, ... are checked as well.
 
     Args:
         model: The model.
@@ -48,6 +51,8 @@ class Engine:
         self._skipped: dict[str, str] = {}
         self._checked: frozenset[str] = frozenset()
         self._layouts: set[frozenset[object]] = set()
+        self._modes: list[bool] = []
+        self._passes = 0
         self._said = False
 
     def as_written(self, method: str) -> AbstractContextManager[object]:
@@ -74,9 +79,11 @@ class Engine:
         """Treat the parameters from the first step as they were treated; others are still looked for."""
         self._skipped = dict(state.get("skipped", {}))
         self._checked = frozenset(state.get("checked", ()))
+        self._modes = self._training()
 
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
+        self._passes += 1
         check = self._must_check()
         if check:
             self._skipped, self._checked, self._layouts = {}, frozenset(), set()
@@ -140,7 +147,7 @@ class Engine:
                 return self._gradients(passes, record, loss, n, m)
             # One example alone cannot meet another, and a gradient of 0 or infinity is no proof.
             if n > 1 and 0 < weight_space.norm(expected) < math.inf:
-                self._checked = self.trained()
+                self._checked, self._modes = self.trained(), self._training()
                 self._layouts.add(layout)
         if check:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
@@ -148,19 +155,22 @@ class Engine:
 
     def _check_apart(self, record: Record, loss: Tensor, n: int) -> None:
         """Examples may meet in the loss, but not in the model."""
-        scattered = scattered_uses(loss, record.uses, n, record.names) if loss.ndim else None
-        if scattered == {}:
+        scattered = scattered_uses(loss, record.uses, n) if loss.ndim else None
+        if scattered == set():
             return  # each loss is of its own example alone
         self._refuse(record, meeting_uses(record.uses, n, record.names))
-        if scattered and not record.calls_have(n):
-            self._refuse(record, scattered)
+        self._refuse(record, misplaced_uses(record.uses, record.rows(n), n, record.names, scattered=scattered))
 
     def trained(self) -> frozenset[str]:
         """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
+    def _training(self) -> list[bool]:
+        return [module.training for module in self._model.modules()]
+
     def _must_check(self) -> bool:
-        return self._check and self.trained() != self._checked
+        again = str(self._passes).strip("0") == "1" and self._passes > 1  # 10, 100, 1000, ...
+        return self._check and (again or self.trained() != self._checked or self._training() != self._modes)
 
     def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
         if not reasons:

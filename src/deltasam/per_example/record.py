@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,21 +30,30 @@ class NotCoveredError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Use:
-    """One use of parameters by the examples.
+class Place:
+    """Where a tensor came out, without the tensor.
 
     Attributes:
-        output: What came out, as a place in the graph: the gradient b is wanted there.
+        output: The place in the graph.
         shape: Of what came out [B, ...]; B is a multiple of the number of examples.
         like: An empty tensor of its type, on its device.
-        parameters: The trainable parameters that were used.
-        product: What kind of product it was; None: the parameter's copies themselves came out.
     """
 
     output: GradientEdge
     shape: torch.Size
     like: Tensor
-    parameters: tuple[nn.Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Use(Place):
+    """One use of parameters by the examples; the gradient b is wanted where it came out.
+
+    Attributes:
+        parameters: The trainable parameters that were used.
+        product: What kind of product it was; None: the parameter's copies themselves came out.
+    """
+
+    parameters: tuple[nn.Parameter, ...] = ()
     product: Product | None = None
 
     @property
@@ -68,7 +78,8 @@ class Record(ParameterUses):
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
         self._verify = verify
-        self._batches: set[int] = set()
+        self._calls: set[frozenset[int]] = set()
+        self._returned: list[Place] = []
         self._lengths: set[int] = set()
         self._open = False
 
@@ -79,11 +90,13 @@ class Record(ParameterUses):
     def open(self) -> Iterator[None]:
         """Record the forward pass that is run inside."""
         self._open = True
+        hook = self._model.register_forward_hook(self._see_outputs)
         try:
             with self:
                 yield
         finally:
             self._open = False
+            hook.remove()
 
     def examples(self, losses: Tensor) -> int:
         """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
@@ -96,21 +109,22 @@ class Record(ParameterUses):
         """
         if losses.ndim:
             return len(losses)
-        if len(self._batches) != 1:
-            seen = f"was called with {sorted(self._batches)} of them" if self._batches else "itself was not called"
+        batches = self._batches()
+        if len(batches) != 1:
+            seen = f"was called with {sorted(batches)} of them" if batches else "itself was not called"
             raise NotCoveredError(
                 f"how many examples there are cannot be told from a scalar loss, because the model {seen}; "
                 f"return one loss per example, for example F.cross_entropy(logits, labels, reduction='none')"
             )
-        return next(iter(self._batches))
+        return next(iter(batches))
 
-    def calls_have(self, examples: int) -> bool:
-        """Whether the model was always called with one row per example."""
-        return self._batches == {examples}
+    def rows(self, examples: int) -> list[Place]:
+        """What the model returned, where that is one row per example."""
+        return [place for place in self._returned if place.shape[0] == examples]
 
     def layout(self, examples: int) -> frozenset[object]:
         """How many rows the uses have per example: the same for batches that are laid out in the same way."""
-        rows = {use.shape[0] / examples for use in self.uses} | {b / examples for b in self._batches}
+        rows = {use.shape[0] / examples for use in self.uses} | {b / examples for b in self._batches(examples)}
         return frozenset("as long as the input" if r in self._lengths - {1} else r for r in rows)
 
     @property
@@ -155,10 +169,25 @@ class Record(ParameterUses):
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            self.uses.append(Use(get_gradient_edge(y), y.shape, y.new_empty(0), parameters, product))
+            self.uses.append(Use(*_place(y), parameters, product))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._see_inputs(module, args, kwargs)
-        first = tensors_in((args, kwargs))[:1]
-        self._batches |= {len(t) for t in first if t.ndim}
-        self._lengths |= {t.shape[1] for t in first if t.ndim > 1}
+        given = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        if given:
+            self._calls.add(frozenset(len(t) for t in given))
+            self._lengths |= set(given[0].shape[1:2])
+
+    def _see_outputs(self, module: nn.Module, args: Any, output: Any) -> None:
+        if dataclasses.is_dataclass(output) or isinstance(output, Mapping):
+            output = list((output if isinstance(output, Mapping) else vars(output)).values())
+        self._returned += [Place(*_place(t)) for t in tensors_in(output) if t.ndim and t.grad_fn is not None]
+
+    def _batches(self, *known: int) -> set[int]:
+        """With how many rows the model was called. Where its arguments differ, so many as are known, or came out."""
+        known_ones = {*known} or {place.shape[0] for place in self._returned}
+        return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
+
+
+def _place(y: Tensor) -> tuple[GradientEdge, torch.Size, Tensor]:
+    return get_gradient_edge(y), y.shape, y.new_empty(0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +30,15 @@ class Shared:
     parameters: tuple[nn.Parameter, ...]
     function: Callable[[Values], Tensor]
     lookup: Product | None = None
+    version: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", _version(self.value))
+
+    @property
+    def stale(self) -> bool:
+        """Whether the value was written into since: through a view, say, which is another tensor."""
+        return self.version != _version(self.value)
 
     @property
     def is_parameter(self) -> bool:
@@ -68,16 +78,44 @@ def computed(
         item: Which item of the result is meant, if it is not the result itself.
         lookup: See ``Shared``.
     """
+    tensors = tensors_in((args, kwargs))
+    parameters = parameters_of(args, kwargs, found)
+    # Only what is needed (all would be a cycle of references), in lists of its own.
+    found = {id(t): found[id(t)] for t in tensors if id(t) in found}
+    args, kwargs = map_tensors(lambda t: t, (args, kwargs))
+    constants = [(t, _version(t)) for t in tensors if id(t) not in found]
+    as_it_was = _mode(value.device.type)
 
     def again(values: Values) -> Tensor:
         def replace(argument: Any) -> Any:
             shared = found.get(id(argument))
             return argument if shared is None else shared.function(values)
 
-        result = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
+        if any(version != _version(t) for t, version in constants):
+            raise RuntimeError("a tensor that it was computed with was changed in place afterwards")
+        with as_it_was():
+            result = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
         return result if item is None else result[item]
 
-    return Shared(value, parameters_of(args, kwargs, found), again, lookup)
+    return Shared(value, parameters, again, lookup)
+
+
+def _mode(device: str) -> Callable[[], Any]:
+    """How values are computed now: with or without gradients, and in which precision."""
+    gradients, lowered = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device)
+
+    @contextmanager
+    def same() -> Iterator[None]:
+        with torch.set_grad_enabled(gradients), torch.autocast(device, dtype, lowered, cache_enabled=False):
+            yield
+
+    return same
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written into; None where PyTorch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def parameters_of(args: Any, kwargs: Any, found: Mapping[int, Shared]) -> tuple[nn.Parameter, ...]:

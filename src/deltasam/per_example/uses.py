@@ -42,6 +42,8 @@ _LOWERED = frozenset([
 # fmt: on
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+_READS = frozenset(["item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"])
+_LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"])
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
@@ -93,8 +95,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """What the model is given for every example is no constant, even if the closure has just made it."""
         tensors = [t for t in tensors_in((args, kwargs)) if t.ndim]
-        for t in tensors:
-            if len(t) == len(tensors[0]):
+        for t in tensors:  # the first one may have one row for all examples
+            if len(t) == len(tensors[0]) or (len(tensors[0]) == 1 and t.ndim > 1):
                 self._constants.pop(id(t), None)
 
     @abc.abstractmethod
@@ -127,6 +129,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
+        if name in _READS or self._stale(tensors):
+            why = "is read as a number" if name in _READS else "or what was computed from it is written into"
+            self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
+            return func(*args, **kwargs)
         fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
         if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
             return self._change(func, tensors, args, kwargs)
@@ -146,6 +152,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._broadcast(func, name, args, kwargs)
         return self._vmap(func, name, args, kwargs)
 
+    def _stale(self, tensors: list[Tensor]) -> bool:
+        """Whether a value that was computed from parameters was written into behind our back."""
+        found = (self._shared[id(t)] for t in tensors if id(t) in self._shared)
+        return any(value.stale and not value.is_parameter for value in found)
+
     def _is_plain(self, product: Product) -> bool:
         """Whether weight and bias are parameters as they are, and the input belongs to the examples."""
         sides = [t for t in (product.weight, product.bias) if t is not None and id(t) in self._shared]
@@ -153,9 +164,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _without_parameters(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _LIKE:
+            tensors = tensors[:1]
         if all(id(t) in self._constants for t in tensors):
-            if isinstance(result, Tensor):
-                self._constants[id(result)] = result
+            results = result if isinstance(result, (list, tuple)) else (result,)
+            self._constants.update((id(t), t) for t in results if isinstance(t, Tensor))
         else:
             self._constants.pop(id(tensors[0]) if result is None else id(result), None)  # examples were written into it
         return result
@@ -201,13 +214,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     # Uses with copies: one value per example, broadcast or mapped.
 
     def _affine(self, affine: Affine) -> Tensor:
-        result = affine.plain()
-        weight, bias = (self._along(t, result, affine.channels) for t in (affine.weight, affine.bias))
+        normal = affine.plain()
+        weight, bias = (self._along(t, normal, affine.channels) for t in (affine.weight, affine.bias))
         if weight is not None and bias is not None:
-            return self.__torch_function__(torch.addcmul, (), (bias, result, weight))
-        if weight is not None:
-            return self.__torch_function__(torch.mul, (), (result, weight))
-        return self.__torch_function__(torch.add, (), (result, bias))
+            result = self.__torch_function__(torch.addcmul, (), (bias, normal, weight))
+        elif weight is not None:
+            result = self.__torch_function__(torch.mul, (), (normal, weight))
+        else:
+            result = self.__torch_function__(torch.add, (), (normal, bias))
+        return result.to(normal.dtype)  # a float32 norm in a bfloat16 model gives bfloat16
 
     def _along(self, vector: Tensor | None, result: Tensor, channels: int | None) -> Tensor | None:
         if vector is None or channels is None:

@@ -317,10 +317,10 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     bags_with_offsets: (r"bag\.weight: embedding_bag cannot be run with a copy for each example", ["bag.weight"]),
     experts: (r"experts\.0\.weight", []),
     unpadded_pooled_inside: (r"embed\.weight.*examples meet inside the model", []),
-    unpadded_pooled_in_the_loss: (r"embed\.weight.*meets rows that do not belong to 4 examples in turn", []),
+    unpadded_pooled_in_the_loss: (r"embed\.weight.*meets rows .*belong to 4 examples in turn", []),
     packed: (r"0\.weight.*meets 2 rows, which 4 examples do not divide", []),
-    pairs_in_one_call: (r"0\.weight.*meets rows that do not belong to 4 examples in turn", []),
-    time_major: (r"0\.weight.*meets rows that do not belong to 4 examples in turn", []),
+    pairs_in_one_call: (r"0\.weight.*meets rows .*belong to 4 examples in turn", []),
+    time_major: (r"0\.weight.*meets rows .*belong to 4 examples in turn", []),
     time_major_pooled: (r"0\.weight.*examples meet inside the model", []),
 }
 every = pytest.mark.parametrize("problem", REFUSED, ids=lambda f: f.__name__)
@@ -422,7 +422,7 @@ def test_a_layout_that_changes_is_looked_at_again() -> None:
 
     backward([2, 2, 2, 2])
     backward([3, 3, 3, 3])
-    with pytest.raises(deltasam.NotCoveredError, match="do not belong to 4 examples in turn"):
+    with pytest.raises(deltasam.NotCoveredError, match="belong to 4 examples in turn"):
         backward([1, 7, 5, 3])
 
 

@@ -66,13 +66,18 @@ def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int) -> set[in
     return found
 
 
+def several_rows_uses(loss: Tensor, uses: Sequence[Use], examples: int) -> set[int]:
+    """Which uses that a scalar loss depends on have several rows for each example; their numbers."""
+    reached = _reached(uses, [loss], None, torch.ones(examples, dtype=torch.bool))
+    return {i for i, (some, _) in enumerate(reached) if some and uses[i].shape[0] != examples}
+
+
 def misplaced_uses(
     uses: Sequence[Use],
     outputs: Sequence[Place],
     examples: int,
     names: Mapping[int, str],
-    *,
-    scattered: Container[int] | None,
+    doubtful: Container[int],
 ) -> dict[str, str]:
     """Parameters whose rows are not known to belong to the examples in turn, as many to each: why, by name.
 
@@ -83,22 +88,20 @@ def misplaced_uses(
         outputs: What the model returned, one row per example.
         examples: Their number.
         names: Of parameters, by id.
-        scattered: What ``scattered_uses`` found; None for a scalar loss.
+        doubtful: The uses of which the loss does not show it.
     """
     wrong = (
         f"meets rows that do not belong to {examples} examples in turn, as many to each (packed or unpadded sequences, "
         f"an axis in front of that of the examples)"
     )
     unknown = (
-        f"meets rows of which nothing shows that they belong to {examples} examples in turn: neither one loss per "
-        f"example nor what the model returns; return one of them"
+        f"meets rows of which nothing shows that they belong to {examples} examples in turn: neither losses of one "
+        f"example each nor what the model returns; return one of them"
     )
     found: dict[str, str] = {}
     for i, (use, apart) in enumerate(zip(uses, _apart(uses, outputs, examples), strict=True)):
-        doubtful = use.shape[0] != examples if scattered is None else i in scattered
-        if apart is False or (apart is None and doubtful):
-            reason = unknown if apart is None and scattered is None else wrong
-            found.update((names[id(p)], reason) for p in use.parameters)
+        if apart is False or (apart is None and i in doubtful):
+            found.update((names[id(p)], unknown if apart is None else wrong) for p in use.parameters)
     return found
 
 

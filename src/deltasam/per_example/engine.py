@@ -19,6 +19,7 @@ from deltasam.per_example.check import (
     meeting_uses,
     misplaced_uses,
     scattered_uses,
+    several_rows_uses,
     uneven_uses,
     unexplained,
 )
@@ -155,11 +156,11 @@ class Engine:
 
     def _check_apart(self, record: Record, loss: Tensor, n: int) -> None:
         """Examples may meet in the loss, but not in the model."""
-        scattered = scattered_uses(loss, record.uses, n) if loss.ndim else None
-        if scattered == set():
+        doubtful = (scattered_uses if loss.ndim else several_rows_uses)(loss, record.uses, n)
+        if loss.ndim and not doubtful:
             return  # each loss is of its own example alone
         self._refuse(record, meeting_uses(record.uses, n, record.names))
-        self._refuse(record, misplaced_uses(record.uses, record.rows(n), n, record.names, scattered=scattered))
+        self._refuse(record, misplaced_uses(record.uses, record.rows(n), n, record.names, doubtful))
 
     def trained(self) -> frozenset[str]:
         """The names of the parameters that are trained now."""

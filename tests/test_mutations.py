@@ -659,8 +659,15 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "curvature proves anything": (
         "predictions.py",
-        "and not _explains(weights, bent, p, unit, slope.dtype)",
+        "and not _explains(weights, bent, p, unit, slope.detach())",
         "and False",
+        "refused",
+        "test_predictions.py",
+    ),
+    "straight losses weigh nothing": (
+        "predictions.py",
+        "(weights == 0) & flat",
+        "(weights == 0)",
         "refused",
         "test_predictions.py",
     ),

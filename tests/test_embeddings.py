@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -284,6 +285,10 @@ def test_an_average_that_is_not_kept_or_does_not_fit_is_an_error() -> None:
         method.backward(lambda: F.cross_entropy(model(**given), torch.tensor([0, 1, 2])))
     with pytest.raises(ValueError, match="of other parameters"):
         method.load_state_dict({"average": {"head.weight": torch.ones(1)}})
+    method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    twin = copy.deepcopy(method)
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\)"):  # its average would stay where it is
+        twin.backward(lambda: F.cross_entropy(twin.model(**given), torch.tensor([0, 1, 2])))
 
 
 @pytest.mark.parametrize(

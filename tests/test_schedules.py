@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +145,27 @@ def test_the_count_is_saved() -> None:
     assert [method.factor(), again.factor()] == [0, 0]
     optimizer.step()
     assert [method.factor(), again.factor()] == [1, 1]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_follows_no_optimizer_until_told(duplicate: Any) -> None:
+    """A copied optimizer has no hooks: the copy would stay at its step for ever."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = deltasam.make_method("sam:rho=0.5@last=0.5", model)
+    method.follow(optimizer, total_steps=4)
+    optimizer.step()
+    model, optimizer, method = duplicate((model, optimizer, method))
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer"):
+        method.backward(lambda: model(torch.ones(4, 3)).square().mean())
+    kept = method.state_dict()
+    method.follow(optimizer, total_steps=4)
+    method.load_state_dict(kept)
+    seen = []
+    for _ in range(3):
+        seen.append("perturbed_loss" in method.backward(lambda: model(torch.ones(4, 3)).square().mean()).metrics)
+        optimizer.step()
+    assert seen == [False, True, True]
 
 
 def test_without_an_optimizer_to_follow_is_an_error() -> None:

@@ -450,7 +450,7 @@ def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any
     if "average" in parameters:
         away = {n: p + 0.1 * torch.randn_like(p) for n, p in case.model.named_parameters() if p.requires_grad}
         made["average"] = {n: a.detach() for n, a in away.items()}
-        method.load_state_dict({"average": made["average"]})
+        method.load_state_dict({"weight_average": made["average"]})
     return made
 
 

@@ -621,8 +621,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "friendly SAM's average is not saved": (
         "methods/friendly_sam.py",
-        'return {"average": dict(self._average)}',
-        'return {"average": {}}',
+        'return {"gradient_average": dict(self._average)}',
+        'return {"gradient_average": {}}',
         "goes_on",
         "test_friendly_sam.py",
     ),

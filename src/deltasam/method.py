@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -190,8 +190,21 @@ class Method(abc.ABC):
         Raises:
             ValueError: It was saved by another method.
         """
-        if state:
-            raise ValueError(f"{self.name} keeps no state, but was given {', '.join(state)}; who saved it?")
+        self._check_state(state, ())
+
+    def _check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
+        """Refuse a state that holds other things than this method saves.
+
+        Args:
+            state: To be loaded.
+            known: The keys of a state that the method may save, for each kind of state.
+
+        Raises:
+            ValueError: Its keys are none of these.
+        """
+        if set(state) not in [set(keys) for keys in known]:
+            saves, given = " or ".join(", ".join(keys) or "nothing" for keys in known), ", ".join(state) or "nothing"
+            raise ValueError(f"{self.spec} saves {saves}, but was given {given}; load what the same method saved")
 
     @property
     def spec(self) -> str:

@@ -79,9 +79,14 @@ class Scheduled(Method):
         return {"steps": self._steps, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; after ``follow``, which counts from 0."""
-        self._steps = state["steps"]
+        """Go on from a saved state; after ``follow``, which counts from 0.
+
+        Raises:
+            ValueError: It was saved without a schedule, or by another method.
+        """
+        self._check_state(state, ("steps", "method"))
         self.method.load_state_dict(state["method"])
+        self._steps = state["steps"]
 
     @property
     def spec(self) -> str:

@@ -100,15 +100,18 @@ class SMART(AsWritten, name="smart"):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, by name of the parameter."""
-        return {"average": self._average} if self._average else {}
+        return {"weight_average": self._average} if self._average else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average; after ``follow``, which begins a new one.
 
         Raises:
-            ValueError: It is of other parameters than those that are trained.
+            ValueError: It is of another method, or of other parameters than those that are trained.
         """
-        saved, trained = state.get("average", {}), dict(self._trained())
+        if state.keys() == {"average"}:  # the name it had in earlier versions, which friendly SAM's had too
+            state = {"weight_average": state["average"]}
+        self._check_state(state, (), ("weight_average",))
+        saved, trained = state.get("weight_average", {}), dict(self._trained())
         if {n: a.shape for n, a in saved.items()} != ({n: p.shape for n, p in trained.items()} if saved else {}):
             raise ValueError("SMART: the saved average is of other parameters than those that are trained")
         self._average = {name: saved[name].to(p).clone() for name, p in trained.items() if saved}
@@ -159,7 +162,7 @@ class SMART(AsWritten, name="smart"):
 
     @torch.no_grad()
     def _at_average(self, passes: Passes) -> Tensor:
-        if self._following is None:
+        if self._following is None or not self._average:
             raise RuntimeError(
                 f"{self.spec}: the average of the weights moves with the optimizer; call method.follow(optimizer) once "
                 f"before training, or give mu=0"

@@ -95,8 +95,12 @@ def build(name: str, model: nn.Module, **changes: Any) -> Method:
     given = dict([way.split("=")]) if way else {}
     settings = {**SETTINGS, **(NOISE if known.get("sigma", 1) < 0.1 else {}), **given, **changes}
     method = cls(model, **{k: v for k, v in settings.items() if k in known})
-    method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    follow(method)
     return method
+
+
+def follow(method: Method) -> None:
+    method.follow(torch.optim.SGD(method.model.parameters(), lr=0.1))
 
 
 def grads(model: nn.Module) -> dict[str, Tensor | None]:
@@ -393,6 +397,7 @@ def test_copies(name: str, duplicate: Any) -> None:
     assert len(pickle.dumps(method)) < size + 2000  # no other copy of the weights travels along
     for buffers in (twin.model, method.model):
         buffers.norm.reset_running_stats()
+    follow(twin)  # a copied optimizer has no hooks
     expected = gradient_of(method, lambda: case.run(method.model, None))
     assert_same(gradient_of(twin, lambda: case.run(twin.model, None)), expected)
 
@@ -445,7 +450,7 @@ def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any
     if "average" in parameters:
         away = {n: p + 0.1 * torch.randn_like(p) for n, p in case.model.named_parameters() if p.requires_grad}
         made["average"] = {n: a.detach() for n, a in away.items()}
-        method.load_state_dict({"average": made["average"]})
+        method.load_state_dict({"weight_average": made["average"]})
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,12 +262,12 @@ def test_the_average_follows_the_optimizer() -> None:
     for k in range(1, 4):
         optimizer.step()
         expected = 0.75 * expected + 0.25 * (start - 0.5 * k)
-        torch.testing.assert_close(method.state_dict()["average"]["head.weight"], expected)
+        torch.testing.assert_close(method.state_dict()["weight_average"]["head.weight"], expected)
     again = deltasam.SMART(model)
     again.load_state_dict(method.state_dict())
-    torch.testing.assert_close(again.state_dict()["average"]["head.weight"], expected)
+    torch.testing.assert_close(again.state_dict()["weight_average"]["head.weight"], expected)
     optimizer.step()
-    torch.testing.assert_close(again.state_dict()["average"]["head.weight"], expected)  # a copy
+    torch.testing.assert_close(again.state_dict()["weight_average"]["head.weight"], expected)  # a copy
 
 
 def test_without_an_average_none_is_kept() -> None:
@@ -283,7 +284,11 @@ def test_an_average_that_is_not_kept_or_does_not_fit_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\) once before training, or give mu=0"):
         method.backward(lambda: F.cross_entropy(model(**given), torch.tensor([0, 1, 2])))
     with pytest.raises(ValueError, match="of other parameters"):
-        method.load_state_dict({"average": {"head.weight": torch.ones(1)}})
+        method.load_state_dict({"weight_average": {"head.weight": torch.ones(1)}})
+    method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    twin = copy.deepcopy(method)
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\)"):  # its average would stay where it is
+        twin.backward(lambda: F.cross_entropy(twin.model(**given), torch.tensor([0, 1, 2])))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def train(method: deltasam.Method, some: list[tuple[Tensor, Tensor]], **options:
 
 
 def average(method: deltasam.Method) -> dict[str, Tensor]:
-    return method.state_dict()["average"]
+    return method.state_dict()["gradient_average"]
 
 
 def test_by_hand() -> None:
@@ -138,7 +138,7 @@ def test_a_saved_state_stays_as_it_is() -> None:
     saved = method.state_dict()
     kept = copy.deepcopy(saved)
     train(method, batches(3))
-    assert all(torch.equal(saved["average"][n], m) for n, m in kept["average"].items())
+    assert all(torch.equal(saved["gradient_average"][n], m) for n, m in kept["gradient_average"].items())
 
 
 @pytest.mark.parametrize("schedule", ["", "@every=2"])
@@ -163,10 +163,10 @@ def test_goes_on_from_a_file(schedule: str) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, "saves its average, but was given nothing"),
-        ({"uncovered": []}, "saves its average, but was given uncovered"),
-        ({"average": {"0.weight": torch.ones(2, 2)}}, r"an average of 0.weight \[2, 2\]"),
-        ({"average": {"elsewhere": torch.ones(2)}}, r"an average of elsewhere \[2\], which the model has not"),
+        ({}, "saves gradient_average, but was given nothing"),
+        ({"uncovered": []}, "saves gradient_average, but was given uncovered"),
+        ({"gradient_average": {"0.weight": torch.ones(2, 2)}}, r"an average of 0.weight \[2, 2\]"),
+        ({"gradient_average": {"elsewhere": torch.ones(2)}}, r"an average of elsewhere \[2\], which the model has not"),
     ],
 )
 def test_another_state_is_refused(state: dict[str, Any], message: str) -> None:

@@ -719,8 +719,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "friendly SAM's average is not saved": (
         "methods/friendly_sam.py",
-        'return {"average": dict(self._average)}',
-        'return {"average": {}}',
+        'return {"gradient_average": dict(self._average)}',
+        'return {"gradient_average": {}}',
         "goes_on",
         "test_friendly_sam.py",
     ),
@@ -757,8 +757,15 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "curvature proves anything": (
         "predictions.py",
-        "and not _explains(weights, bent, p, unit, slope.dtype)",
+        "and not _explains(weights, bent, p, unit, slope.detach())",
         "and False",
+        "refused",
+        "test_predictions.py",
+    ),
+    "straight losses weigh nothing": (
+        "predictions.py",
+        "(weights == 0) & flat",
+        "(weights == 0)",
         "refused",
         "test_predictions.py",
     ),

@@ -50,6 +50,21 @@ def test_squared_errors(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(weights, torch.full_like(weights, 3 / x.numel()))
 
 
+def test_masked_squared_errors_and_the_bent_part_of_huber() -> None:
+    """What has no part in the loss has no gradient either; without an error there is no gradient, but curvature."""
+    x, mask = torch.randn(N, requires_grad=True), torch.tensor([1.0, 0, 2, 0])
+    torch.testing.assert_close(found(((x - 5).square() * mask).sum(), x), mask)
+    huber = F.huber_loss(x, x.detach() + torch.tensor([0.0, 0.5, -0.5, 0.9]))
+    torch.testing.assert_close(found(huber, x), torch.full((N,), 0.5 / N))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_certain_predictions_weigh_nothing(label: int) -> None:
+    """To the last bit, right or wrong; a wrong one has a gradient all the same."""
+    x = torch.tensor([[1000.0, 0.0], [0.5, 0.0]], requires_grad=True)
+    torch.testing.assert_close(found(F.cross_entropy(x, torch.tensor([label, 0])), x), torch.tensor([0.0, 0.5]))
+
+
 def test_classes_with_weights_and_examples_with_weights() -> None:
     x, y, each = torch.randn(N, 3, requires_grad=True), torch.tensor([0, 1, 2, 1]), torch.rand(N)
     of_class = torch.tensor([1.0, 2.0, 4.0])
@@ -85,6 +100,11 @@ NO_SUM = {
     "binary of one": (1, lambda x: F.binary_cross_entropy_with_logits(x, torch.ones_like(x))),
     "binary of three": (3, lambda x: F.binary_cross_entropy_with_logits(x, torch.ones_like(x))),
     "fourth powers": (1, lambda x: x.pow(4).mean()),
+    "absolute errors": (1, lambda x: F.l1_loss(x, torch.zeros_like(x))),
+    "hinge": (1, lambda x: (2 + x.abs().detach() - x).relu().mean()),
+    "hinge by clamp": (1, lambda x: (2 + x.abs().detach() - x).clamp(min=0).mean()),
+    "all of huber": (1, lambda x: F.smooth_l1_loss(x, x.detach() + 3)),
+    "a part of huber": (1, lambda x: F.huber_loss(x, x.detach() + torch.tensor([[0.5], [0.0], [0.1], [3.0]]))),
     "negative": (3, lambda x: -F.cross_entropy(x, torch.zeros(len(x)).long())),
     "examples meet": (3, lambda x: F.cross_entropy(x - x.mean(0), torch.zeros(len(x)).long())),
     "linear": (3, lambda x: x.sum()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import cases
 import deltasam
 from deltasam import reference
+from deltasam.schedules import Every, Last
 
 TOTAL = 12
 EVERY_SCHEDULE = ["@warmup=4", "@warmup=0.5", "@decay=0.25", "@every=3", "@last=0.25", "@warmup=4@every=2@decay=0"]
@@ -145,6 +148,27 @@ def test_the_count_is_saved() -> None:
     assert [method.factor(), again.factor()] == [1, 1]
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_follows_no_optimizer_until_told(duplicate: Any) -> None:
+    """A copied optimizer has no hooks: the copy would stay at its step for ever."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = deltasam.make_method("sam:rho=0.5@last=0.5", model)
+    method.follow(optimizer, total_steps=4)
+    optimizer.step()
+    model, optimizer, method = duplicate((model, optimizer, method))
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer"):
+        method.backward(lambda: model(torch.ones(4, 3)).square().mean())
+    kept = method.state_dict()
+    method.follow(optimizer, total_steps=4)
+    method.load_state_dict(kept)
+    seen = []
+    for _ in range(3):
+        seen.append("perturbed_loss" in method.backward(lambda: model(torch.ones(4, 3)).square().mean()).metrics)
+        optimizer.step()
+    assert seen == [False, True, True]
+
+
 def test_without_an_optimizer_to_follow_is_an_error() -> None:
     model = nn.Linear(3, 2)
     method = deltasam.make_method("sam@every=2", model)
@@ -163,6 +187,9 @@ def test_without_an_optimizer_to_follow_is_an_error() -> None:
         ("sam@every", "@every takes a number, not ''; write @every=number"),
         ("sam@every=0", "@every=0: must be a whole number of steps, 1 or more"),
         ("sam@every=1.5", "@every=1.5: must be a whole"),
+        ("sam@every=inf", "@every=inf: must be a whole"),
+        ("sam@warmup=inf", "@warmup=inf: must be a number of steps"),
+        ("sam@warmup=1234567.5", "@warmup=1234567.5: must be a number of steps"),
         ("sam@last=2", "@last=2: must be a fraction"),
         ("sam@warmup=1.5", "@warmup=1.5: must be a number of steps, or a fraction"),
         ("sam@decay=nan", "@decay=nan: must be the part"),
@@ -178,6 +205,22 @@ def test_spec_round_trip(schedule: str) -> None:
     method = deltasam.make_method(f"sam:rho=0.1{schedule}", nn.Linear(1, 1))
     assert method.spec == f"sam:rho=0.1,share=micro-batch{schedule}"
     assert deltasam.make_method(method.spec, method.model).spec == method.spec
+
+
+@pytest.mark.parametrize(
+    "schedule", ["@warmup=1234567", "@last=0.12345678", "@decay=0.1234567890123456", "@last=1e-07", "@every=1e+20"]
+)
+def test_no_digit_is_lost(schedule: str) -> None:
+    method = deltasam.make_method(f"sam{schedule}", nn.Linear(1, 1))
+    assert str(method.schedules[0]) == schedule
+    assert deltasam.make_method(method.spec, method.model).schedules[0].value == method.schedules[0].value
+    exact = "sam:rho=0.1234567890123456,share=micro-batch" + schedule
+    assert deltasam.make_method(exact, method.model).spec == exact
+
+
+def test_numbers_are_as_they_are_written() -> None:
+    written = {Every(100): "@every=100", Every(100.0): "@every=100", Last(0.05): "@last=0.05", Last(1): "@last=1"}
+    assert {str(schedule): text for schedule, text in written.items()} == {text: text for text in written.values()}
 
 
 def test_lists_of_specs_with_schedules() -> None:

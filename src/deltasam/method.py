@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from deltasam.guards import WeightStore
 from deltasam.passes import Closure, Passes
@@ -155,10 +156,25 @@ class Method(abc.ABC):
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
         """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
 
+        A copy of the method, or one that was pickled, follows none until it is told to.
+
         Args:
             optimizer: Whose steps count.
             total_steps: How many there will be, for schedules that depend on it.
         """
+
+    _following: RemovableHandle | None = None
+
+    def _after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:
+        """Run a hook after each step of an optimizer from now on, and after those of no other."""
+        if self._following is not None:
+            self._following.remove()  # an optimizer that is followed twice is counted once
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
+        self._following = inner.register_step_post_hook(hook)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy begins with: it follows no optimizer, since a copied optimizer has no hooks."""
+        return {key: value for key, value in self.__dict__.items() if key != "_following"}
 
     def state_dict(self) -> dict[str, Any]:
         """What training must save to go on bitwise as if it had never stopped; empty for most methods.
@@ -174,8 +190,21 @@ class Method(abc.ABC):
         Raises:
             ValueError: It was saved by another method.
         """
-        if state:
-            raise ValueError(f"{self.name} keeps no state, but was given {', '.join(state)}; who saved it?")
+        self._check_state(state, ())
+
+    def _check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
+        """Refuse a state that holds other things than this method saves.
+
+        Args:
+            state: To be loaded.
+            known: The keys of a state that the method may save, for each kind of state.
+
+        Raises:
+            ValueError: Its keys are none of these.
+        """
+        if set(state) not in [set(keys) for keys in known]:
+            saves, given = " or ".join(", ".join(keys) or "nothing" for keys in known), ", ".join(state) or "nothing"
+            raise ValueError(f"{self.spec} saves {saves}, but was given {given}; load what the same method saved")
 
     @property
     def spec(self) -> str:

@@ -135,7 +135,8 @@ def predictions_of(output: Any, seen: list[Any], loss: Tensor, method: str) -> P
 def _found_weights(loss: Tensor, logits: Tensor) -> Tensor | None:
     """The weights [B] of the predictions; None if the loss is no weighted sum of their cross entropies or squares.
 
-    A prediction on which the loss has no curvature, since it is masked or certain to the last bit, has weight 0.
+    A prediction on which the loss has no curvature, since it is masked or certain to the last bit, has weight 0. A
+    number is neither where the loss has a slope: that is an absolute error, or the straight part of Huber's.
     """
     head, slope = _slope(loss, logits)
     if head is None or slope is None:
@@ -150,7 +151,7 @@ def _found_weights(loss: Tensor, logits: Tensor) -> Tensor | None:
         return None
     bent = _wide(curvature.detach()).view_as(x) / scale
     weights = bent.squeeze(-1) / 2 if x.shape[-1] == 1 else _of_cross_entropy(bent, p, unit)
-    if bool(weights.isfinite().all()) and not _explains(weights, bent, p, unit, slope.dtype):
+    if bool(weights.isfinite().all()) and not _explains(weights, bent, p, unit, slope.detach()):
         return None
     if x.shape[-1] <= 2:  # so few numbers also fit other losses: their curvature changes otherwise
         third = _along(curvature, head, unit.view_as(slope))
@@ -168,15 +169,16 @@ def _of_cross_entropy(bent: Tensor, p: Tensor, unit: Tensor) -> Tensor:
     return torch.where(others > 0, weights, 0.0)
 
 
-def _explains(weights: Tensor, bent: Tensor, p: Tensor, unit: Tensor, dtype: torch.dtype) -> bool:
+def _explains(weights: Tensor, bent: Tensor, p: Tensor, unit: Tensor, slope: Tensor) -> bool:
     """Whether the curvature is that of cross entropies, or squares, with these weights, and none is negative."""
     if p.shape[-1] == 1:
-        return bool((weights >= 0).all())
+        flat = slope.reshape(bent.shape).squeeze(-1) == 0
+        return bool(((weights > 0) | (weights == 0) & flat).all())
     top = (p * unit).sum(-1, keepdim=True)
     expected = -weights[..., None] * p * top * (1 - unit)
     at_top = ((bent * unit).sum(-1) + expected.sum(-1)).abs()
     beside = (bent * (1 - unit) - expected).abs()
-    limit = _tolerance(dtype)
+    limit = _tolerance(slope.dtype)
     return bool(
         (at_top.amax() <= limit * weights.abs().amax())
         & (beside.amax() <= limit * expected.abs().amax())

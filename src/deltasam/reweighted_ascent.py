@@ -115,8 +115,13 @@ class ReweightedAscent(SharedAscent):
         return {} if self._uncovered is None else {"uncovered": sorted(self._uncovered)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on without trying again."""
-        if "uncovered" in state:
+        """Go on without trying again.
+
+        Raises:
+            ValueError: It was saved by a method that does not weight examples.
+        """
+        self._check_state(state, (), ("uncovered",))
+        if state:
             self._uncovered = frozenset(state["uncovered"])
 
     def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[dict[str, Tensor], list[Tensor | None]]:

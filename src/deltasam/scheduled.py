@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from deltasam.method import Method, Step
 from deltasam.methods.erm import ERM
@@ -35,7 +34,6 @@ class Scheduled(Method):
         self.name = method.name
         self._store, self._plain = method._store, ERM(method.model)
         self._steps, self._total = 0, 0
-        self._following: RemovableHandle | None = None
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Count the steps of an optimizer from now on, from 0.
@@ -48,11 +46,8 @@ class Scheduled(Method):
             raise ValueError(
                 f"{self.spec}: {needing[0]} is a part of all steps; give follow(optimizer, total_steps=...)"
             )
-        if self._following is not None:
-            self._following.remove()  # an optimizer that is followed twice is counted once
         self._steps, self._total = 0, total_steps or 0
-        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
-        self._following = inner.register_step_post_hook(self._count)
+        self._after_each_step(optimizer, self._count)
         self.method.follow(optimizer, total_steps=total_steps)
 
     def factor(self) -> float:
@@ -84,9 +79,14 @@ class Scheduled(Method):
         return {"steps": self._steps, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; after ``follow``, which counts from 0."""
-        self._steps = state["steps"]
+        """Go on from a saved state; after ``follow``, which counts from 0.
+
+        Raises:
+            ValueError: It was saved without a schedule, or by another method.
+        """
+        self._check_state(state, ("steps", "method"))
         self.method.load_state_dict(state["method"])
+        self._steps = state["steps"]
 
     @property
     def spec(self) -> str:

@@ -24,9 +24,9 @@ class Schedule(abc.ABC):
         Schedule.registry[name] = cls
 
     def __init__(self, value: float) -> None:
-        if not self._valid(value):
-            raise ValueError(f"@{self.name}={value:g}: must be {self.expected}")
-        self.value = value
+        self.value = float(value)
+        if not self._valid(self.value):
+            raise ValueError(f"{self}: must be {self.expected}")
 
     expected: ClassVar[str]
     """Which values there can be, in words."""
@@ -50,7 +50,7 @@ class Schedule(abc.ABC):
         """
 
     def __str__(self) -> str:
-        return f"@{self.name}={self.value:g}"
+        return f"@{self.name}={str(self.value).removesuffix('.0')}"  # every digit, so that the spec makes it again
 
 
 class Warmup(Schedule, name="warmup"):
@@ -59,7 +59,7 @@ class Warmup(Schedule, name="warmup"):
     expected = "a number of steps, or a fraction of all steps below 1"
 
     def _valid(self, value: float) -> bool:
-        return value > 0 and (value < 1 or value == int(value))
+        return value > 0 and (value < 1 or value.is_integer())
 
     @property
     def needs_total(self) -> bool:
@@ -90,7 +90,7 @@ class Every(Schedule, name="every"):
     expected = "a whole number of steps, 1 or more"
 
     def _valid(self, value: float) -> bool:
-        return value >= 1 and value == int(value)
+        return value >= 1 and value.is_integer()
 
     @property
     def needs_total(self) -> bool:

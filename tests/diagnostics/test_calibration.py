@@ -40,7 +40,7 @@ def test_equals_counts_by_hand(bins: int) -> None:
         assert bin_.confidence == pytest.approx(confidence)
         assert bin_.accuracy == pytest.approx(accuracy)
         error += len(inside) / len(rows) * abs(confidence - accuracy)
-    assert found.ece == pytest.approx(error, rel=1e-4)  # torchmetrics sums in single precision
+    assert found.ece == pytest.approx(error)
     brier = [sum((q - (k == label)) ** 2 for k, q in enumerate(p)) for p, label, *_ in rows]
     assert found.brier == pytest.approx(sum(brier) / len(rows))
     assert found.nll == pytest.approx(sum(-math.log(p[label]) for p, label, *_ in rows) / len(rows))
@@ -58,6 +58,16 @@ def test_certain_predictions_are_in_the_last_bin() -> None:
     assert [b.count for b in found.bins] == [0] * 14 + [3]
     assert found.bins[-1].accuracy == pytest.approx(2 / 3)
     assert found.ece == pytest.approx(1 / 3)
+
+
+def test_the_error_is_that_of_the_bins_where_some_are_certain() -> None:
+    """Sure to the last bit twice, wrong both times; nearly as sure three times, right each time: one bin."""
+    logits = torch.tensor([[1000.0, 0.0]] * 2 + [[3.5, 0.0]] * 3)
+    labels = torch.tensor([1, 1, 0, 0, 0])
+    found = calibration(logits, labels)
+    assert found.ece == pytest.approx(sum(b.count / 5 * abs(b.confidence - b.accuracy) for b in found.bins if b.count))
+    assert found.ece == pytest.approx((2 + 3 / (1 + math.exp(-3.5))) / 5 - 3 / 5)
+    assert class_metrics(logits, labels)["ece"] == found.ece
 
 
 def test_what_chance_makes_of_a_calibrated_model() -> None:
@@ -89,6 +99,8 @@ def test_random_state_is_left_alone_and_the_seed_decides() -> None:
         (torch.zeros(3, 2), torch.zeros(2).long(), r"labels of shape \[2\]"),
         (torch.zeros(0, 2), torch.zeros(0).long(), r"shape \[0, 2\]"),
         (torch.tensor([[0.0, math.nan]]), torch.zeros(1).long(), "not finite"),
+        (torch.zeros(2, 3), torch.tensor([0, -100]), r"label -100 is none of the classes 0 to 2; leave out rows"),
+        (torch.zeros(2, 3), torch.tensor([3, 0]), "label 3 is none of the classes 0 to 2"),
     ],
 )
 def test_what_cannot_be_measured(logits: torch.Tensor, labels: torch.Tensor, message: str) -> None:

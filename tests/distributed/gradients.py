@@ -199,8 +199,8 @@ def case(stack: str, spec: str) -> float | str:
     if hasattr(method, "sigma") and method.name != "friendly_sam":
         fix_noise(method, net)
     method.follow(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1), total_steps=4)
-    if "average" in method.state_dict():
-        for n, place in method.state_dict()["average"].items():
+    if "weight_average" in method.state_dict():
+        for n, place in method.state_dict()["weight_average"].items():
             value = average()[n.removeprefix("module.")]
             place.copy_(
                 distribute_tensor(value, place.device_mesh, place.placements) if isinstance(place, DTensor) else value

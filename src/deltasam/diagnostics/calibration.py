@@ -82,9 +82,9 @@ class Calibration:
 def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15, seed: int = 0) -> Calibration:
     """Compare a classifier's confidence with its accuracy, over equally wide bins of confidence.
 
-    The expected calibration error is that of Guo et al. 2017 (arXiv 1706.04599), as torchmetrics computes it. On few
-    examples it is above 0 for any model; how far is found by drawing labels as a calibrated model's would be
-    (consistency resampling, Bröcker and Smith 2007).
+    The expected calibration error is that of Guo et al. 2017 (arXiv 1706.04599). On few examples it is above 0 for any
+    model; how far is found by drawing labels as a calibrated model's would be (consistency resampling, Bröcker and
+    Smith 2007).
 
     Args:
         logits: [n, classes].
@@ -93,19 +93,19 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15, seed: int = 0
         seed: Of the draws.
 
     Raises:
-        ValueError: The shapes do not fit, there are no examples or fewer than two classes, or a logit is not finite.
+        ValueError: The shapes do not fit, there are no examples or fewer than two classes, a logit is not finite, or a
+            label is none of the classes.
     """
     _check(logits, labels, bins)
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu()
     probabilities = logits.softmax(1)
-    confidence, predicted = probabilities.max(1)
-    right = (predicted == labels).double()
+    confidence, right = _confidence(probabilities, labels)
     squares = (probabilities - one_hot(labels, logits.shape[1])).square().sum(1)
     return Calibration(
         examples=len(labels),
         accuracy=float(right.mean()),
         confidence=float(confidence.mean()),
-        ece=calibration_error(logits, labels, bins=bins),
+        ece=float(_errors(confidence, right, bins)),
         ece_by_chance=_by_chance(confidence, bins, seed),
         brier=float(squares.mean()),
         nll=float(cross_entropy(logits, labels)),
@@ -114,10 +114,9 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15, seed: int = 0
 
 
 def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
-    """Expected calibration error of logits [n, classes] for labels [n], by torchmetrics."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    return float(multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=bins))
+    """Expected calibration error of logits [n, classes] for labels [n], as in ``calibration``."""
+    # Not that of torchmetrics, which puts a confidence of 1 into a bin of its own.
+    return float(_errors(*_confidence(logits.double().softmax(1), labels), bins))
 
 
 def plot_reliability(results: Calibration | Mapping[str, Calibration], ax: Axes | None = None) -> Axes:
@@ -148,8 +147,20 @@ def _check(logits: Tensor, labels: Tensor, bins: int) -> None:
         )
     if not torch.isfinite(logits).all():
         raise ValueError("calibration: a logit is not finite; there is no confidence to compare")
+    outside = labels[(labels < 0) | (labels >= logits.shape[1])]
+    if len(outside):
+        raise ValueError(
+            f"calibration: label {outside[0].item()} is none of the classes 0 to {logits.shape[1] - 1}; leave out rows "
+            f"without a right class"
+        )
     if bins < 1:
         raise ValueError(f"calibration(bins={bins}): give 1 or more")
+
+
+def _confidence(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability of the predicted class [n], and 1 where that is the right one, else 0 [n]."""
+    confidence, predicted = probabilities.max(1)
+    return confidence, (predicted == labels).double()
 
 
 def _edges(bins: int) -> Tensor:
@@ -175,7 +186,11 @@ def _reliability(confidence: Tensor, right: Tensor, bins: int) -> tuple[Reliabil
 def _by_chance(confidence: Tensor, bins: int, seed: int) -> float:
     """The 95 % quantile of the calibration error over draws in which each example is right as often as it says."""
     generator = torch.Generator().manual_seed(seed)
-    places, n = _places(confidence, bins), len(confidence)
-    right = (torch.rand(_DRAWS, n, generator=generator, dtype=torch.float64) < confidence).double()
-    gaps = torch.zeros(_DRAWS, bins, dtype=torch.float64).index_add_(1, places, right - confidence)
-    return float((gaps.abs().sum(1) / n).quantile(0.95))
+    draws = torch.rand(_DRAWS, len(confidence), generator=generator, dtype=torch.float64)
+    return float(_errors(confidence, (draws < confidence).double(), bins).quantile(0.95))
+
+
+def _errors(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
+    """The calibration error of confidences [n] that were right or not [..., n]: one for each row [...]."""
+    gaps = right.new_zeros(*right.shape[:-1], bins).index_add_(-1, _places(confidence, bins), right - confidence)
+    return gaps.abs().sum(-1) / len(confidence)

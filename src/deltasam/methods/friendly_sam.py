@@ -70,7 +70,7 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
 
     def state_dict(self) -> dict[str, Any]:
         """The moving average of each parameter's gradient."""
-        return {"average": dict(self._average)}
+        return {"gradient_average": dict(self._average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with a saved average.
@@ -78,16 +78,15 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         Raises:
             ValueError: It is of another method or another model.
         """
-        if state.keys() != {"average"}:
-            raise ValueError(f"friendly_sam saves its average, but was given {', '.join(state) or 'nothing'}")
+        self._check_state(state, ("gradient_average",))
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        for name, value in state["average"].items():
+        for name, value in state["gradient_average"].items():
             if shapes.get(name) != value.shape:
                 raise ValueError(
                     f"friendly_sam was given an average of {name} {list(value.shape)}, which the model has not, or in "
                     f"another shape; load what was saved for the same model"
                 )
-        self._average = dict(state["average"])
+        self._average = dict(state["gradient_average"])
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
         if sharded_modules(self.model):

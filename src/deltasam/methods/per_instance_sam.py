@@ -99,7 +99,12 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return self._engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on without looking again."""
+        """Go on without looking again.
+
+        Raises:
+            ValueError: It was saved by another method.
+        """
+        self._check_state(state, (), ("skipped", "checked"))
         self._engine.load_state_dict(state)
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from deltasam import embeddings
 from deltasam.as_written import AsWritten
@@ -82,7 +81,6 @@ class SMART(AsWritten, name="smart"):
         self.dropout = one_of("SMART", "dropout", dropout, ("fresh", "same"))
         self._average: dict[str, Tensor] = {}
         self._keeps_average = self.mu > 0  # whatever a schedule makes of mu
-        self._following: RemovableHandle | None = None
 
     @property
     def compares_predictions(self) -> bool:
@@ -96,24 +94,22 @@ class SMART(AsWritten, name="smart"):
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Move the average after each step of an optimizer from now on; it begins at the weights as they are."""
-        if self._following is not None:
-            self._following.remove()
         if self._keeps_average:
             self._average = {name: p.detach().clone() for name, p in self._trained()}
-            inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
-            self._following = inner.register_step_post_hook(self._move_average)
+            self._after_each_step(optimizer, self._move_average)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, by name of the parameter."""
-        return {"average": self._average} if self._average else {}
+        return {"weight_average": self._average} if self._average else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average; after ``follow``, which begins a new one.
 
         Raises:
-            ValueError: It is of other parameters than those that are trained.
+            ValueError: It is of another method, or of other parameters than those that are trained.
         """
-        saved, trained = state.get("average", {}), dict(self._trained())
+        self._check_state(state, (), ("weight_average",))
+        saved, trained = state.get("weight_average", {}), dict(self._trained())
         if {n: a.shape for n, a in saved.items()} != ({n: p.shape for n, p in trained.items()} if saved else {}):
             raise ValueError("SMART: the saved average is of other parameters than those that are trained")
         self._average = {name: saved[name].to(p).clone() for name, p in trained.items() if saved}
@@ -164,7 +160,7 @@ class SMART(AsWritten, name="smart"):
 
     @torch.no_grad()
     def _at_average(self, passes: Passes) -> Tensor:
-        if not self._average:
+        if self._following is None or not self._average:
             raise RuntimeError(
                 f"{self.spec}: the average of the weights moves with the optimizer; call method.follow(optimizer) once "
                 f"before training, or give mu=0"

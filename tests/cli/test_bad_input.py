@@ -41,6 +41,8 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
         (["--methods", ","], "--methods: give at least one"),
         (["--seeds", "0,1,0"], "--seeds: 0 is there twice"),
         (["--seeds", "0,one"], "--seeds '0,one': write whole numbers"),
+        (["--seeds=-1"], "--seeds -1: must be a whole number from 0 to 4294967295"),
+        (["--seeds", "0,4294967296"], "--seeds 4294967296: must be a whole number from 0 to 4294967295"),
         (["--train-size", "100000"], "--train-size 100000 is impossible"),
         (["--train-size", "16,100000"], "--train-size 100000 is impossible"),
         (["--train-size", "16,many"], "--train-size '16,many': write whole numbers or all, separated by commas"),
@@ -79,6 +81,14 @@ def test_method_of_train(cli: Cli, common: list[str], tmp_path: Path, method: st
     error = refused(cli("train", *common, "--method", method, "--output", tmp_path / "out"))
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize("command", ["train", "fidelity", "diagnose out"])
+def test_seed(cli: Cli, reviews: Path, tmp_path: Path, command: str, seed: str) -> None:
+    made = refused(cli(*command.split(), "--data", reviews, f"--seed={seed}", "--output", tmp_path / "made"))
+    assert f"--seed {seed}: must be a whole number from 0 to 4294967295" in made
+    assert not (tmp_path / "made").exists()
 
 
 def test_folder_without_a_model(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def _methods(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    return options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
+    seeds = options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
+    return [options.usable_seed(seed, "--seeds") for seed in seeds]
 
 
 def _sizes(text: str | None) -> list[int | str | None]:

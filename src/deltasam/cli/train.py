@@ -78,6 +78,7 @@ def train(
 
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
+    options.usable_seed(seed)
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)
     choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)

@@ -196,6 +196,13 @@ def test_many_evaluations_are_thinned_to_the_last(make_run):
     assert rows[-1]["step"] == 1000
 
 
+@pytest.mark.parametrize(("steps", "windows"), [(40, None), (240, "averaged over windows of 4 steps")])
+def test_only_averages_are_called_so(make_results, tmp_path, steps, windows):
+    text = page(make_results(METHODS[:2], 2, steps=steps), tmp_path)
+    assert ("averaged over windows" in text) == bool(windows)
+    assert (windows or "") in text
+
+
 def test_a_run_that_diverged_does_not_stretch_the_axis(make_run):
     sound = make_run("erm", 0, 0.8, steps=[step(1, 9.0), step(2, 1.0), step(3, 2.0)])
     lost = make_run("sam", 0, 0.8, steps=[step(1, 9.0), step(2, 1e9), step(3, math.nan)])

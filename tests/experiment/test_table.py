@@ -47,6 +47,12 @@ def test_a_diverged_run_is_named(make_results):
     assert "diverged" in printed(make_results(METHODS, 3, diverged=[(METHODS[1], 0)]), 80)
 
 
+def test_what_cannot_be_judged_is_called_as_on_the_page(make_results):
+    text = printed(make_results(METHODS, 1), 120)
+    assert "not judged" in text
+    assert "unknown" not in text
+
+
 def test_brackets_in_a_spec_are_text(make_run):
     text = printed([make_run("erm", 0, 0.8), make_run("sam[red]:a=[/]", 0, 0.9)], 120)
     assert "sam[red]:a=[/]" in text

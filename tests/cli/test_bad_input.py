@@ -30,6 +30,7 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
     ("change", "message"),
     [
         (["--data", "missing.csv"], "missing.csv"),
+        (["--text", "verdict", "--label", "review"], "every label in column 'review' occurs once, so it is probably"),
         (["--text", "revue"], "revue"),
         (["--label", "nothing"], "nothing"),
         (["--methods", "sam:rho=-1"], "rho"),
@@ -59,7 +60,10 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--device", "toaster"], "--device toaster"),
         (["--model", "no/such-model-anywhere"], "--model no/such-model-anywhere: no such"),
-        (["--model", "./no/such/folder"], "--model ./no/such/folder"),
+        (["--model", "./no/such/folder"], "--model ./no/such/folder: there is no such folder; give"),
+        (["--model", "/nosuch"], "--model /nosuch: there is no such folder; give"),
+        (["--model", "~/nosuch"], "--model ~/nosuch: there is no such folder; give"),
+        (["--model", "/dev/null"], "--model /dev/null: a file, not a folder; give"),
         (["--max-length", "4000"], "the model reads at most 128 tokens"),
         (["reviews.csv"], "the data is given twice"),
     ],
@@ -108,6 +112,14 @@ def test_output_below_a_file(cli: Cli, common: list[str], tmp_path: Path, comman
     (tmp_path / "file").write_text("not a folder")
     error = refused(cli(command, *common, "--output", tmp_path / "file/out"))
     assert f"{tmp_path / 'file'} is a file, not a folder" in error
+
+
+@pytest.mark.parametrize(("made", "given"), [("train", "compare"), ("compare", "train")])
+def test_output_of_another_command(cli: Cli, common: list[str], tmp_path: Path, made: str, given: str) -> None:
+    saved = {"train": "method: erm\nseed: 0\n", "compare": "methods: [erm]\nseeds: [0]\n"}
+    (tmp_path / "config.yaml").write_text(saved[made])
+    error = refused(cli(given, *common, "--output", tmp_path))
+    assert error == f"error: the folder {tmp_path} is one of deltasam {made}; choose another --output"
 
 
 def test_output_on_a_device(cli: Cli, common: list[str]) -> None:

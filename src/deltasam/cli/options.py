@@ -132,7 +132,7 @@ def usable_seed(seed: int, option: str = "--seed") -> int:
     """A seed, checked.
 
     Raises:
-        UserError: NumPy, which is seeded as Python and PyTorch are, does not take it.
+        UserError: NumPy, with which rows are drawn, does not take it.
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"{option} {seed}: must be a whole number from 0 to {LARGEST_SEED}")

@@ -30,6 +30,7 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
     ("change", "message"),
     [
         (["--data", "missing.csv"], "missing.csv"),
+        (["--text", "verdict", "--label", "review"], "every label in column 'review' occurs once, so it is probably"),
         (["--text", "revue"], "revue"),
         (["--label", "nothing"], "nothing"),
         (["--methods", "sam:rho=-1"], "rho"),
@@ -41,6 +42,8 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
         (["--methods", ","], "--methods: give at least one"),
         (["--seeds", "0,1,0"], "--seeds: 0 is there twice"),
         (["--seeds", "0,one"], "--seeds '0,one': write whole numbers"),
+        (["--seeds=-1"], "--seeds -1: must be a whole number from 0 to 4294967295"),
+        (["--seeds", "0,4294967296"], "--seeds 4294967296: must be a whole number from 0 to 4294967295"),
         (["--train-size", "100000"], "--train-size 100000 is impossible"),
         (["--train-size", "16,100000"], "--train-size 100000 is impossible"),
         (["--train-size", "16,many"], "--train-size '16,many': write whole numbers or all, separated by commas"),
@@ -57,7 +60,10 @@ def refused(result) -> str:  # type: ignore[no-untyped-def]
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--device", "toaster"], "--device toaster"),
         (["--model", "no/such-model-anywhere"], "--model no/such-model-anywhere: no such"),
-        (["--model", "./no/such/folder"], "--model ./no/such/folder"),
+        (["--model", "./no/such/folder"], "--model ./no/such/folder: there is no such folder; give"),
+        (["--model", "/nosuch"], "--model /nosuch: there is no such folder; give"),
+        (["--model", "~/nosuch"], "--model ~/nosuch: there is no such folder; give"),
+        (["--model", "/dev/null"], "--model /dev/null: a file, not a folder; give"),
         (["--max-length", "4000"], "the model reads at most 128 tokens"),
         (["reviews.csv"], "the data is given twice"),
     ],
@@ -81,6 +87,14 @@ def test_method_of_train(cli: Cli, common: list[str], tmp_path: Path, method: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize("command", ["train", "fidelity", "diagnose out"])
+def test_seed(cli: Cli, reviews: Path, tmp_path: Path, command: str, seed: str) -> None:
+    made = refused(cli(*command.split(), "--data", reviews, f"--seed={seed}", "--output", tmp_path / "made"))
+    assert f"--seed {seed}: must be a whole number from 0 to 4294967295" in made
+    assert not (tmp_path / "made").exists()
+
+
 def test_folder_without_a_model(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
     error = refused(cli(*compare_two, "--model", tmp_path, "--output", tmp_path / "out"))
     assert "holds no config.json" in error
@@ -98,6 +112,14 @@ def test_output_below_a_file(cli: Cli, common: list[str], tmp_path: Path, comman
     (tmp_path / "file").write_text("not a folder")
     error = refused(cli(command, *common, "--output", tmp_path / "file/out"))
     assert f"{tmp_path / 'file'} is a file, not a folder" in error
+
+
+@pytest.mark.parametrize(("made", "given"), [("train", "compare"), ("compare", "train")])
+def test_output_of_another_command(cli: Cli, common: list[str], tmp_path: Path, made: str, given: str) -> None:
+    saved = {"train": "method: erm\nseed: 0\n", "compare": "methods: [erm]\nseeds: [0]\n"}
+    (tmp_path / "config.yaml").write_text(saved[made])
+    error = refused(cli(given, *common, "--output", tmp_path))
+    assert error == f"error: the folder {tmp_path} is one of deltasam {made}; choose another --output"
 
 
 def test_output_on_a_device(cli: Cli, common: list[str]) -> None:

@@ -189,7 +189,11 @@ def test_the_same_again(cli: Cli, checkpoints: list[Path], hostile: Path, tmp_pa
         found.append({name: d["results"] for name, d in record["diagnostics"].items()})
     assert found[0] == found[1]
     assert list(found[0]) == [n for n in diagnostic_names() if n not in left]
-    assert "not measured" in done.stdout
+    assert "path: does not apply: there is one checkpoint; give two" in done.stdout
+    page = (tmp_path / "one/diagnosis.html").read_text()
+    assert '<p class="reading">Does not apply: there is one checkpoint; give two for the line between them.</p>' in page
+    assert 'class="missing"' not in page  # which is red
+    assert "One checkpoint measured on 8 evaluation rows of reviews.csv: 4 of 4 diagnostics." in page
     again = cli(*command, "--seed", "1", "--output", tmp_path / "one")
     assert again.exit_code == 2
     assert "seed=0, now given 1; choose another --output" in again.stderr
@@ -243,7 +247,7 @@ def test_a_diagnostic_of_ones_own(
     record = json.loads((tmp_path / "out/diagnosis.json").read_text())["diagnostics"]
     assert record["refusing"]["not_measured"] == {str(checkpoints[0]): "the loss is not finite"}
     assert record["nothing"]["not_measured"] == {str(checkpoints[0]): "there is nothing"}
-    assert "0 of 2 diagnostics" in (tmp_path / "out/diagnosis.html").read_text()
+    assert "0 of 1 diagnostic." in (tmp_path / "out/diagnosis.html").read_text()
 
     failed = cli("diagnose", *given, "--only", "failing,calibration", "--output", tmp_path / "failed")
     assert failed.exit_code == 1

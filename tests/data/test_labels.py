@@ -36,6 +36,15 @@ def test_class_names_and_their_order(write, examples, labels, names):
     assert [row["label"] for _, row in sorted(examples(data).items())] == plain
 
 
+@pytest.mark.parametrize("labels", [["a", "b", "c"], list(range(30))])
+def test_labels_that_occur_once_are_no_classes(write, complaint, labels):
+    message = complaint(write("a.jsonl", rows(labels)))
+    assert "a.jsonl: every label in column 'label' occurs once, so it is probably the wrong column" in message
+    assert "--label" in message
+    assert "--task regression" in message
+    assert load_data(write("a.jsonl", rows([0.5, 1.5, 2.5] * 3)), task="regression").kind == "regression"
+
+
 @pytest.mark.parametrize("labels", [["0.0", "1.0"], ["0", "1.0"], ["0", "1"]])
 def test_whole_floats_in_csv_are_integers(write, labels):
     assert load_data(write("a.csv", csv_rows(labels * 5))).label_names == ("0", "1")

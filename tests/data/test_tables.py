@@ -215,3 +215,29 @@ def test_json_rows_must_be_objects(write, complaint, name, content):
 def test_two_columns_of_one_name(write, complaint, name):
     content = "text,label,text\nx,a,y\n".replace(",", "," if name == "a.csv" else "\t")
     assert "more than one column is called 'text'" in complaint(write(name, content))
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_semicolons_are_named(write, complaint, quote):
+    rows = [("text", "label"), ("good, really", "yes"), ("bad", "no")]
+    content = "\n".join(";".join(f"{quote}{value}{quote}" for value in row) for row in rows)
+    message = complaint(write("a.csv", content))
+    assert "a.csv: seems to be separated by ';', not by ','; write it with commas" in message
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_tabs_in_a_csv_are_named(write, complaint, name):
+    content = b"text\tlabel\ngood, really\tyes\nbad\tno\n"
+    message = complaint(write(name, gzip.compress(content) if name.endswith(".gz") else content))
+    assert f"{name}: seems to be separated by tabs, not by ','; name it .tsv instead of .csv" in message
+
+
+def test_a_semicolon_beside_commas_is_text(write):
+    assert list(read_table(write("a.csv", "text;s,label\ngood,yes\n")).columns) == ["text;s", "label"]
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_utf16_is_named(write, complaint, codec, suffix):
+    message = complaint(write(f"a.{suffix}", "\ufefftext,label\ngood,yes\n".encode(codec)))
+    assert f"a.{suffix}: is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 a.{suffix}" in message

@@ -76,6 +76,27 @@ def test_one_comparison_has_no_table_of_comparisons(three, tmp_path: Path):
     assert "Not on this page" not in text
 
 
+def test_where_the_baseline_alone_is_finished_the_others_are_still_to_come(three, tmp_path: Path):
+    begun = dataclasses.replace(three[0], results=[run for run in three[0].results if run.method == "erm"])
+    write_comparisons([begun], [], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Only erm has finished runs so far: there is nothing to compare it with yet." in text
+    assert "Only erm was run" not in text
+    write_comparisons([dataclasses.replace(begun, planned={"erm": (0, 1, 2)})], [], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Only erm was run: there is nothing to compare it with." in text
+    assert "corrected" not in text
+
+
+def test_one_difference_needs_no_correction(three, tmp_path: Path):
+    planned = dict.fromkeys(("erm", "sam"), (0, 1, 2))
+    pair = dataclasses.replace(
+        three[0], results=[run for run in three[0].results if run.method in planned], planned=planned
+    )
+    write_comparisons([pair], [], tmp_path / "page.html")
+    assert "1 differences" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def path(three, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "all.html"

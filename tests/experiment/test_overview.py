@@ -284,6 +284,14 @@ def test_noise_says_how_small_a_difference_could_have_been_seen(make_rows):
     assert f"had to exceed about {overview.smallest:.3f}" in details(overview)
 
 
+def test_where_no_difference_could_be_seen_it_is_said(make_rows):
+    overview = dataclasses.replace(survey(make_rows(3, 3)), smallest=1.0001)
+    assert "no difference could have been told from noise" in details(overview)
+    assert "had to exceed" not in details(overview)
+    correlation = dataclasses.replace(survey(make_rows(3, 3, metrics=("spearman",))), smallest=1.0001)
+    assert "had to exceed about 1.0 to" in details(correlation)  # from -1 to 1
+
+
 def test_pure_noise_rarely_crowns_a_winner(make_rows):
     """A hundred tables of ten by ten without any effect: at most five praise a method, wherever they do it."""
     crowned = claims = 0

@@ -9,10 +9,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import vl_convert
 
 from deltasam.errors import UserError
 from deltasam.experiment import rounding
 from deltasam.experiment.report import series, write_report
+from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.results import EvaluationRecord, ExampleRecord, StepRecord
 from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import compare, conclusion
@@ -194,12 +196,32 @@ def test_many_evaluations_are_thinned_to_the_last(make_run):
     assert rows[-1]["step"] == 1000
 
 
+@pytest.mark.parametrize(("steps", "windows"), [(40, None), (240, "averaged over windows of 4 steps")])
+def test_only_averages_are_called_so(make_results, tmp_path, steps, windows):
+    text = page(make_results(METHODS[:2], 2, steps=steps), tmp_path)
+    assert ("averaged over windows" in text) == bool(windows)
+    assert (windows or "") in text
+
+
 def test_a_run_that_diverged_does_not_stretch_the_axis(make_run):
     sound = make_run("erm", 0, 0.8, steps=[step(1, 9.0), step(2, 1.0), step(3, 2.0)])
     lost = make_run("sam", 0, 0.8, steps=[step(1, 9.0), step(2, 1e9), step(3, math.nan)])
     rows = series.step_rows([sound, lost])
     assert series.span([sound, lost], rows, "loss") == [1.0, 2.0]
     assert series.span([lost], rows[2:], "loss") is None
+
+
+@pytest.mark.parametrize("value", [0.575, 0.0, 1.0])
+def test_a_constant_curve_has_room_and_an_axis_that_shows_its_value(make_run, value):
+    runs = [make_run("erm", 0, value), make_run("sam", 0, value)]
+    rows = [{"method": run.method, "seed": 0, "metric": value} for run in runs]
+    low, high = series.span(runs, rows, "metric")
+    assert low < value < high
+    assert high - low < 0.11
+    curve = Charts(["erm", "sam"], "erm").curves("rows", "metric", "accuracy", [low, high], dots=True)
+    svg = vl_convert.vegalite_to_svg({**curve, "width": 300, "datasets": {"rows": [r | {"step": 1} for r in rows]}})
+    ticks = [float(t.replace("\u2212", "-")) for t in re.findall(r">(\u2212?[0-9.]+)</text>", svg)]
+    assert sum(abs(tick - value) <= 0.05 for tick in ticks) > 2
 
 
 def test_shares_of_weights_add_up_and_keep_the_widest(make_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 import deltasam
 from deltasam.cli import options
+from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
 from deltasam.experiment import processes
@@ -109,7 +111,8 @@ def _methods(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    return options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
+    seeds = options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
+    return [options.usable_seed(seed, "--seeds") for seed in seeds]
 
 
 def _sizes(text: str | None) -> list[int | str | None]:
@@ -156,9 +159,13 @@ def _compare(
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
+    if processes.is_main():
+        print(data_line(data, [setting.train_size for setting in settings]), file=sys.stderr)
     results = _run(grid, output, launcher, trackers)
     if processes.is_main():
         _show(output, results, recorded)
+        if line := no_better_line(data, [run.metrics.get("accuracy") for run in results]):
+            print(line, file=sys.stderr)
 
 
 def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:

@@ -97,6 +97,7 @@ def diagnose(
         raise UserError("diagnose works in one process; start it without torchrun or accelerate launch")
     if not 0 < rho < float("inf"):
         raise UserError(f"--rho {rho}: must be a finite number above 0")
+    options.usable_seed(seed)
     training = options.train_config(ctx.params)
     names = _chosen(only, skip)
     specs = None if methods is None else _methods(methods)

@@ -41,4 +41,5 @@ def readings(diagnosis: Diagnosis) -> Iterator[Text]:
         for name, notes in finding.notes.items():
             yield title + Text(f"note ({name}): {' '.join(notes)}", style="not bold")
         for name, reason in finding.missing.items():
-            yield title + Text(f"not measured ({name}): {reason}", style="not bold")
+            what = f"not measured ({name})" if finding.applies else "does not apply"
+            yield title + Text(f"{what}: {reason}", style="not bold")

@@ -79,6 +79,7 @@ def fidelity(
         raise UserError("fidelity works in one process; start it without torchrun or accelerate launch")
     if not 0 < rho < math.inf:
         raise UserError(f"--rho {rho}: must be a finite number above 0")
+    options.usable_seed(seed)
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
     choices = options.resolved(params, settings, methods=_methods(methods, rho))

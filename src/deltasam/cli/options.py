@@ -18,6 +18,8 @@ from deltasam.spec import full_spec as spec_of
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
 
+LARGEST_SEED = 2**32 - 1
+
 SOURCE_HELP = (
     "demo, a .csv, .tsv, .jsonl, .json or .parquet file, a folder in GLUE layout, or a data set on the hub; "
     "glue/rte and the like for GLUE."
@@ -124,6 +126,17 @@ def full_spec(spec: str) -> str:
         return spec_of(spec)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def usable_seed(seed: int, option: str = "--seed") -> int:
+    """A seed, checked.
+
+    Raises:
+        UserError: NumPy, with which rows are drawn, does not take it.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{option} {seed}: must be a whole number from 0 to {LARGEST_SEED}")
+    return seed
 
 
 def source_of(argument: str | None, option: str | None) -> str:

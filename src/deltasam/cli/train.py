@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltasam.cli import options
+from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
 from deltasam.experiment import processes
@@ -78,6 +80,7 @@ def train(
 
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
+    options.usable_seed(seed)
     spec = options.full_spec(method)
     settings = options.train_config(ctx.params)
     choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)
@@ -127,6 +130,9 @@ def _fit(
     if processes.on_main(checkpoint.exists):
         resume_run(checkpoint, run)
 
+    if processes.is_main():
+        print(data_line(data, [len(data.train)]), file=sys.stderr)
+
     def on_step(run: Run) -> None:
         progress.advance_step(run)
         tracking.send()
@@ -137,7 +143,9 @@ def _fit(
         result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
     setting = Setting(len(data.train), choices["label_noise"] or 0.0)
     if processes.is_main():
-        _finish(output, run, dataclasses.replace(result, setting=setting))
+        best = _finish(output, run, dataclasses.replace(result, setting=setting))
+        if line := no_better_line(data, [best.get("accuracy")]):
+            print(line, file=sys.stderr)
         checkpoint.unlink(missing_ok=True)
 
 
@@ -148,7 +156,8 @@ def _keep_best(output: Path, run: Run) -> None:
         save_model(output, run)
 
 
-def _finish(output: Path, run: Run, result: RunResult) -> None:
+def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:
+    """Write the record; gives the metrics of the model that was kept."""
     from deltasam.diagnostics.examples.csv_file import write_csv
     from deltasam.experiment.kept_examples import EXAMPLES, HISTORY
     from deltasam.whole_file import write_atomically
@@ -171,3 +180,4 @@ def _finish(output: Path, run: Run, result: RunResult) -> None:
     value = run.best.metrics[result.metric]
     best = f", the best of {len(run.evaluations)} evaluations" if len(run.evaluations) > 1 else ""
     print(f"{result.metric} {value:.4f} at step {run.best.step} of {len(run.steps)}{best}; model in {output}")
+    return run.best.metrics

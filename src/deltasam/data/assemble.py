@@ -72,6 +72,8 @@ def assemble(
     if isinstance(evaluation, Table):
         held_out = _held_out(evaluation, columns, goal, rows["label"])
     else:
+        if goal.kind == "classification":
+            _check_repeated(train.name, rows["label"], columns.label)
         groups = rows["label"] if goal.kind == "classification" else ["any"] * len(rows["label"])
         kept, taken = split_rows(train.name, groups, evaluation)
         rows, held_out = _pick(rows, kept), _pick(rows, taken)
@@ -143,6 +145,14 @@ def _check_varied(where: str, labels: list[Any], column: str) -> None:
         raise UserError(
             f"{where}: every label is {labels[0]!r}, there is nothing to learn; "
             f"give rows with other labels, or another column than {column!r} with --label"
+        )
+
+
+def _check_repeated(where: str, labels: list[str], column: str) -> None:
+    if len(labels) > 2 and len(set(labels)) == len(labels):
+        raise UserError(
+            f"{where}: every label in column {column!r} occurs once, so it is probably the wrong column; "
+            "name another with --label, or give --task regression if these are scores"
         )
 
 

@@ -6,6 +6,7 @@ stamp), so the parsers of the standard library and of Parquet are used, and ever
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -94,6 +95,9 @@ def decode(name: str, content: bytes) -> str:
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            file = Path(name).name
+            raise UserError(f"{name}: is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {file}") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{name}, line {line}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; convert the "
@@ -112,8 +116,14 @@ def parse_delimited(
         delimiter: What stands between two fields.
         quoted: Whether a quotation mark at the start of a field opens a quoted one. GLUE files do not quote.
         header: The column names, when the file has no header line.
+
+    Raises:
+        UserError: It cannot be parsed, or seems to have another delimiter.
     """
-    lines = io.StringIO(decode(name, content), newline="")
+    text = decode(name, content)
+    if header is None:
+        _check_delimiter(name, text.partition("\n")[0], delimiter)
+    lines = io.StringIO(text, newline="")
     reader = csv.reader(
         lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     )
@@ -139,6 +149,23 @@ def parse_delimited(
             )
     columns = {column: list(values) for column, values in zip(header, zip(*records, strict=True), strict=False)}
     return _filled(Table(name, columns, places))
+
+
+def _check_delimiter(name: str, header: str, delimiter: str) -> None:
+    """Stop at a header that is one column, but would be several with another delimiter.
+
+    Later the file would be broken at the first text that holds the delimiter, far from the cause.
+    """
+    if delimiter in header:
+        return
+    if "\t" in header:
+        raise UserError(f"{name}: seems to be separated by tabs, not by {delimiter!r}; name it .tsv instead of .csv")
+    if ";" in header:
+        rewrite = "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter=';'))"
+        raise UserError(
+            f"{name}: seems to be separated by ';', not by {delimiter!r}; write it with commas, for example: "
+            f'python -c "{rewrite}" < {Path(name).name} > commas.csv'
+        )
 
 
 def _parse_parquet(name: str, content: bytes) -> Table:

@@ -38,6 +38,7 @@ class Finding:
         failed: What went wrong in others, likewise, with the traceback.
         notes: Warnings of the measures, likewise: numbers that are no more than rounding, say.
         seconds: How long each took, likewise.
+        applies: Whether there was anything to measure; if not, ``missing`` says why. That is no fault of a checkpoint.
     """
 
     diagnostic: Diagnostic[Any]
@@ -46,6 +47,7 @@ class Finding:
     failed: dict[str, str] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    applies: bool = True
 
     @property
     def numbers(self) -> dict[str, dict[str, Number]]:
@@ -155,6 +157,7 @@ def _groups(
 def _measure(finding: Finding, subjects: Sequence[Subject], watch: Callable[[str], None]) -> None:
     diagnostic = finding.diagnostic
     groups, finding.missing = _groups(diagnostic, subjects)
+    finding.applies = bool(groups)
     if not groups:
         watch(diagnostic.name)
     for name, group in groups.items():

@@ -87,7 +87,7 @@ class Diagnostic(abc.ABC, Generic[R]):
         """What is measured together, by name: each checkpoint by itself, unless this says otherwise.
 
         Raises:
-            NotMeasuredError: There is nothing to measure.
+            NotMeasuredError: It does not apply: it takes more checkpoints than there are, say.
         """
         return {subject.name: (subject,) for subject in subjects}
 

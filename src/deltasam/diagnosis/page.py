@@ -61,6 +61,7 @@ class Section:
         rows: Main numbers by what they are called and then by column; None where a column has no such number.
         readings: By column.
         missing: What was not measured, with the reasons.
+        applies: Whether there was anything to measure.
         failed: What went wrong, with the tracebacks.
         notes: What the measures warned of, by column.
         pictures: Its plots.
@@ -72,6 +73,7 @@ class Section:
     rows: dict[str, dict[str, Cell | None]]
     readings: dict[str, str]
     missing: dict[str, str]
+    applies: bool
     failed: dict[str, str]
     notes: dict[str, list[str]]
     pictures: list[Picture]
@@ -103,10 +105,10 @@ def measured(diagnosis: Diagnosis) -> str:
     subject = diagnosis.subjects[0]
     count = len(diagnosis.subjects)
     who = "One checkpoint" if count == 1 else f"{count} checkpoints"
-    done = sum(bool(finding.results) for finding in diagnosis.findings)
+    done = [bool(finding.results) for finding in diagnosis.findings if finding.applies]
     return (
-        f"{who} measured on {subject.examples} {subject.settings.split} rows of {subject.data.name}: {done} of "
-        f"{len(diagnosis.findings)} diagnostics."
+        f"{who} measured on {subject.examples} {subject.settings.split} rows of {subject.data.name}: {sum(done)} of "
+        f"{len(done)} diagnostic{'' if len(done) == 1 else 's'}."
     )
 
 
@@ -126,7 +128,7 @@ def _section(finding: Finding) -> Section:
         for called, cells in finding.numbers.items()
     }
     diagnostic, pictures = finding.diagnostic, [_picture(plot) for plot in finding.plots]
-    said = (finding.readings, finding.missing, finding.failed, finding.notes)
+    said = (finding.readings, finding.missing, finding.applies, finding.failed, finding.notes)
     return Section(diagnostic.name, diagnostic.title, columns, rows, *said, pictures)
 
 

@@ -12,15 +12,14 @@ from deltasam.diagnostics.sharpness import Sharpness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INTERVAL = 1.96
-"""Standard errors on each side: 95 % of a normal distribution."""
+_RISE = "rise of the mean loss (bars: ± one standard error)"
 
 
 def plot_sharpness(
     results: Sharpness | AverageSharpness | Mapping[str, Sharpness] | Mapping[str, AverageSharpness],
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a bar for each model's rise of the loss, with a 95 % interval where there is a standard error.
+    """Draw a bar for each model's rise of the loss, and on it one standard error on each side where there is one.
 
     Args:
         results: One, or those of several models by name, measured alike.
@@ -35,15 +34,15 @@ def plot_sharpness(
     for place, result in enumerate(named.values()):
         ax.bar(place, result.rise, width=0.6, color=f"C{place}")
         if result.standard_error is not None:
-            ax.errorbar(place, result.rise, yerr=INTERVAL * result.standard_error, color="black", capsize=4)
+            ax.errorbar(place, result.rise, yerr=result.standard_error, color="black", capsize=4)
     ax.axhline(0, color="gray", linewidth=1)
     ax.set_xticks(range(len(named)), list(named))
-    ax.set(ylabel="rise of the mean loss", title=kind)
+    ax.set(ylabel=_RISE, title=kind)
     return ax
 
 
 def plot_m_sharpness(results: Sequence[Sharpness] | Mapping[str, Sequence[Sharpness]], ax: Axes | None = None) -> Axes:
-    """Draw sharpness over m, the examples that share a perturbation, with 95 % intervals.
+    """Draw sharpness over m, the examples that share a perturbation, with bars of one standard error on each side.
 
     Args:
         results: For several m, of one model or of several by name; ``m=None`` stands at all examples.
@@ -57,13 +56,11 @@ def plot_m_sharpness(results: Sequence[Sharpness] | Mapping[str, Sequence[Sharpn
     kind = _common([_radius(result) for curve in curves.values() for result in curve])
     for name, curve in curves.items():
         ordered = sorted(curve, key=_shared)
-        bars = [INTERVAL * (result.standard_error or 0.0) for result in ordered]
+        bars = [result.standard_error or 0.0 for result in ordered]
         x, y = [_shared(result) for result in ordered], [result.rise for result in ordered]
         ax.errorbar(x, y, yerr=bars, marker="o", capsize=3, label=name)
     ax.set_xscale("log", base=2)
-    ax.set(
-        xlabel="m (examples that share a perturbation)", ylabel="rise of the mean loss", title=f"m-sharpness, {kind}"
-    )
+    ax.set(xlabel="m (examples that share a perturbation)", ylabel=_RISE, title=f"m-sharpness, {kind}")
     ax.legend()
     return ax
 

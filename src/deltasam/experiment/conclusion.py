@@ -7,12 +7,18 @@ from deltasam.experiment.comparison import Comparison, MethodSummary
 from deltasam.experiment.paired import LEVEL, Difference
 
 
-def conclusion(comparison: Comparison) -> str:
+def conclusion(comparison: Comparison, *, unfinished: bool = False) -> str:
     """What the comparison can and cannot show, in a few plain sentences.
 
     A method counts as better or worse only where the paired t-test after Holm's correction says so;
     everything else is called what it is: within noise, not known, or diverged.
+
+    Args:
+        comparison: Of the finished runs.
+        unfinished: Whether there are runs to come.
     """
+    if not comparison.others and unfinished:
+        return f"Only {comparison.baseline} has finished runs so far: there is nothing to compare it with yet."
     if not comparison.others:
         return f"Only {comparison.baseline} was run: there is nothing to compare it with."
     groups: dict[str, list[MethodSummary]] = {}

@@ -14,6 +14,14 @@ from deltasam.whole_file import write_atomically
 
 CONFIG = "config.yaml"
 
+_COMMANDS = {
+    "train": {"method", "seed"},
+    "compare": {"methods", "seeds"},
+    "fidelity": {"warmup_steps"},
+    "diagnose": {"checkpoints"},
+}
+"""Options by which the folder of a command is known."""
+
 
 def check_folder(folder: Path, options: dict[str, Any]) -> bool:
     """Check, before any work, that an experiment can be kept in a folder. Nothing is written.
@@ -35,6 +43,8 @@ def check_folder(folder: Path, options: dict[str, Any]) -> bool:
     if not (folder / CONFIG).is_file():
         raise UserError(f"the folder {folder} already holds other files; {remedy}")
     saved = read_options(folder)
+    if (made := _command(saved)) != _command(options) and made:
+        raise UserError(f"the folder {folder} is one of deltasam {made}; {remedy}")
     refuse_difference({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
     return True
 
@@ -47,6 +57,11 @@ def claim_folder(folder: Path, options: dict[str, Any]) -> None:
     """
     if not check_folder(folder, options):
         write_atomically(folder / CONFIG, yaml.safe_dump(options, allow_unicode=True))
+
+
+def _command(options: dict[str, Any]) -> str | None:
+    """Which command has these options; None: another one."""
+    return next((command for command, own in _COMMANDS.items() if own <= options.keys()), None)
 
 
 def _check_writable(folder: Path) -> None:

@@ -33,6 +33,8 @@ def locate_model(name: str, given_as: str = "--model") -> Path:
         if not (folder / "config.json").is_file():
             raise UserError(f"{given_as} {name}: the folder holds no config.json; give one saved by save_pretrained")
         return folder
+    if folder.exists():
+        raise UserError(f"{given_as} {name}: a file, not a folder; {_advice(given_as)}")
     return _download(name, given_as)
 
 
@@ -167,7 +169,7 @@ def _download(name: str, given_as: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    advice = f"give {given_as} a local folder, a name on the Hugging Face hub, or {BUNDLED_MODEL}"
+    advice = _advice(given_as)
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -175,9 +177,15 @@ def _download(name: str, given_as: str) -> Path:
         raise UserError(f"{given_as} {name}: no such folder, and the hub cannot be reached; {advice}") from error
     except RepositoryNotFoundError as error:
         raise UserError(f"{given_as} {name}: no such folder, and no such model on the hub; {advice}") from error
-    except (HFValidationError, OSError) as error:
+    except HFValidationError as error:  # no name that the hub could have, as every absolute path is
+        raise UserError(f"{given_as} {name}: there is no such folder; {advice}") from error
+    except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{given_as} {name}: {reason}; {advice}") from error
+
+
+def _advice(given_as: str) -> str:
+    return f"give {given_as} a local folder, a name on the Hugging Face hub, or {BUNDLED_MODEL}"
 
 
 @contextmanager

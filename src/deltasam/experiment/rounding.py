@@ -18,9 +18,24 @@ def decimals(size: float, significant: int) -> int:
     return min(_MOST_DECIMALS, max(0, significant - 1 - math.floor(math.log10(abs(size)))))
 
 
+def _places(mean: float, margin: float, significant: int) -> int:
+    """Decimal places for a mean and the half-width of its interval.
+
+    Two digits of the half-width; but where few seeds make it wide, the mean keeps so many digits of its own, as far
+    as three decimals: means that lost them would not fit their difference.
+    """
+    return max(decimals(margin, 2), min(3, decimals(mean, significant)))
+
+
 def plain(value: float | None, significant: int = 3) -> str:
     """So many significant digits: ``0.912``, ``0.0231``, ``15.3``."""
-    return MISSING if value is None else f"{value:.{decimals(value, significant)}f}"
+    return MISSING if value is None else _fixed(value, decimals(value, significant))
+
+
+def _fixed(value: float, places: int, sign: str = "") -> str:
+    """With so many decimal places, and never ``-0.00``."""
+    rounded = round(value, places) + 0.0  # adding it makes the negative zero a positive one
+    return f"{rounded:{sign}.{places}f}"
 
 
 def brief(value: float | None) -> str:
@@ -32,17 +47,17 @@ def mean_margin(estimate: Estimate | None) -> str:
     """Mean and half-width of the interval: ``0.912 ± 0.014``; the mean alone where there is no interval."""
     if estimate is None or estimate.margin is None:
         return plain(estimate.mean if estimate else None)
-    places = decimals(estimate.margin, 2)
-    return f"{estimate.mean:.{places}f} ± {estimate.margin:.{places}f}"
+    places = _places(estimate.mean, estimate.margin, significant=3)
+    return f"{_fixed(estimate.mean, places)} ± {_fixed(estimate.margin, places)}"
 
 
 def signed_interval(estimate: Estimate) -> tuple[str, str]:
     """A difference and its interval: ``+0.012`` and ``[-0.003, 0.027]``, the latter empty if unknown."""
     if estimate.margin is None:
-        places = decimals(estimate.mean, 2)
-        return f"{estimate.mean:+.{places}f}", ""
-    places = decimals(estimate.margin, 2)
-    return f"{estimate.mean:+.{places}f}", f"[{estimate.low:.{places}f}, {estimate.high:.{places}f}]"
+        return _fixed(estimate.mean, decimals(estimate.mean, 2), "+"), ""
+    places = _places(estimate.mean, estimate.margin, significant=2)
+    low, high = (_fixed(estimate.mean + side * estimate.margin, places) for side in (-1, 1))
+    return _fixed(estimate.mean, places, "+"), f"[{low}, {high}]"
 
 
 def p_value(p: float) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from deltasam.experiment import rounding
 from deltasam.experiment.comparison import Comparison, MethodSummary
+from deltasam.experiment.overview.cell_text import WORDS
 
 _STYLES = {"better": "bold green", "worse": "bold red", "diverged": "red"}
 
@@ -44,7 +45,8 @@ def _row(comparison: Comparison, m: MethodSummary) -> list[Text]:
 
 def _difference(m: MethodSummary) -> Text:
     """The difference with its verdict, and below it the interval."""
-    word = Text(m.verdict, _STYLES.get(m.verdict, ""))
+    # The page's word, but for "within noise": the column is to stay narrow.
+    word = Text(WORDS["unknown"] if m.verdict == "unknown" else m.verdict, _STYLES.get(m.verdict, ""))
     if m.difference is None:
         return word
     mean, interval = rounding.signed_interval(m.difference.estimate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from deltasam.experiment import rounding
@@ -121,10 +122,18 @@ def _tests(overview: Overview) -> list[str]:
     if overview.smallest is None:
         return []
     times = f", corrected for all {overview.comparisons} comparisons (Holm)" if overview.comparisons > 1 else ""
-    return [
-        f"Tested by paired t-tests{times}: on one {overview.unit} a difference had to exceed about "
-        f"{rounding.plain(overview.smallest, 2)} to be told from noise."
-    ]
+    if overview.smallest > max(_range(row.metrics[0]) for row in overview.rows):
+        seen = "no difference could have been told from noise"
+    else:
+        seen = f"a difference had to exceed about {rounding.plain(overview.smallest, 2)} to be told from noise"
+    return [f"Tested by paired t-tests{times}: on one {overview.unit} {seen}."]
+
+
+def _range(metric: str) -> float:
+    """How far apart two values of a metric can be; infinite where that is not known."""
+    if metric in ("accuracy", "f1") or metric.startswith("rouge"):
+        return 1.0
+    return 2.0 if metric in ("matthews", "pearson", "spearman") else math.inf
 
 
 def _unjudged(overview: Overview) -> list[str]:

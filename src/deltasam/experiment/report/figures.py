@@ -83,17 +83,18 @@ def _curves(
 ) -> list[Figure]:
     """Whatever changes over the steps. Bold lines are means over seeds, faint ones the seeds."""
     seeds = "bold is the mean over seeds, faint each seed; a line that ends early diverged"
-    over = f"averaged over windows of {series.window(results)} steps"
+    width = series.window(results)
+    over = f"; averaged over windows of {width} steps" if width > 1 else ""
     loss = f"{comparison.loss_name} per example"
     wanted = [
         ("evaluations", "metric", f"Evaluation {comparison.metric}", comparison.metric,
          f"Higher is better ({seeds})."),
         ("evaluations", "loss", "Evaluation loss", loss,
          f"Lower is better; rising while the training loss falls is overfitting ({seeds})."),
-        ("steps", "loss", "Training loss", loss, f"How fast each method fits the training data, {over} ({seeds})."),
+        ("steps", "loss", "Training loss", loss, f"How fast each method fits the training data{over} ({seeds})."),
         ("steps", "gap", "Perturbed minus plain loss", "loss difference",
          f"The loss where a method perturbs to, minus the loss: of one method, lower means a flatter place. Methods "
-         f"with other radii, or that perturb embeddings or dropout masks, do not compare; {over} ({seeds})."),
+         f"with other radii, or that perturb embeddings or dropout masks, do not compare{over} ({seeds})."),
     ]  # fmt: skip
     found = []
     for source, field, title, axis, reading in wanted:

@@ -44,7 +44,7 @@ class Part:
     @property
     def answer(self) -> str:
         """What the comparison shows, in words."""
-        return conclusion(self.comparison)
+        return conclusion(self.comparison, unfinished=bool(self.missing))
 
     @property
     def cards(self) -> list[Card]:

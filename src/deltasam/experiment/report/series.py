@@ -119,12 +119,17 @@ def weight_rows(results: Sequence[RunResult]) -> list[Row]:
 def span(results: Sequence[RunResult], rows: Sequence[Row], field: str) -> list[float] | None:
     """Smallest and largest value over the runs that did not diverge; None if all did.
 
-    A run on its way to infinity would flatten all others.
+    A run on its way to infinity would flatten all others. Values that are all the same have room on both sides: of
+    a single point an axis shows no more than its first digit.
     """
     lost = {(run.method, run.seed) for run in results if not _all_finite(run)}
     sound = [row for row in rows if "seed" in row and (row["method"], row["seed"]) not in lost]
     values = [row[field] for row in sound if row[field] is not None]
-    return [min(values), max(values)] if values else None
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    room = 0 if low < high else 0.05 * abs(low) or 0.05
+    return [low - room, high + room]
 
 
 def _all_finite(run: RunResult) -> bool:

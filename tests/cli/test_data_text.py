@@ -1,0 +1,64 @@
+"""What is trained on is said before, and what it is worth after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from command_line import Cli
+from deltasam.cli.data_text import data_line, no_better_line
+from deltasam.data import TextData, load_data
+from deltasam.experiment.tasks import text
+
+
+@pytest.fixture
+def data(reviews: Path) -> TextData:
+    return load_data(reviews, text="review", label="verdict")
+
+
+def test_rows_and_classes(data: TextData) -> None:
+    counts, rows = Counter(data.train["label"]), len(data.train)
+    no, yes = (f"{100 * counts[i] / rows:.0f} %" for i in (0, 1))
+    assert data_line(data, [16, 8, 16]) == (
+        f"{data.name}: 16, 8 training rows of {rows}, {len(data.evaluation)} evaluation rows; "
+        f"classes: 'no' {no}, 'yes' {yes}"
+    )
+
+
+def test_many_classes_are_counted_and_scores_have_a_range(data: TextData) -> None:
+    many = dataclasses.replace(data, label_names=tuple("abcdefgh"))
+    assert data_line(many, [16]).endswith("; 8 classes")
+    assert data_line(dataclasses.replace(data, kind="regression"), [16]).endswith("; scores from 0 to 1")
+
+
+def test_names_stay_on_the_line(data: TextData) -> None:
+    hostile = dataclasses.replace(data, label_names=("a\n\x1b[31mb", "y" * 1000))
+    line = data_line(hostile, [16])
+    assert line.isprintable()
+    assert len(line) < 200
+
+
+def test_what_one_class_for_every_row_reaches(data: TextData) -> None:
+    share = max(Counter(data.evaluation["label"]).values()) / len(data.evaluation)
+    assert no_better_line(data, [share + 0.01]) is None
+    assert "It does no better than predicting" in str(no_better_line(data, [share + 1e-8]))
+    assert "2 of 4 runs do no better than predicting" in str(no_better_line(data, [share, 1.0, None, share - 0.1]))
+    assert no_better_line(dataclasses.replace(data, kind="regression"), [0.0]) is None
+
+
+def test_train_and_compare_say_both(
+    cli: Cli, common: list[str], compare_two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = text.evaluate_all
+    monkeypatch.setattr(text, "evaluate_all", lambda *args: {**true(*args), "accuracy": 0.5})
+    done = cli("train", *common, "--epochs", "1", "--output", tmp_path / "one")
+    assert done.exit_code == 0, done.stderr
+    assert "evaluation rows; classes: 'no'" in done.stderr
+    assert "It does no better than predicting" in done.stderr
+    done = cli(*compare_two, "--epochs", "1", "--output", tmp_path / "two")
+    assert "16 training rows of" in done.stderr
+    assert "4 of 4 runs do no better than predicting" in done.stderr
+    assert "evaluation rows" not in done.stdout

@@ -57,10 +57,11 @@ class ASAM(SharedAscent, name="asam"):
     def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         units = self._units(passes.params)
         scaled = [None if g is None else g * t for g, t in zip(ascent, units, strict=True)]
-        direction = [None if g is None else g * t for g, t in zip(scaled, units, strict=True)]
-        return Direction(direction, weight_space.norm(scaled), units)
+        norm = weight_space.norm(scaled)
+        direction = [None if g is None else g.mul_(t) for g, t in zip(scaled, units, strict=True)]  # in the same memory
+        return Direction(direction, norm, units)
 
     @torch.no_grad()
     def _units(self, params: list[nn.Parameter]) -> list[Tensor]:
         weights = {id(p) for name, p in self.model.named_parameters() if "weight" in name}
-        return [p.abs() + self.eta if id(p) in weights else p.new_ones(()) for p in params]
+        return [p.abs().add_(self.eta) if id(p) in weights else p.new_ones(()) for p in params]

@@ -31,7 +31,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     negatives), g_i is the gradient of the loss with respect to example i's copy. A perturbation per example adds up
     where one per batch averages out: use a smaller rho than for SAM.
 
-    Cost: two passes, the first without gradients of the weights; about two more at the first step, for the check.
+    Cost: two passes, the first without gradients of the weights; several more backward passes at the steps 1, 10, 100,
+    ..., for the check.
 
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
     in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.

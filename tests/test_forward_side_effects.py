@@ -88,6 +88,16 @@ def test_frozen_parameters_are_written_once_where_the_model_takes_care(spec: str
                    if p.requires_grad)  # fmt: skip
 
 
+def test_frozen_parameters_that_were_made_for_inference() -> None:
+    """PyTorch does not count writes into these."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    with torch.inference_mode():
+        model[0] = nn.Linear(5, 4).double().requires_grad_(False)
+    x = torch.tanh(torch.randn(4, 4, dtype=torch.float64))
+    step = deltasam.SAM(model, rho=0.05).backward(lambda: F.cross_entropy(model[2](x), Y))
+    assert step.metrics["radius_ratio"] == pytest.approx(1)
+
+
 class Counted(nn.Module):
     """Its loss depends on how often it was called: annealing."""
 

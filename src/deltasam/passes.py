@@ -122,7 +122,8 @@ class Passes:
 
     def _refuse_writes(self, before: list[int]) -> None:
         """Raise where a later forward wrote into frozen parameters: of these nothing is kept that could be put back."""
-        changed = [name for (name, p), v in zip(self._frozen.items(), before, strict=True) if p._version != v]
+        now = _versions(self._frozen.values())
+        changed = [name for name, v, w in zip(self._frozen, before, now, strict=True) if v != w]
         if changed:
             raise RuntimeError(
                 f"the forward pass writes into frozen parameters ({', '.join(changed[:3])}), and runs more than once "
@@ -224,8 +225,8 @@ class Passes:
 
 
 def _versions(params: Iterable[Tensor]) -> list[int]:
-    """How often each was written into."""
-    return [p._version for p in params]
+    """How often each was written into; 0 where PyTorch does not count."""
+    return [0 if p.is_inference() else p._version for p in params]
 
 
 def radius_ratio(radius: Tensor, rho: float) -> Tensor:

@@ -131,7 +131,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "ASAM scales by T once": (
         "methods/asam.py",
-        "else g * t for g, t in zip(scaled, units",
+        "else g.mul_(t) for g, t in zip(scaled, units",
         "else g for g, t in zip(scaled, units",
         "equals_the_reference",
     ),

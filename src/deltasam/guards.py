@@ -78,16 +78,14 @@ class Buffers:
         for current, saved in self._saved:
             for name, (buffer, value) in saved.items():
                 if buffer is not None and value is not None and current.get(name) is buffer:
-                    buffer.data.copy_(value)
+                    buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
 
     def restore(self) -> None:
         """Put every buffer back: the same tensor under the same name with the same values."""
         for current, saved in self._saved:
             current.clear()
-            for name, (buffer, value) in saved.items():
-                current[name] = buffer
-                if buffer is not None and value is not None:
-                    buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
+            current.update((name, buffer) for name, (buffer, _) in saved.items())
+        self.restore_written()
 
 
 class WeightStore:

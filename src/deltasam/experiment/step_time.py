@@ -7,6 +7,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from deltasam.experiment.results import StepRecord
 
 
@@ -18,7 +20,7 @@ def seconds_per_step(steps: Sequence[StepRecord]) -> float:
     times: dict[bool, list[float]] = defaultdict(list)
     for step in steps[1:] or steps:
         times[_perturbed(step)].append(step.seconds)
-    return statistics.fmean(map(statistics.median, times.values()), weights=map(len, times.values()))
+    return float(np.average([statistics.median(t) for t in times.values()], weights=[len(t) for t in times.values()]))
 
 
 def relative_seconds(ours: Sequence[StepRecord], theirs: Sequence[StepRecord]) -> float | None:
@@ -35,7 +37,7 @@ def relative_seconds(ours: Sequence[StepRecord], theirs: Sequence[StepRecord]) -
         return None
     ratios = [statistics.median(mine / other for mine, other in kind) for kind in pairs.values()]
     weights = [len(kind) * statistics.median(other for _, other in kind) for kind in pairs.values()]
-    return statistics.fmean(ratios, weights=weights)
+    return float(np.average(ratios, weights=weights))
 
 
 def _perturbed(step: StepRecord) -> bool:

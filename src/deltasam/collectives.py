@@ -17,6 +17,21 @@ def alone(group: dist.ProcessGroup | None = None) -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
+def any_process(flag: bool, device: torch.device, group: dist.ProcessGroup | None = None) -> bool:
+    """Whether a flag is set in any process of a group: one number is sent; the flag itself where there is one process.
+
+    Args:
+        flag: Of this process.
+        device: Where tensors are sent from.
+        group: The processes; None: all there are.
+    """
+    if alone(group):
+        return flag
+    sent = torch.tensor(float(flag), device=device)
+    dist.all_reduce(sent, dist.ReduceOp.MAX, group=group)
+    return bool(sent)
+
+
 def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Iterator[Tensor]:
     """The mean of each tensor over the processes of a group; the tensors themselves where there is one process.
 

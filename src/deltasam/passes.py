@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
+from deltasam.collectives import any_process
 from deltasam.dropout_masks import DropoutMasks
 from deltasam.graph import refuse_what_goes_wrong
 from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved, reseed
@@ -217,6 +218,10 @@ class Passes:
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
         """The mean of a vector over all processes; the vector itself where there is one."""
         return self._runtime.mean_over_processes(vector, self.params)
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether a flag is set in any process that trains along, so that all run as many passes."""
+        return any_process(flag, self.params[0].device, self._runtime.group)
 
     def abandon(self) -> None:
         """Undo what the first pass left behind: after an error the call has not happened."""

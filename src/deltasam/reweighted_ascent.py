@@ -94,8 +94,8 @@ class ReweightedAscent(SharedAscent):
                 raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()
             warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
-            with record:  # checkpointed layers run again as they ran
-                return self._by_forwards(passes, example_losses_of(output, type(self).__name__))
+            with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
+                return self._by_forwards(passes, example_losses_of(point.output, type(self).__name__))
         norms = gradients.norms()
         weights = self._weigh(norms)
         if losses.ndim:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.checks import nonnegative, one_of
+from deltasam.checks import nonnegative, one_of, whole
 from deltasam.method import Method, Step
 from deltasam.outputs import example_losses_of, loss_of, losses_of
 from deltasam.passes import Closure, Passes, radius_ratio
@@ -63,9 +63,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def __init__(self, model: nn.Module, *, rho: float = 0.005, m: int = 1, unsupported: str = "error") -> None:
         super().__init__(model)
         self.rho = nonnegative("PerInstanceSAM", "rho", rho)
-        if m != int(m) or m < 1:
-            raise ValueError(f"PerInstanceSAM(m={m}): m must be a whole number, 1 or more")
-        self.m = int(m)
+        self.m = whole("PerInstanceSAM", "m", m)
         self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
         self._engine = Engine(model, skip=unsupported == "skip")
         self._said: set[str] = set()
@@ -121,8 +119,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             if self.unsupported != "loop" or passes.sharded:  # sharded weights cannot be moved for one process alone
                 raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
-            example_losses = example_losses_of(output, "PerInstanceSAM(unsupported='loop')")
-            metrics = self._descend_one_by_one(passes, example_losses, record)
+            del output  # what watching made of the model may not be what it is
+            metrics = self._descend_one_by_one(passes)
         return Step(losses.detach().mean(), metrics)
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
@@ -136,21 +134,22 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
-        groups = [slice(start, start + self.m) for start in range(0, len(losses), self.m)]
-        facts = [self._descend_group(passes, losses, group, record) for group in groups]
+    def _descend_one_by_one(self, passes: Passes) -> dict[str, Tensor]:
+        with passes.at() as point:
+            n = len(example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')"))
+        if n % self.m:
+            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the number of examples in the batch, {n}")
+        facts = [self._descend_group(passes, slice(start, start + self.m), n) for start in range(0, n, self.m)]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
 
-    def _descend_group(
-        self, passes: Passes, losses: Tensor, group: slice, record: Record
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with record:
-            ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
+    def _descend_group(self, passes: Passes, group: slice, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        with passes.at() as point:
+            ascent = passes.grad(example_losses_of(point.output, "PerInstanceSAM")[group].mean())
         norm = weight_space.norm(ascent)
         with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
-            share = passes.backward(perturbed.sum() / len(losses))
+            share = passes.backward(perturbed.sum() / n)
             return share, norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:

@@ -38,3 +38,15 @@ BACKWARDS: dict[Any, Callable[..., Any]] = {
     torch.autograd.grad: _grad,
 }
 """What to call, with the mode on, in place of a backward that the mode has seen."""
+
+
+def checkpoint_region() -> object:
+    """What stands for the checkpointed region of a forward that is under way; None outside of all.
+
+    Where PyTorch does not tell (before 2.7), an object of its own for each call.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return object()
+    region = top(True)
+    return region[0] if region else None

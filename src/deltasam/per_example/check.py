@@ -1,16 +1,43 @@
-"""Checks of a record against autograd: that it explains the ordinary gradient, and that examples keep apart."""
+"""The check of a step against plain PyTorch, which shares nothing with what it checks.
+
+The closure runs again, untouched: loss, what the model returns and every gradient must be those of the recorded pass.
+One example is drawn: all weights are moved as its own are, and what an ordinary forward and backward then make of it
+must be what the engine makes of it while the others stay. And by value: some examples are moved, and of the others
+nothing may change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
-from deltasam.per_example.record import Place, Use
-from deltasam.weight_space import HALVES
+from deltasam.outputs import losses_of
+from deltasam.passes import Passes
+from deltasam.per_example.closeness import close, rounding_of
+from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
+from deltasam.per_example.record import Record, Use
+from deltasam.per_example.separation import Rows, RowsOfUses, Separation, rows_of, selections
+from deltasam.weight_space import HALVES, Vector
+
+# How far weights are moved for a look: by so much of the loss, to first order, and of the weights at most.
+_OF_LOSS, _OF_WEIGHTS = 0.1, 0.05
+
+WHOLE = "the model"
+"""Stands for the name of a parameter where a reason holds for all of them."""
+
+_SAME = "a closure must do the same each time"
+_ALONE = (
+    "examples interact in a way that gradients do not show (a statistic of the batch without gradient, a gradient hook, "
+    "a backward that looks at the whole batch), or a function computes otherwise with a copy for each example"
+)
 
 
 def coupling_layers(model: nn.Module) -> dict[str, str]:
@@ -34,147 +61,273 @@ def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) ->
     }
 
 
-def meeting_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
-    """Parameters after whose use examples meet, inside the model: why, by name.
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
 
-    The outputs of half of the examples are taken, times random numbers: nothing of the others may come back. The loss
-    is not looked at: there examples may meet.
+    Attributes:
+        reasons: Why the recorded pass cannot be trusted, by the names of parameters; empty where it can.
+        conclusive: Whether the gradient showed anything: not 0, and finite.
+        losses_apart: Whether the loss of one example depends on no other.
     """
-    outputs = [use.output for use in uses]
-    reason = (
-        "after it examples meet inside the model (normalisation over the batch, packed sequences, an axis in front of "
-        "that of the examples)"
-    )
-    found: dict[str, str] = {}
-    for half in _halves(examples):
-        sources = [_random_rows(use, half) for use in uses]
-        reached = _reached(uses, outputs, sources, half)
-        found.update((names[id(p)], reason) for use, (_, others) in zip(uses, reached, strict=True) if others
-                     for p in use.parameters)  # fmt: skip
-    return found
+
+    reasons: Mapping[str, str]
+    conclusive: bool = True
+    losses_apart: bool = True
 
 
-def scattered_uses(losses: Tensor, uses: Sequence[Use], examples: int) -> set[int]:
-    """Which uses have rows that the loss of another example depends on; their numbers.
+@dataclass(frozen=True)
+class _Probe:
+    """An engine's pass with some groups moved: its losses and returned tensors, with graphs, and the rows of all."""
 
-    Either examples meet in the loss, or rows are laid out in another way.
-    """
-    found: set[int] = set()
-    for half in _halves(examples):
-        reached = _reached(uses, [losses[half.to(losses.device)].sum()], None, half)
-        found.update(i for i, (_, others) in enumerate(reached) if others)
-    return found
+    shown: list[Tensor]
+    rows: list[Rows]
 
 
-def several_rows_uses(loss: Tensor, uses: Sequence[Use], examples: int) -> set[int]:
-    """Which uses that a scalar loss depends on have several rows for each example; their numbers."""
-    reached = _reached(uses, [loss], None, torch.ones(examples, dtype=torch.bool))
-    return {i for i, (some, _) in enumerate(reached) if some and uses[i].shape[0] != examples}
-
-
-def misplaced_uses(
-    uses: Sequence[Use],
-    outputs: Sequence[Place],
-    examples: int,
-    names: Mapping[int, str],
-    doubtful: Container[int],
-) -> dict[str, str]:
-    """Parameters whose rows are not known to belong to the examples in turn, as many to each: why, by name.
-
-    That they do shows in what the model returns: a row of it depends on rows of its own example alone.
+class Check:
+    """One check of a recorded pass.
 
     Args:
-        uses: The record.
-        outputs: What the model returned, one row per example.
-        examples: Their number.
-        names: Of parameters, by id.
-        doubtful: The uses of which the loss does not show it.
+        model: The model.
+        passes: Of the step; the first one has run.
+        record: Of it.
+        losses: What it gave, the loss [] or losses [n].
+        gradients: Of its groups of examples; they are not changed.
+        seed: Draws an example.
     """
-    wrong = (
-        f"meets rows that do not belong to {examples} examples in turn, as many to each (packed or unpadded sequences, "
-        f"an axis in front of that of the examples)"
-    )
-    unknown = (
-        f"meets rows of which nothing shows that they belong to {examples} examples in turn: neither losses of one "
-        f"example each nor what the model returns; return one of them"
-    )
-    found: dict[str, str] = {}
-    for i, (use, apart) in enumerate(zip(uses, _apart(uses, outputs, examples), strict=True)):
-        if apart is False or (apart is None and i in doubtful):
-            found.update((names[id(p)], unknown if apart is None else wrong) for p in use.parameters)
-    return found
+
+    def __init__(
+        self,
+        model: nn.Module,
+        passes: Passes,
+        record: Record,
+        losses: Tensor,
+        gradients: ExampleGradients,
+        *,
+        seed: int,
+    ) -> None:
+        self._model, self._passes, self._record, self._gradients = model, passes, record, gradients
+        self._shown = [losses.detach(), *(t.detach() for t in record.returned)]
+        self._n, self._groups = record.examples(losses), gradients.groups
+        self._norms = gradients.norms().detach()
+        self._radius = self._far()
+        self._group = self._drawn(seed)
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._lowered = any(torch.is_autocast_enabled(p.device.type) for p in passes.params)
+
+    def verdict(self) -> Verdict:
+        """Run the check."""
+        plain = plain_run(self._model, self._passes, self._n, self._examples(self._group))
+        size = weight_space.norm(plain.total)
+        if not size.isfinite():
+            return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
+        reasons = self._other_forward(plain) or self._unexplained(plain)
+        if reasons or not size:
+            return Verdict(reasons, conclusive=False)
+        return self._by_value(plain)
+
+    # The recorded pass beside the plain one.
+
+    def _other_forward(self, plain: Plain) -> dict[str, str]:
+        if self._same_shown(plain.shown):
+            return {}
+        return self._wrong_functions() or {WHOLE: self._why_other(plain)}
+
+    def _wrong_functions(self) -> dict[str, str]:
+        """Parameters whose functions do not give, watched, what they give unwatched."""
+        left_out = set(self._names) - set(self._record.parameters)
+        watched = Record(self._model, skip=left_out, verify=True)
+        with watched.open(), self._passes.at():
+            pass
+        return watched.refusals
+
+    def _same_shown(self, shown: Sequence[Tensor]) -> bool:
+        tolerance = rounding_of(torch.float16) if self._lowered else None
+        return len(shown) == len(self._shown) and all(
+            close(a, b, tolerance) for a, b in zip(self._shown, shown, strict=True)
+        )
+
+    def _why_other(self, plain: Plain) -> str:
+        with returned_by(self._model) as returned, self._passes.at() as point:
+            again = [losses_of(point.output), *returned]
+        if len(again) != len(plain.shown) or not all(map(close, again, plain.shown)):
+            return (
+                "the closure gives another result when it is run again with the same weights and random state: it keeps "
+                "state in Python attributes, reads new data, or draws from a generator of its own; let it give the "
+                "same result where deltasam.in_later_pass() is True"
+            )
+        return (
+            "its forward pass gives another result while its functions are watched, and also when it is run again "
+            "unwatched: it keeps state in Python attributes (use deltasam.in_later_pass()), or uses parameters in a "
+            "way that copies for each example do not follow"
+        )
+
+    def _unexplained(self, plain: Plain) -> dict[str, str]:
+        parameters = self._record.parameters
+        found = dict(zip(parameters, self._gradients.totals(parameters.values()), strict=True))
+        aligned = [found.get(name) for name in self._names]
+        if self._passes.sharded:
+            aligned = self._passes.mean_over_processes(aligned)
+        reason = (
+            "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
+            "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
+        )
+        coarse = {id(p) for use in self._record.uses for p in use.parameters if use.dtype in HALVES}
+        wrong = self._other_gradients(aligned, plain.total, {n for n, p in parameters.items() if id(p) in coarse})
+        hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
+        return {name: reason + hooked for name in wrong if name in parameters}
+
+    def _other_gradients(self, found: Vector, expected: Vector, coarse: set[str]) -> list[str]:
+        """The names of the parameters whose gradients are others than they should be."""
+        wrong, total = [], weight_space.norm(expected)
+        for name, p, a, b in zip(self._names, self._passes.params, found, expected, strict=True):
+            if a is None and b is None:
+                continue
+            hidden = a is None  # though the gradient may be 0 today
+            tolerance = rounding_of(p.dtype, lowered=name in coarse)
+            # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
+            size = weight_space.norm([b]) + 0.01 * total
+            difference = b if a is None else a if b is None else a.to(b.dtype) - b
+            if hidden or not weight_space.norm([difference]) <= tolerance * size:
+                wrong.append(name)
+        return wrong
+
+    # By value, with weights moved.
+
+    def _by_value(self, plain: Plain) -> Verdict:
+        separation = Separation()
+        for moved in selections(self._groups):
+            with self._probe(moved) as probe:
+                separation.add(moved, probe.rows)
+        only = torch.arange(self._groups) == self._group
+        with self._probe(only) as probe:
+            separation.add(only, probe.rows)
+            if separation.uneven or len(probe.shown) != len(self._shown):
+                return Verdict({WHOLE: "its forward pass does other things when weights are moved; " + _SAME})
+            shown = [i for i, t in enumerate(probe.shown) if t.ndim]
+            apart = LOSSES in shown and not separation.is_changed(-len(shown))
+            if reasons := self._interacting(separation) or self._misplaced(separation, apart=apart):
+                return Verdict(reasons)
+            told_apart = plain.through and (apart or plain.through != (LOSSES,))
+            if told_apart:
+                rows = [probe.shown[i][self._examples(self._group)].detach() for i in plain.through]
+                through = through_rows([probe.shown[i] for i in plain.through], plain.slopes, slice(None))
+                found = self._passes.grad(through)
+        if told_apart:
+            return Verdict(self._other_example(plain, rows, found), losses_apart=apart)
+        with self._probe(torch.zeros_like(only)) as probe:
+            found = self._passes.grad(probe.shown[LOSSES].sum())
+        return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
+
+    def _interacting(self, separation: Separation) -> dict[str, str]:
+        reason = (
+            "what meets it depends on other examples: examples interact inside the model (statistics of the batch, "
+            "packed sequences, rows in another order, an axis in front of that of the examples)"
+        )
+        first = next((rows for rows in separation.changed if rows.names), None)
+        return dict.fromkeys(first.names, reason) if first else {}
+
+    def _misplaced(self, separation: Separation, *, apart: bool) -> dict[str, str]:
+        """Parameters whose rows are not known to belong to the examples in turn: nothing that comes out shows it."""
+        if apart:
+            return {}  # each loss is of its own example alone
+        of_examples = [i for i, t in enumerate(self._shown) if i != LOSSES and t.ndim and len(t) == self._n]
+        with_rows = [i for i, t in enumerate(self._shown) if t.ndim]
+        changed = {i: separation.is_changed(with_rows.index(i) - len(with_rows)) for i in of_examples}
+        shows = _before([self._record.returned[i - 1].grad_fn for i in of_examples if not changed[i]])
+        mixes = _before([self._record.returned[i - 1].grad_fn for i in of_examples if changed[i]])
+        wrong = (
+            f"meets rows that do not belong to {self._n} examples in turn, as many to each (packed or unpadded "
+            f"sequences, an axis in front of that of the examples)"
+        )
+        unknown = (
+            f"meets rows of which nothing shows that they belong to {self._n} examples in turn: neither losses of one "
+            f"example each nor what the model returns; return one of them"
+        )
+        found: dict[str, str] = {}
+        for use in self._record.uses:
+            if use.output.node in shows:
+                continue
+            if use.output.node in mixes or use.shape[0] != self._n:
+                reason = wrong if use.output.node in mixes or len(self._shown[LOSSES].shape) else unknown
+                found.update((self._record.names[id(p)], reason) for p in use.parameters)
+        return found
+
+    def _other_example(self, plain: Plain, rows: Sequence[Tensor], found: Vector) -> dict[str, str]:
+        """What the engine makes of the drawn example beside an ordinary pass with all weights moved as its own.
+
+        Args:
+            plain: The ordinary pass at the weights as they are.
+            rows: Of the drawn example, by the engine.
+            found: The gradient by the engine, with the drawn example moved and no other.
+        """
+        if any(p.dtype in HALVES for p in self._record.parameters.values()):
+            return {}  # such weights cannot be moved so little: the engine is the exact one
+        own = [g if name in self._record.parameters else None for name, g in zip(self._names, plain.own, strict=True)]
+        length = weight_space.norm(own)
+        if not close(length, self._norms[self._group], self._tolerance()):
+            return {WHOLE: "the norm of one example's gradient is another when the example is alone; " + _ALONE}
+        expected = _plus(plain.total, plain.own, -1)
+        examples = self._examples(self._group)
+        there, own_there = moved_run(self._model, self._passes, plain, own, self._radius / float(length), examples)
+        if not all(close(a, b, self._tolerance()) for a, b in zip(rows, there, strict=True)):
+            return {WHOLE: "with its own weights moved an example comes out otherwise than it does alone; " + _ALONE}
+        return self._not_the_same(found, _plus(expected, own_there, 1))
+
+    def _not_the_same(self, found: Vector, expected: Vector) -> dict[str, str]:
+        coarse = set(self._names) if self._tolerance() > rounding_of(torch.float32) else set()
+        wrong = self._other_gradients(found, expected, coarse)
+        none = [n for n, a, b in zip(self._names, found, expected, strict=True) if (a is None) != (b is None)]
+        reason = "would get another gradient in the second pass than an ordinary pass with the same weights gives it; "
+        return dict.fromkeys([*wrong, *none], reason + _ALONE)
+
+    @contextmanager
+    def _probe(self, moved: Tensor) -> Iterator[_Probe]:
+        """The engine's second pass, with some groups moved [g]; a backward belongs inside."""
+        able = moved.to(self._norms.device) & (self._norms > 0)
+        steps = self._gradients.scaled(torch.where(able, self._radius / self._norms, 0.0))
+        perturbed = RowsOfUses(self._model, self._record.parameters, steps)
+        with ExitStack() as stack:
+            returned = stack.enter_context(returned_by(self._model))
+            stack.enter_context(perturbed)
+            with perturbed.noting():
+                point = stack.enter_context(self._passes.at())
+            shown = [losses_of(point.output), *returned]
+            rows = [rows_of(t, self._groups) for t in shown if t.ndim] if len(shown) == len(self._shown) else []
+            yield _Probe(shown, [*perturbed.rows, *rows])
+
+    def _far(self) -> float:
+        """How far to move for a look: so far that it shows, and near enough for rounding to stay small."""
+        losses = self._shown[LOSSES]
+        share = float(losses.abs().mean()) * self._n / self._groups if losses.ndim else float(losses.abs()) / self._groups
+        able = self._norms[(self._norms > 0) & self._norms.isfinite()]
+        slope = float(able.median()) / self._passes.loss_scale() if len(able) else 0.0
+        most = _OF_WEIGHTS * float(weight_space.norm([p.detach() for p in self._passes.params]))
+        return min(_OF_LOSS * (share + 0.01) / slope, most) if slope else 0.0
+
+    def _tolerance(self) -> float:
+        return rounding_of(*(p.dtype for p in self._record.parameters.values()), lowered=self._lowered)
+
+    def _drawn(self, seed: int) -> int:
+        """A group that has a direction to go."""
+        able = [i for i, norm in enumerate(self._norms.tolist()) if 0 < norm < float("inf")]
+        return random.Random(seed).choice(able or [0])
+
+    def _examples(self, group: int) -> slice:
+        m = self._n // self._groups
+        return slice(group * m, (group + 1) * m)
 
 
-def unexplained(
-    parameters: Mapping[str, nn.Parameter],
-    expected: Sequence[Tensor | None],
-    found: Iterable[Tensor | None],
-    uses: Sequence[Use],
-) -> dict[str, str]:
-    """Parameters whose gradient the record does not explain: why, by name.
-
-    Args:
-        parameters: By name.
-        expected: Their gradients by autograd.
-        found: Their gradients by the record, summed over the examples.
-        uses: The record.
-    """
-    coarse = {id(p) for use in uses for p in use.parameters if use.like.dtype in HALVES}
-    wrong: dict[str, str] = {}
-    # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
-    total = weight_space.norm(expected)
-    if not total.isfinite():
-        return {}  # a loss scale was too large; the next batch will show
-    for (name, p), truth, sum_of_examples in zip(parameters.items(), expected, found, strict=True):
-        hidden = truth is not None and sum_of_examples is None  # though the gradient may be 0 today
-        truth = torch.zeros_like(p) if truth is None else truth
-        other = torch.zeros_like(truth) if sum_of_examples is None else sum_of_examples.to(truth.dtype)
-        # Under autocast the gradient of a float32 parameter is computed in half precision.
-        tolerance = 0.1 if id(p) in coarse or p.dtype in HALVES else 1e-6 if p.dtype == torch.float64 else 1e-3
-        if hidden or not (other - truth).norm() <= tolerance * (truth.norm() + 0.01 * total):
-            wrong[name] = "has a gradient that its uses do not explain: a function that PyTorch does not show uses it"
-    return wrong
+def _before(roots: Sequence[Any]) -> set[Any]:
+    """All nodes of a graph that some of its nodes depend on, and these."""
+    waiting, seen = list(roots), set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return seen
 
 
-def _apart(uses: Sequence[Use], outputs: Sequence[Place], examples: int) -> list[bool | None]:
-    """Of each use whether some output depends on it row by row; None where none depends on it."""
-    verdicts: list[bool | None] = [None] * len(uses)
-    for output in outputs:
-        seen = [_reached(uses, [output.output], [_random_rows(output, half)], half) for half in _halves(examples)]
-        for i, reached in enumerate(zip(*seen, strict=True)):
-            if any(own or others for own, others in reached):
-                verdicts[i] = verdicts[i] or not any(others for _, others in reached)
-    return verdicts
-
-
-def _halves(examples: int) -> Iterator[Tensor]:
-    """Halves of the examples [examples]: for any two examples, some have the one and not the other."""
-    numbers = torch.arange(examples)
-    for bit in range((examples - 1).bit_length()):
-        half = (numbers >> bit) % 2 == 1
-        yield half
-        yield ~half
-
-
-def _reached(
-    uses: Sequence[Use], roots: Sequence[Any], sources: list[Tensor] | None, half: Tensor
-) -> list[tuple[bool, bool]]:
-    """Of each use whether something comes back from the roots to the rows of a half, and to those of the others."""
-    if not uses:
-        return []
-    outputs = [use.output for use in uses]
-    returned = torch.autograd.grad(roots, outputs, sources, retain_graph=True, allow_unused=True)
-    return [(False, False) if b is None else (_any(b, half), _any(b, ~half)) for b in returned]
-
-
-def _any(b: Tensor, rows: Tensor) -> bool:
-    """Whether the gradient of some examples is anything but 0. What is not finite shows nothing."""
-    return bool(b.reshape(len(rows), -1)[rows.to(b.device)].nan_to_num(0.0, 0.0, 0.0).any())
-
-
-def _random_rows(place: Place, half: Tensor) -> Tensor:
-    """Random numbers of the shape of what came out, 0 but for half of the examples."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(len(half), place.shape.numel() // len(half), generator=generator)
-    rows[~half] = 0
-    return rows.view(place.shape).to(place.like)
+def _plus(a: Vector, b: Vector, sign: int) -> list[Tensor | None]:
+    return weight_space.plus(a, [None if t is None else sign * t for t in b])

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
-from deltasam import weight_space
 from deltasam.compiled import as_written, is_compiled
-from deltasam.graph import refuse_what_goes_wrong
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
-from deltasam.per_example.check import (
-    coupling_layers,
-    meeting_uses,
-    misplaced_uses,
-    scattered_uses,
-    several_rows_uses,
-    uneven_uses,
-    unexplained,
-)
+from deltasam.per_example.check import WHOLE, Check, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
@@ -34,11 +23,10 @@ _SHOWN = 5
 class Engine:
     """Per-example gradients of a model.
 
-    On the first pass, and again when other parameters are trained, modules change between training and evaluation, or
-    rows are laid out in another way, the record is checked: the gradients must add up to what autograd computes, and
-    examples may not meet inside the model. That costs a few backward passes, once. A gradient that is 0 or not finite
-    shows nothing, and the next pass is checked. What has no part in the first steps (a gate that begins at 0, a term
-    of the loss that comes later) shows later: so the passes 10, 100, 1000, ... are checked as well.
+    The first pass is checked against plain PyTorch (``check``), and so is every pass that does something new: other
+    parameters or functions, another layout of rows, modules that change between training and evaluation. What has no part in
+    the first steps (a gate that begins at 0) may show later: so the passes 10, 100, 1000, ... are checked as well. A gradient
+    that is 0 or not finite shows nothing, and the next pass is checked.
 
     Args:
         model: The model.
@@ -50,9 +38,9 @@ class Engine:
         self.coverage: Coverage | None = None
         self._model, self._skip, self._check = model, skip, check
         self._skipped: dict[str, str] = {}
-        self._checked: frozenset[str] = frozenset()
-        self._layouts: set[frozenset[object]] = set()
-        self._modes: list[bool] = []
+        self._trained: frozenset[str] = frozenset()
+        self._checked: set[int] = set()
+        self.losses_apart = True
         self._passes = 0
         self._said = False
 
@@ -74,21 +62,19 @@ class Engine:
         """What the checks found, in JSON values: nothing if nothing was checked."""
         if not self._skipped:
             return {}
-        return {"skipped": dict(self._skipped), "checked": sorted(self._checked)}
+        return {"skipped": dict(self._skipped), "checked": sorted(self._trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Treat the parameters from the first step as they were treated; others are still looked for."""
         self._skipped = dict(state.get("skipped", {}))
-        self._checked = frozenset(state.get("checked", ()))
-        self._modes = self._training()
+        self._trained = frozenset(state.get("checked", ()))
 
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
         self._passes += 1
-        check = self._must_check()
-        if check:
-            self._skipped, self._checked, self._layouts = {}, frozenset(), set()
-        record = Record(self._model, skip=self._skipped, verify=check)
+        if self.trained() != self._trained:
+            self._skipped, self._trained = {}, self.trained()
+        record = Record(self._model, skip=self._skipped)
         with record.open():
             output = passes.first()
         return output, record
@@ -103,7 +89,7 @@ class Engine:
             m: Divides the number of examples.
 
         Raises:
-            NotCoveredError: The gradients cannot be had exactly. The graph of the loss is still there.
+            NotCoveredError: The gradients cannot be computed exactly.
             ValueError: m does not divide the number of examples.
         """
         n = record.examples(loss)
@@ -112,8 +98,39 @@ class Engine:
                 f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch, "
                 f"train on a number of rows that m divides (--train-size), or use m=1"
             )
-        with record:
-            return self._gradients(passes, record, loss, n, m)
+        gradients = self._gradients(passes, record, loss, n // m)
+        due = passes.any_process(self._is_due(record.fingerprint(n)))
+        while due:
+            verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
+            if not verdict.reasons:
+                break
+            self._leave_out(record, verdict.reasons)
+            loss, gradients = self._again(passes, record, n // m)
+        if due:
+            self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
+            if verdict.conclusive:
+                self.losses_apart = verdict.losses_apart
+                self._checked.add(self._behaviour(record.fingerprint(n)))
+        record.forget_returned()
+        return gradients
+
+    def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> ExampleGradients:
+        self._refuse(record, coupling_layers(self._model))
+        self._leave_out(record, uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals)
+        with record:  # with gradient checkpointing the forward runs again in here
+            total = loss.sum()
+            passes.look_through(total)
+            by_output = passes.grad(total, record.outputs) if record.uses else []
+        return ExampleGradients(record.uses, by_output, groups)
+
+    def _again(self, passes: Passes, record: Record, groups: int) -> tuple[Tensor, ExampleGradients]:
+        """The recorded pass once more, with what is left out by now taken for constants from the beginning."""
+        record.start_over(self._skipped)
+        with ExitStack() as stack:
+            with record.open():
+                point = stack.enter_context(passes.at())
+            loss = losses_of(point.output)
+            return loss, self._gradients(passes, record, loss, groups)
 
     def look(self, passes: Passes, m: int = 1) -> ExampleGradients:
         """The gradients of a first pass after which everything is put back.
@@ -129,54 +146,22 @@ class Engine:
         finally:
             passes.abandon()
 
-    def _gradients(self, passes: Passes, record: Record, loss: Tensor, n: int, m: int) -> ExampleGradients:
-        layout = record.layout(n)
-        check, total = self._must_check() or (self._check and layout not in self._layouts), loss.sum()
-        if check:
-            refuse_what_goes_wrong(total)
-        self._refuse(record, coupling_layers(self._model))
-        self._leave_out(record, uneven_uses(record.uses, n, record.names) | record.refusals)
-        if check and n > 1:
-            self._check_apart(record, loss, n)
-        by_output = passes.grad(total, record.outputs, retain_graph=check) if record.uses else []
-        gradients = ExampleGradients(record.uses, by_output, n // m)
-        if check and record.parameters:
-            parameters = list(record.parameters.values())
-            expected = passes.grad(total, parameters, retain_graph=True)
-            if wrong := unexplained(record.parameters, expected, gradients.totals(parameters), record.uses):
-                self._leave_out(record, wrong)
-                return self._gradients(passes, record, loss, n, m)
-            # One example alone cannot meet another, and a gradient of 0 or infinity is no proof.
-            if n > 1 and 0 < weight_space.norm(expected) < math.inf:
-                self._checked, self._modes = self.trained(), self._training()
-                self._layouts.add(layout)
-        if check:
-            self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
-        return gradients
-
-    def _check_apart(self, record: Record, loss: Tensor, n: int) -> None:
-        """Examples may meet in the loss, but not in the model."""
-        doubtful = (scattered_uses if loss.ndim else several_rows_uses)(loss, record.uses, n)
-        if loss.ndim and not doubtful:
-            return  # each loss is of its own example alone
-        self._refuse(record, meeting_uses(record.uses, n, record.names))
-        self._refuse(record, misplaced_uses(record.uses, record.rows(n), n, record.names, doubtful))
-
     def trained(self) -> frozenset[str]:
         """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _training(self) -> list[bool]:
-        return [module.training for module in self._model.modules()]
+    def _behaviour(self, fingerprint: tuple[object, ...]) -> int:
+        training = tuple(module.training for module in self._model.modules())
+        return hash((fingerprint, self._trained, training))  # nothing of the pass is kept
 
-    def _must_check(self) -> bool:
+    def _is_due(self, fingerprint: tuple[object, ...]) -> bool:
         again = str(self._passes).strip("0") == "1" and self._passes > 1  # 10, 100, 1000, ...
-        return self._check and (again or self.trained() != self._checked or self._training() != self._modes)
+        return self._check and (again or self._behaviour(fingerprint) not in self._checked)
 
     def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
         if not reasons:
             return
-        if not self._skip:
+        if not self._skip or WHOLE in reasons:
             self._refuse(record, reasons)
         self._skipped.update(reasons)
         record.leave_out(reasons)
@@ -196,4 +181,4 @@ def _message(reasons: Mapping[str, str]) -> str:
     for reason, names in names_by_reason.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         lines.append(f"  {', '.join(names[:_SHOWN])}{more}: {reason}")
-    return "\n".join(("the gradients of single examples cannot be had exactly:", *lines))
+    return "\n".join(("the gradients of single examples cannot be computed exactly:", *lines))

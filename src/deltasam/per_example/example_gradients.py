@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -27,14 +28,18 @@ class ExampleGradients:
     def __init__(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], groups: int) -> None:
         self.groups = groups
         self._unit: Tensor | None = None
-        self._used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
-        self._weights = _weights_by_bias([use for use, _ in self._used])
-        parameters = {id(p): p for use, _ in self._used for p in use.parameters}
+        used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
+        # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
+        self._weights = _weights_by_bias(uses)
+        self._fused_weights = set(self._weights.values())
+        of_each: dict[int, tuple[nn.Parameter, list[tuple[Use, Tensor]]]] = {}
+        for use, b in used:
+            for p in use.parameters:
+                of_each.setdefault(id(p), (p, []))[1].append((use, b))
         self.of: dict[int, ParameterGradient] = {}
-        for parameter in parameters.values():  # weights come before their biases
+        for parameter, its_uses in of_each.values():  # weights come before their biases
             if not self._is_fused(parameter):
-                self.of[id(parameter)] = self._gradient_of(parameter)
-        del self._used
+                self.of[id(parameter)] = self._gradient_of(parameter, its_uses)
 
     def norms(self) -> Tensor:
         """Norm of each group's gradient over all parameters [g], in float32 or wider."""
@@ -58,6 +63,13 @@ class ExampleGradients:
         if dropped.any():
             self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         self.times(factors)
+
+    def scaled(self, factors: Tensor) -> ExampleGradients:
+        """A copy, with each group's gradient multiplied by its factor [g]; a factor of 0 makes 0 of any gradient."""
+        other = copy.copy(self)
+        other.of = {key: gradient.apart() for key, gradient in self.of.items()}
+        other.scale(factors)
+        return other
 
     def times(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
@@ -89,12 +101,10 @@ class ExampleGradients:
         weight = self._weights.get(id(parameter))
         return weight is not None and self.of[weight].holds_bias
 
-    def _gradient_of(self, parameter: nn.Parameter) -> ParameterGradient:
+    def _gradient_of(self, parameter: nn.Parameter, uses: Sequence[tuple[Use, Tensor]]) -> ParameterGradient:
         outers: list[Outer] = []
         denses: list[Tensor] = []
-        for use, b in self._used:
-            if not any(p is parameter for p in use.parameters):
-                continue
+        for use, b in uses:
             if use.product is None:
                 denses.append(wide(b).reshape(self.groups, -1, *parameter.shape).sum(1))
             elif use.product.weight is parameter:
@@ -102,7 +112,7 @@ class ExampleGradients:
             else:
                 denses.append(use.product.output_rows(wide(b), self.groups).sum(1))
         gradient = gradient_of(parameter, outers, denses)
-        if id(parameter) in self._weights.values():
+        if id(parameter) in self._fused_weights:
             return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
         return gradient
 

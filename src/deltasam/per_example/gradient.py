@@ -47,6 +47,10 @@ class ParameterGradient:
         parts = [term.b for term in self.outers] if self.dense is None else [self.dense]
         return torch.stack([wide(part).abs().max() for part in parts]).max()
 
+    def apart(self) -> ParameterGradient:
+        """The same in memory of its own, where a later change would be made in place."""
+        return self if self.dense is None else replace(self, dense=self.dense.clone())
+
     def divided(self, number: Tensor) -> ParameterGradient:
         """The same divided by a number []."""
         if self.dense is None:

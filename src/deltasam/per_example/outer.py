@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltasam.per_example.backwards import checkpoint_region
 from deltasam.weight_space import HALVES, wide
 
 
@@ -98,17 +99,27 @@ class Products:
         self._wide, self._keep = wide, keep
         self._kept: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
 
-    def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
-        """``p q^T`` [g, P, Q] of two sides, plus 1 where both have a constant 1 appended, times factors [g]."""
+    def __call__(
+        self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None, origin: Tensor | None = None
+    ) -> Tensor:
+        """``p q^T`` [g, P, Q] of two sides, plus 1 where both have a constant 1 appended, times factors [g].
+
+        Args:
+            p: A side.
+            q: Another.
+            ones: Whether a constant 1 is appended to both.
+            factors: Of each group [g].
+            origin: What p is a view of, made anew for each use; p itself unless given.
+        """
         # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
-        region = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        region = checkpoint_region()
         of_factors = None if factors is None else _place(factors)
-        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region[0]) if region else None)
+        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region), _in_graph(p if origin is None else origin))
         if key not in self._kept:
             product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
                 product = product * factors[:, None, None]
-            self._kept[key] = (product, p, q, region)  # the others are held: nothing else takes their place
+            self._kept[key] = (product, p, q, region, origin)  # held, so that nothing else takes their place
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
         return self._kept[key][0]
@@ -131,12 +142,21 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
     return torch.stack(squares).sum(0)
 
 
-def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
-    """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight."""
+def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products, origin: Tensor | None = None) -> Tensor:
+    """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight.
+
+    Args:
+        onto: The output so far.
+        x: The rows, or ids.
+        axis: The axis of the weight that they lie along.
+        term: The gradient.
+        products: That are kept.
+        origin: The tensor that x is a view of; x itself unless given.
+    """
     if term.axis == axis:
-        with_x = products(x, term.x, ones=term.ones, factors=term.factors).to(onto.dtype)
+        with_x = products(x, term.x, ones=term.ones, factors=term.factors, origin=origin).to(onto.dtype)
         return torch.baddbmm(onto, with_x, term.b.to(onto.dtype))
-    with_b = products(x, term.b, factors=term.factors).to(onto.dtype)
+    with_b = products(x, term.b, factors=term.factors, origin=origin).to(onto.dtype)
     if term.x.is_floating_point():
         return torch.baddbmm(onto, with_b, term.x.to(onto.dtype))
     return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b)
@@ -163,3 +183,10 @@ def _take(side: Tensor, rows: Tensor) -> Tensor:
 
 def _place(x: Tensor) -> tuple[object, ...]:
     return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
+
+
+def _in_graph(x: Tensor) -> tuple[object, ...] | None:
+    """Where in the graph a tensor is: ``h`` and ``h.detach()`` are one memory, and two places."""
+    if not x.requires_grad:
+        return None
+    return (x.grad_fn, x.output_nr) if x.grad_fn is not None else (id(x),)

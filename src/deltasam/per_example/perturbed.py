@@ -76,7 +76,7 @@ class Perturbed(ParameterUses):
         # A table's rows are looked up in its own precision, also under autocast.
         with nullcontext() if x.is_floating_point() else torch.autocast(x.device.type, enabled=False):
             for term in weight.outers:
-                rows = outer.contract(rows, x, product.axis, term, self._products)
+                rows = outer.contract(rows, x, product.axis, term, self._products, product.x)
         return rows
 
     def _multiply(self, product: Product, moved: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from deltasam.per_example.closeness import close
+from deltasam.per_example.row_moves import RowMove, row_moves
 from deltasam.per_example.rules import Product
 from deltasam.per_example.shared import tensors_in
 from deltasam.per_example.uses import ParameterUses
@@ -30,30 +32,21 @@ class NotCoveredError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor came out, without the tensor.
-
-    Attributes:
-        output: The place in the graph.
-        shape: Of what came out [B, ...]; B is a multiple of the number of examples.
-        like: An empty tensor of its type, on its device.
-    """
-
-    output: GradientEdge
-    shape: torch.Size
-    like: Tensor
-
-
-@dataclass(frozen=True)
-class Use(Place):
+class Use:
     """One use of parameters by the examples; the gradient b is wanted where it came out.
 
     Attributes:
+        output: The place in the graph where it came out.
+        shape: Of what came out [B, ...]; B is a multiple of the number of examples.
+        dtype: Of what came out.
         parameters: The trainable parameters that were used.
         product: What kind of product it was; None: the parameter's copies themselves came out.
     """
 
-    parameters: tuple[nn.Parameter, ...] = ()
+    output: GradientEdge
+    shape: torch.Size
+    dtype: torch.dtype
+    parameters: tuple[nn.Parameter, ...]
     product: Product | None = None
 
     @property
@@ -68,20 +61,28 @@ class Record(ParameterUses):
     Args:
         model: The model.
         skip: Names of parameters that are taken for constants.
-        verify: What ``vmap`` makes of a function is compared with the function.
+        verify: What ``vmap`` makes of a function is compared with the function, to find the one that is wrong.
     """
 
     def __init__(self, model: nn.Module, *, skip: Iterable[str] = (), verify: bool = False) -> None:
+        super().__init__(model, {})
+        self._verify = verify
+        self._open = False
+        self.start_over(skip)
+
+    def start_over(self, skip: Iterable[str] = ()) -> None:
+        """Forget everything, for another pass in which other parameters are taken for constants."""
         skipped = set(skip)
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in skipped}
-        super().__init__(model, self.parameters)
+        self.parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in skipped}
+        self.know(self.parameters)
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
-        self._verify = verify
         self._calls: set[frozenset[int]] = set()
-        self._returned: list[Place] = []
+        self.returned: list[Tensor] = []
+        self._returned_rows: set[int] = set()
+        self.hooked = False
         self._lengths: set[int] = set()
-        self._open = False
+        self._moves: list[RowMove | tuple[object, ...]] = []
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.
@@ -118,14 +119,24 @@ class Record(ParameterUses):
             )
         return next(iter(batches))
 
-    def rows(self, examples: int) -> list[Place]:
-        """What the model returned, where that is one row per example."""
-        return [place for place in self._returned if place.shape[0] == examples]
+    def fingerprint(self, examples: int) -> tuple[object, ...]:
+        """What was done with the parameters and the rows: equal for passes that a check of one of them holds for.
 
-    def layout(self, examples: int) -> frozenset[object]:
-        """How many rows the uses have per example: the same for batches that are laid out in the same way."""
-        rows = {use.shape[0] / examples for use in self.uses} | {b / examples for b in self._batches(examples)}
-        return frozenset("as long as the input" if r in self._lengths - {1} else r for r in rows)
+        Which parameters were used, in turn, how, and with how many rows per example; with how many rows the model was
+        called; and whose rows were picked by data. Lengths that are those of the input are equal.
+        """
+
+        def of_each(rows: int) -> object:
+            ratio = rows / examples
+            return "as long as the input" if ratio in self._lengths - {1} else ratio
+
+        uses = tuple((use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses)
+        moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
+        return examples == 1, uses, frozenset(map(of_each, self._batches(examples))), moves
+
+    def forget_returned(self) -> None:
+        """Drop what the model returned: it holds the graph of the pass."""
+        self.returned = []
 
     @property
     def outputs(self) -> list[GradientEdge]:
@@ -157,19 +168,26 @@ class Record(ParameterUses):
         """Note why these parameters are not covered."""
         self.refusals.update((self.names[id(p)], reason) for p in parameters)
 
+    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
+        if not self._open:
+            return
+        if name == "register_hook":
+            self.hooked = True
+        elif (move := row_moves(name, args, kwargs, result)) is not None:
+            self._moves.append(move)
+
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""
         if not self._verify:
             return True
         with torch.no_grad():
             expected = plain()
-        tolerance = 100 * torch.finfo(expected.dtype).eps
-        same_kind = result.shape == expected.shape and result.dtype == expected.dtype
-        return same_kind and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
+        return result.dtype == expected.dtype and close(result, expected)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            self.uses.append(Use(*_place(y), parameters, product))
+            self.uses.append(Use(get_gradient_edge(y), y.shape, y.dtype, parameters, product))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._see_inputs(module, args, kwargs)
@@ -179,15 +197,17 @@ class Record(ParameterUses):
             self._lengths |= set(given[0].shape[1:2])
 
     def _see_outputs(self, module: nn.Module, args: Any, output: Any) -> None:
-        if dataclasses.is_dataclass(output) or isinstance(output, Mapping):
-            output = list((output if isinstance(output, Mapping) else vars(output)).values())
-        self._returned += [Place(*_place(t)) for t in tensors_in(output) if t.ndim and t.grad_fn is not None]
+        self.returned += tensors_of(output)
+        self._returned_rows |= {len(t) for t in self.returned if t.ndim}
 
     def _batches(self, *known: int) -> set[int]:
         """With how many rows the model was called. Where its arguments differ, so many as are known, or came out."""
-        known_ones = {*known} or {place.shape[0] for place in self._returned}
+        known_ones = {*known} or self._returned_rows
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
 
 
-def _place(y: Tensor) -> tuple[GradientEdge, torch.Size, Tensor]:
-    return get_gradient_edge(y), y.shape, y.new_empty(0)
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors with a graph in what a model returned."""
+    if dataclasses.is_dataclass(output) or isinstance(output, Mapping):
+        output = list((output if isinstance(output, Mapping) else vars(output)).values())
+    return [t for t in tensors_in(output) if t.grad_fn is not None]

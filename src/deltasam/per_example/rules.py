@@ -119,7 +119,23 @@ class Affine:
     channels: int | None = None
 
 
+@dataclass(frozen=True)
+class Masked:
+    """``func(*args)`` with no gradient where ``constant`` is true, which a formula by values alone would not show.
+
+    Attributes:
+        func: Computes the values.
+        args: Its arguments.
+        constant: Where the result passes no gradient on; broadcast against it.
+    """
+
+    func: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    constant: Tensor
+
+
 PRODUCTS: dict[Any, Callable[..., Product | None]] = {}
+MASKED: dict[Any, Callable[..., Masked | None]] = {}
 AFFINES: dict[Any, Callable[..., Affine | None]] = {}
 REFUSALS: dict[Any, Callable[..., str | None]] = {}
 
@@ -160,6 +176,22 @@ def _embedding(
     if padding_idx is None:
         return Lookup(input, weight, None, axis=0)
     return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
+
+
+@_for(MASKED, F.embedding)
+def _padded_embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+) -> Masked | None:
+    if padding_idx is None:
+        return None
+    return Masked(F.embedding, (input, weight), (input == padding_idx % len(weight))[..., None])
+
+
+@_for(MASKED, torch.embedding)
+def _padded_lookup(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any, **__: Any) -> Masked | None:
+    if padding_idx < 0:
+        return None
+    return Masked(F.embedding, (indices, weight), (indices == padding_idx)[..., None])
 
 
 @_for(PRODUCTS, F.conv2d)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
 from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.rules import AFFINES, PRODUCTS, REFUSALS, Affine, Product
+from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Masked, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
 from deltasam.sharded import is_sharded, sharded_modules
 
@@ -42,9 +42,15 @@ _LOWERED = frozenset([
 # fmt: on
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
-_READS = frozenset(["item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__"])
+_READS = frozenset([
+    "item", "tolist", "numpy", "__float__", "__int__", "__index__", "__bool__", "__complex__", "__array__",
+    "__contains__", "__dlpack__", "equal", "allclose", "is_nonzero",
+])
 _LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
-_DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"])
+_NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
+_DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
+_DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
+_CAT = frozenset(["cat", "concat", "concatenate"])
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
@@ -59,6 +65,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__()
         self._model, self._entered = model, 0
+        self.know(parameters)
+
+    def know(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Look for uses of these parameters; what was computed from others is forgotten."""
+        model = self._model
         self.names = {id(p): name for name, p in parameters.items()}
         self._wanted = parameters
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
@@ -115,6 +126,12 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         """Whether what ``vmap`` made of a function is what the function computes; override to look."""
         return True
 
+    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:  # noqa: B027
+        """The examples have met these parameters, with this result; override to look at it."""
+
+    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:  # noqa: B027
+        """A function of the examples alone was called; override to see which of their rows it picked."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every torch function."""
         kwargs = kwargs or {}
@@ -129,6 +146,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
+        if (out := kwargs.get("out")) is not None:
+            return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
+        if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count
+            return self._constant(func(*args, **kwargs))
         if name in _READS or self._stale(tensors):
             why = "is read as a number" if name in _READS else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
@@ -136,7 +157,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
         if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
             return self._change(func, tensors, args, kwargs)
-        if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__":
+        if (_in_place(name) and id(args[0]) in self._shared) or name in ("__setitem__", "__set__"):
             self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
             return func(*args, **kwargs)
         if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
@@ -144,10 +165,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return func(*args, **kwargs)
         if fixed:
             return self._without_examples(func, name, args, kwargs)
-        if (reader := PRODUCTS.get(func)) and (product := reader(*args, **kwargs)) and self._is_plain(product):
-            return self.product(lambda: func(*args, **kwargs), product)
-        if (normalised := AFFINES.get(func)) and (affine := normalised(*args, **kwargs)):
+        if (reader := PRODUCTS.get(func)) and (product := _read(reader, args, kwargs)) and self._is_plain(product):
+            return self._product(lambda: func(*args, **kwargs), product)
+        if (normalised := AFFINES.get(func)) and (affine := _read(normalised, args, kwargs)):
             return self._affine(affine)
+        if (splitter := MASKED.get(func)) and (masked := _read(splitter, args, kwargs)):
+            return self._masked(masked)
+        if name in _CAT and _first_axis(args, kwargs):
+            self.refuse(self._parameters(args, kwargs), f"{name} puts it among the rows of the examples")
+            return func(*args, **kwargs)
         if name in _BROADCAST or (name in _MATMULS and min(t.ndim for t in tensors) > 2):
             return self._broadcast(func, name, args, kwargs)
         return self._vmap(func, name, args, kwargs)
@@ -162,9 +188,29 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         sides = [t for t in (product.weight, product.bias) if t is not None and id(t) in self._shared]
         return id(product.x) not in self._shared and all(self._shared[id(t)].is_parameter for t in sides)
 
+    def _product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+        result = self.product(run, product)
+        self.met([p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)], result)
+        return result
+
+    def _into(self, out: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function that writes its result into a tensor: the result first, as without it."""
+        result = self.__torch_function__(func, (), args, kwargs)
+        if not isinstance(out, Tensor) or id(result) in self._shared or id(out) in self._shared:
+            self.refuse(self._parameters(args, kwargs), f"{getattr(func, '__name__', func)} writes it into out=")
+            return func(*args, **kwargs, out=out)
+        self._constants.pop(id(out), None)
+        return out.resize_(result.shape).copy_(result)
+
+    def _constant(self, result: Any) -> Any:
+        self._constants[id(result)] = result
+        return result
+
     def _without_parameters(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _LIKE:
+        name = getattr(func, "__name__", "")
+        self.moved(name, args, kwargs, result)
+        if name in _LIKE:
             tensors = tensors[:1]
         if all(id(t) in self._constants for t in tensors):
             results = result if isinstance(result, (list, tuple)) else (result,)
@@ -178,9 +224,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def _without_examples(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         found = [t for t in tensors_in((args, kwargs)) if id(t) in self._shared]
         if name in _DROPOUT and found[0] is args[0]:
-            # The mask is drawn once and is the same for all copies.
-            mask = func(torch.ones_like(args[0]), *args[1:], **kwargs)
-            return self.__torch_function__(torch.mul, (), (args[0], self._constants.setdefault(id(mask), mask)))
+            return self._dropout(func, args, kwargs)
+        if name in _DROPOUT_OF_ANOTHER_KIND:
+            self.refuse(self._parameters(args, kwargs), f"{name} draws random numbers for it, not for the examples")
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if name in _EXPAND and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
             return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
@@ -191,9 +238,20 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._keep(result, func, args, kwargs, lookup)
         return result
 
+    def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """A product with a mask that is drawn once and is the same for all copies."""
+        value, inplace = args[0], kwargs.get("inplace", len(args) > 3 and args[3])
+        mask = func(torch.ones_like(value), *args[1:], **kwargs)
+        times = torch.Tensor.mul_ if inplace else torch.mul
+        return self.__torch_function__(times, (), (value, self._constants.setdefault(id(mask), mask)))
+
     def _change(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Tensor:
         """A shared value that is changed in place becomes another one."""
         before = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
+        written = _memory(args[0])
+        if any(_memory(p) == written for p in before[id(args[0])].parameters):  # .data, .detach()
+            self.refuse(before[id(args[0])].parameters, "the forward pass writes into its memory")
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         self._shared[id(result)] = shared.computed(result, func, args, kwargs, before)
         return result
@@ -223,6 +281,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         else:
             result = self.__torch_function__(torch.add, (), (normal, bias))
         return result.to(normal.dtype)  # a float32 norm in a bfloat16 model gives bfloat16
+
+    def _masked(self, masked: Masked) -> Tensor:
+        """A function part of whose result has no gradient, which ``vmap`` would give one."""
+        result = self.__torch_function__(masked.func, (), masked.args)
+        return torch.where(masked.constant, result.detach(), result)
 
     def _along(self, vector: Tensor | None, result: Tensor, channels: int | None) -> Tensor | None:
         if vector is None or channels is None:
@@ -259,7 +322,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if found.lookup is None:
             self.refuse(found.parameters, f"{name} combines it with the examples, but not one value with each")
             return func(*args, **kwargs)
-        rows = self.product(lambda: value.view_as(value), found.lookup)
+        rows = self._product(lambda: value.view_as(value), found.lookup)
         args, kwargs = map_tensors(lambda t: rows if t is value else t, (args, kwargs))
         return self.__torch_function__(func, (), args, kwargs)
 
@@ -275,8 +338,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         except _FAILURES as error:
             self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
             return func(*args, **kwargs)
+        parameters = self._parameters(args, kwargs)
         args, kwargs = map_tensors(lambda t: spread.get(id(t), t), (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.met(parameters, result)
+        return result
 
     def _spread(self, value: Shared, count: int, ndim: int) -> Tensor:
         """A shared value for every example [count, ...], with as many axes as what it meets."""
@@ -285,7 +351,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             if rows.ndim < ndim:
                 ids, rows = (t.view(*[1] * (ndim - rows.ndim), *t.shape) for t in (ids, rows))
             ids, rows = (t.expand(count, *t.shape[1:]) for t in (ids, rows))
-            return self.product(lambda: rows, replace(value.lookup, x=ids))
+            return self._product(lambda: rows, replace(value.lookup, x=ids))
         copies = value.copies({id(p): self.copies(p, count) for p in value.parameters})
         if value.value.ndim == ndim:
             return copies.flatten(0, 1)
@@ -319,6 +385,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             with torch.autocast(device, enabled=False) if lower else nullcontext():
                 result = torch.func.vmap(one)(copies, rows)
             if self.accept(result, lambda: func(*args, **kwargs)):
+                self.met(parameters, result)
                 return result
             reason = f"{name} does not treat the examples one by one"
         except torch.OutOfMemoryError:
@@ -333,6 +400,24 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
         return shared.parameters_of(args, kwargs, self._shared)
+
+
+def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What a rule makes of a call; None where the call has arguments that the rule does not know."""
+    try:
+        return reader(*args, **kwargs)
+    except TypeError:
+        return None
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _first_axis(args: Any, kwargs: Any) -> bool:
+    """Whether tensors are put one after the other along their first axis."""
+    tensors, dim = tensors_in((args, kwargs)), kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+    return not isinstance(dim, int) or dim % max(tensors[0].ndim, 1) == 0
 
 
 def _in_place(name: str) -> bool:

@@ -1,0 +1,38 @@
+"""When two results of one computation, done in two ways, are the same: equal but for rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltasam.weight_space import HALVES
+
+
+def rounding_of(*dtypes: torch.dtype, lowered: bool = False) -> float:
+    """The largest relative error that rounding may leave after a whole model, forwards and backwards.
+
+    Args:
+        *dtypes: That are computed in; the coarsest counts.
+        lowered: Whether autocast computes in half precision.
+    """
+    if lowered or any(d in HALVES for d in dtypes):
+        return 0.1
+    return 1e-3 if torch.float32 in dtypes else 1e-8
+
+
+def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
+    """Whether two tensors have one shape, and a distance that is small beside their size; infinite ones show nothing.
+
+    Args:
+        a: One.
+        b: The other; its size counts.
+        tolerance: Relative; that of rounding unless given.
+    """
+    if a.shape != b.shape:
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    tolerance = rounding_of(a.dtype, b.dtype) if tolerance is None else tolerance
+    a, b = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
+    size = torch.linalg.vector_norm(b)
+    return bool(torch.linalg.vector_norm(a - b) <= tolerance * size) or not bool(size.isfinite())

@@ -1,0 +1,115 @@
+"""Which rows of the examples a forward pass picks, by data: a use after it may have other rows than the last time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltasam.per_example.shared import tensors_in
+
+
+@dataclass(frozen=True)
+class RowMove:
+    """Rows that were picked from, or put into, the rows of a tensor.
+
+    Attributes:
+        name: Of the function that did it.
+        rows: How many rows the tensor has.
+        picked: Their numbers [K]; or how many numbers of each row were picked [rows].
+        counts: Which of the two.
+    """
+
+    name: str
+    rows: int
+    picked: Tensor
+    counts: bool = False
+
+    def summary(self, examples: int) -> tuple[object, ...]:
+        """Whose rows they are, for examples that have the rows in turn: equal where they belong to the same ones."""
+        if self.rows % examples:
+            return self.name, self.rows, tuple(self.picked.flatten().tolist())
+        of_each = self.rows // examples
+        if self.counts:
+            owned = self.picked.reshape(examples, -1).sum(1).tolist()
+            return (self.name, "as many") if len(set(owned)) == 1 else (self.name, *owned)
+        owners = (self.picked.flatten() % self.rows // of_each).tolist()  # -1 is the last row
+        in_turn = [i * examples // len(owners) for i in range(len(owners))]
+        return (self.name, "in turn") if owners == in_turn and len(owners) % examples == 0 else (self.name, *owners)
+
+
+def row_moves(name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> RowMove | tuple[object, ...] | None:
+    """What a call did with the rows of its arguments; None where that does not depend on data.
+
+    Args:
+        name: Of the function.
+        args: As it was called.
+        kwargs: Likewise.
+        result: What it returned.
+    """
+    if (reader := _READERS.get(name if name.startswith("__") else name.rstrip("_"))) is not None:
+        named = {key: value for key, value in kwargs.items() if key != "input" or args}
+        return reader(name, *(args or (kwargs["input"],)), **named)
+    if args and isinstance(args[0], (list, tuple)):
+        return _uneven(name, tensors_in(args[0]))
+    return _uneven(name, tensors_in(result)) if isinstance(result, (list, tuple)) else None
+
+
+def _uneven(name: str, tensors: Sequence[Tensor]) -> tuple[object, ...] | None:
+    """Pieces along the first axis that are not all of one length: cut, or put together, by lengths of the data."""
+    lengths = [len(t) for t in tensors if t.ndim]
+    return (name, *lengths) if len(set(lengths)) > 1 else None
+
+
+def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> RowMove | None:
+    """``x[index]`` and what writes there; only the first axis is that of the examples."""
+    index = others.get("indices", index)
+    first = next(iter(index), None) if isinstance(index, tuple) else index
+    if isinstance(first, list):
+        first = torch.as_tensor(first)
+    return _of_index(name, x, first) if isinstance(first, Tensor) and x.ndim else None
+
+
+def _of_index(name: str, x: Tensor, index: Tensor) -> RowMove | None:
+    if index.dtype == torch.bool:
+        return RowMove(name, len(x), index.detach().reshape(len(index), -1).sum(1), counts=True) if index.ndim else None
+    return None if index.is_floating_point() else RowMove(name, len(x), index.detach())
+
+
+def _along(name: str, x: Tensor, dim: Any = 0, index: Any = None, *_: Any, **others: Any) -> RowMove | None:
+    """Functions of a dimension and an index; others than the first keep every row where it is."""
+    if not isinstance(dim, int) or dim % max(x.ndim, 1) or not isinstance(index, Tensor):
+        return None
+    return _of_index(name, x, index)
+
+
+def _take_along(name: str, x: Tensor, indices: Tensor, dim: Any = None) -> RowMove | None:
+    return None if dim is not None and dim % x.ndim else _of_index(name, x, indices)
+
+
+def _by_mask(name: str, x: Tensor, mask: Tensor, *_: Any, **__: Any) -> RowMove | None:
+    return _of_index(name, x, mask.expand(torch.broadcast_shapes(x.shape, mask.shape)))
+
+
+def _repeated(name: str, x: Tensor, repeats: Any, dim: Any = None, **_: Any) -> RowMove | None:
+    if not isinstance(repeats, Tensor) or repeats.numel() != len(x) or (dim or 0) % x.ndim:
+        return None
+    return RowMove(name, len(x), repeats.detach(), counts=True)
+
+
+def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> RowMove | None:
+    return _of_index(name, weight, input)
+
+
+_READERS: dict[str, Callable[..., RowMove | None]] = {
+    **dict.fromkeys(("__getitem__", "__setitem__", "index_put"), _by_index),
+    **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
+    **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),
+    **dict.fromkeys(("masked_select", "masked_scatter"), _by_mask),
+    "take_along_dim": _take_along,
+    "repeat_interleave": _repeated,
+    "embedding": _looked_up,
+}

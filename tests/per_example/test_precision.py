@@ -176,7 +176,7 @@ def test_autocast(run: Losses) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return run(call)
 
-    taken = take(model, low)
+    taken = take(model, low, steps=2)
     assert taken.warnings == []
     assert taken.forwards == 2
     assert cosine(taken, wanted) > 0.99
@@ -197,7 +197,7 @@ def test_autocast_on_architectures(name: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return losses(call)
 
-    taken = take(case.model, low)
+    taken = take(case.model, low, steps=2)
     assert taken.warnings == []
     assert taken.forwards == 2
     assert cosine(taken, expected(case.model, losses)) > 0.99
@@ -237,7 +237,7 @@ def test_pure_bfloat16(run: Losses) -> None:
     twin = Small().double()
     twin.load_state_dict(model.state_dict())
     wanted = expected(twin, run)
-    taken = take(model, run)
+    taken = take(model, run, steps=2)
     assert taken.forwards == 2
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in taken.gradient.values())
     assert taken.step.metrics["group_grad_norms"].dtype == torch.float32

@@ -75,8 +75,7 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
     with put_back(model), twice_differentiable():
         batches = Batches("example_geometry", model, closures)
         engine = Engine(model)
-        looked_at = next((i for i, losses in enumerate(batches.losses) if len(losses) > 1), None)
-        parts = [_of_batch(batches, i, engine, look=i == looked_at) for i in range(len(batches))]
+        parts = [_of_batch(batches, i, engine) for i in range(len(batches))]
         norms, curvatures = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
         return ExampleGeometry(
             tuple(torch.cat(batches.losses).tolist()),
@@ -85,8 +84,8 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
         )
 
 
-def _of_batch(batches: Batches, number: int, engine: Engine, *, look: bool) -> tuple[Tensor, Tensor]:
-    """Norms and curvatures of a batch [n]; ``look`` for losses that depend on other examples."""
+def _of_batch(batches: Batches, number: int, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Norms and curvatures of a batch [n]."""
     passes, owner = batches.passes(number), batches.owner
     output, record = engine.first(passes)
     losses = example_losses_of(output, owner)
@@ -94,8 +93,7 @@ def _of_batch(batches: Batches, number: int, engine: Engine, *, look: bool) -> t
         gradients = engine.gradients(passes, record, losses, 1)
     except NotCoveredError as reason:
         raise NotCoveredError(f"{owner}: {reason}\nWays out: freeze these parameters") from None
-    if look:  # the first time the engine looks too, and leaves the graph
-        refuse_meeting_losses(owner, losses, record)
+    refuse_meeting_losses(owner, engine)
     norms = gradients.norms()
     gradients.scale(torch.where(norms > 0, 1 / norms, 0.0))
     way = torch.zeros_like(norms, requires_grad=True)

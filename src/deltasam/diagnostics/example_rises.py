@@ -10,11 +10,9 @@ from torch import Tensor
 from deltasam.compiled import as_written
 from deltasam.diagnostics.batches import Batches
 from deltasam.outputs import example_losses_of
-from deltasam.per_example.check import scattered_uses
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed import Perturbed
-from deltasam.per_example.record import Record
 
 
 class ExampleRises:
@@ -31,7 +29,6 @@ class ExampleRises:
         self._batches, self._m, self._rho = batches, m, rho
         self._units = None if units is None else list(zip(batches.params, units, strict=True))
         self._engine = Engine(batches.model)
-        self._apart = False
 
     def of(self, number: int) -> list[float]:
         """The mean rise of each group of a batch.
@@ -45,9 +42,7 @@ class ExampleRises:
             output, record = self._engine.first(passes)
             losses = example_losses_of(output, owner)
             gradients = self._engine.gradients(passes, record, losses, self._m)
-            if not self._apart:  # the first time the engine looks too, and leaves the graph
-                refuse_meeting_losses(owner, losses, record)
-                self._apart = True
+            refuse_meeting_losses(owner, self._engine)
             self._bring_to_radius(gradients)
             before = losses.detach().double()
             del output, losses  # their graph is as large as the pass to come
@@ -65,17 +60,14 @@ class ExampleRises:
         gradients.scale(torch.where(norms > 0, self._rho / norms, 0.0))
 
 
-def refuse_meeting_losses(owner: str, losses: Tensor, record: Record) -> None:
-    """Raise unless each loss is of its own example alone.
+def refuse_meeting_losses(owner: str, engine: Engine) -> None:
+    """Raise unless each loss is of its own example, or group of examples, alone.
 
     Raises:
-        ValueError: It is not, or rows belong to examples in another order.
+        ValueError: It is not.
     """
-    with record:
-        if len(losses) > 1 and (found := scattered_uses(losses, record.uses, len(losses))):
-            seen = record.names[id(record.uses[min(found)].parameters[0])]
-            raise ValueError(
-                f"{owner}: the loss of one example depends on the others of its batch (seen at {seen}), "
-                f"so it has no sharpness of its own; let whole batches share a perturbation: m=None, or a multiple of "
-                f"the batch size"
-            )
+    if not engine.losses_apart:
+        raise ValueError(
+            f"{owner}: the loss of one example depends on the others of its batch, so it has no sharpness of its own; "
+            f"let whole batches share a perturbation: m=None, or a multiple of the batch size"
+        )

@@ -29,13 +29,13 @@ class ExampleGradients:
         self.groups = groups
         self._unit: Tensor | None = None
         used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
-        # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
-        self._weights = _weights_by_bias(uses)
-        self._fused_weights = set(self._weights.values())
         of_each: dict[int, tuple[nn.Parameter, list[tuple[Use, Tensor]]]] = {}
         for use, b in used:
             for p in use.parameters:
                 of_each.setdefault(id(p), (p, []))[1].append((use, b))
+        # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
+        self._weights = {b: w for b, w in _weights_by_bias(uses).items() if w in of_each}
+        self._fused_weights = set(self._weights.values())
         self.of: dict[int, ParameterGradient] = {}
         for parameter, its_uses in of_each.values():  # weights come before their biases
             if not self._is_fused(parameter):
@@ -130,7 +130,7 @@ def _outer(product: Product, b: Tensor, groups: int) -> Outer:
     return term.without_zero_rows() if x.is_floating_point() else term
 
 
-def _weights_by_bias(uses: list[Use]) -> dict[int, int]:
+def _weights_by_bias(uses: Sequence[Use]) -> dict[int, int]:
     """Biases that are only ever used together with one weight that is only ever used with them, by id."""
     partners: dict[int, set[int | None]] = {}
     for use in uses:

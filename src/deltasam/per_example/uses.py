@@ -126,10 +126,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         """Whether what ``vmap`` made of a function is what the function computes; override to look."""
         return True
 
-    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:  # noqa: B027
+    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
         """The examples have met these parameters, with this result; override to look at it."""
 
-    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:  # noqa: B027
+    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """A function of the examples alone was called; override to see which of their rows it picked."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -202,7 +202,7 @@ def test_rows_of_other_examples(forward: Forward, reduction: str) -> None:
     """Nothing of the model comes after the last use: that its rows are mixed shows in what it returns."""
     parts = {"head": linear(D, C)} if forward is not one_value_for_each_place else {"scale": parameter(1)}
     model = Written(forward, linear=linear(D, D if "head" in parts else C), **parts)
-    with pytest.raises(deltasam.NotCoveredError, match=r"rows that do not belong to 4 examples in turn|examples meet"):
+    with pytest.raises(deltasam.NotCoveredError, match=r"rows that do not belong to 4 examples in turn|examples interact"):
         step(model, *batch(T, D), reduction=reduction)
 
 
@@ -263,7 +263,7 @@ def test_any_two_examples_that_meet(rows: int, shift: int) -> None:
         return model.head(z * torch.sigmoid(model.gate(z.roll(shift, 0))))
 
     model = Written(forward, linear=linear(D, D), gate=linear(D, D), head=linear())
-    with pytest.raises(deltasam.NotCoveredError, match="examples meet inside the model"):
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact inside the model"):
         step(model, *batch(D, rows=rows))
 
 
@@ -281,20 +281,32 @@ def test_another_mode_is_looked_at_anew() -> None:
     model.eval()
     method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
     model.train()
-    with pytest.raises(deltasam.NotCoveredError, match="examples meet inside the model"):
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact inside the model"):
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
 
 
-def test_a_gate_that_begins_closed_is_found_at_the_tenth_step() -> None:
+def test_a_gate_that_begins_closed_is_found_at_once() -> None:
+    """Weights are moved for a look, and the gate with them."""
+
     def forward(model: Any, x: Tensor) -> Tensor:
         h = model.linear(x)
         return model.head(h + model.gate * h.mean(0, keepdim=True).expand_as(h))
 
     model = Written(forward, linear=linear(D, D), head=linear(), gate=nn.Parameter(torch.zeros(1)))
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact inside the model"):
+        step(model, *batch(D))
+
+
+def test_what_no_use_shows_is_found_at_the_tenth_step() -> None:
+    def forward(model: Any, x: Tensor) -> Tensor:
+        h = model.linear(x)
+        model.calls += 1
+        return model.head(torch.tanh(h - (model.calls > 5) * h.mean(0)))
+
+    model = Written(forward, linear=linear(D, D), head=linear())
     x, y = batch(D)
-    method, optimizer = deltasam.PerInstanceSAM(model, rho=0.05), torch.optim.SGD(model.parameters(), lr=0.1)
+    method = deltasam.PerInstanceSAM(model, rho=0.05)
     for _ in range(9):
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
-        optimizer.step()
-    with pytest.raises(deltasam.NotCoveredError, match="examples meet inside the model"):
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact inside the model"):
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))

@@ -67,6 +67,19 @@ def test_one_loss_is_enough(model: nn.Module, exact_run: Losses, reduce: Any) ->
     torch.testing.assert_close(taken.step.metrics["group_grad_norms"], of_examples * factor / N)
 
 
+class Times(torch.autograd.Function):
+    """Does nothing; its gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(factors)
+        return losses.view_as(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0].to(gradients[0].dtype), None
+
+
 class Broken:
     """Losses of which one example's gradient is broken in the first pass of a step."""
 
@@ -77,18 +90,15 @@ class Broken:
         losses = self._run(call)
         if self.on:
             self.on = False
-            losses.register_hook(lambda g: g * self._factors.to(g.dtype))
+            return Times.apply(losses, self._factors)
         return losses
 
 
 @pytest.mark.parametrize("bad", [float("inf"), 0.0])
-@pytest.mark.parametrize("checked", [False, True])
-def test_one_broken_example_leaves_the_others_right(
-    model: nn.Module, exact_run: Losses, bad: float, checked: bool
-) -> None:
+def test_one_broken_example_leaves_the_others_right(model: nn.Module, exact_run: Losses, bad: float) -> None:
+    """In a step that is not checked: a check would find that its passes differ."""
     method, broken = deltasam.PerInstanceSAM(model, rho=RHO), Broken(exact_run, [1, bad, 1, 1])
-    if checked:
-        method.backward(lambda: broken(model))
+    method.backward(lambda: broken(model))
     model.zero_grad()
     broken.on = True
     step = method.backward(lambda: broken(model))
@@ -279,10 +289,10 @@ def test_of_a_bfloat16_perturbation_more_is_left_when_outputs_are_moved() -> Non
     seen: list[Tensor] = []
     rho = 0.01
     deltasam.PerInstanceSAM(layer, rho=rho, m=N).backward(run)
-    moved_outputs = seen[1].float() - seen[0].float()
+    moved_outputs = seen[-1].float() - seen[0].float()
     seen.clear()
     deltasam.SAM(layer, rho=rho).backward(run)
-    moved_weights = seen[1].float() - seen[0].float()
+    moved_weights = seen[-1].float() - seen[0].float()
 
     weight, bias = (p.detach().float().requires_grad_() for p in (layer.weight, layer.bias))
     loss = (F.linear(x.float(), weight, bias) - target.float()).square().mean()

@@ -66,6 +66,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self.m = whole("PerInstanceSAM", "m", m)
         self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
         self._engine = Engine(model, skip=unsupported == "skip")
+        self._alone: frozenset[str] | None = None  # with these trained, one example at a time
         self._said: set[str] = set()
 
     def coverage(self, closure: Closure | None = None) -> Coverage:
@@ -94,8 +95,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Which parameters are left unperturbed, and for which trained ones that was found."""
-        return self._engine.state_dict()
+        """Which parameters are left unperturbed, or that it goes one by one, and for which trained ones."""
+        return self._engine.state_dict() if self._alone is None else {"alone": sorted(self._alone)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on without looking again.
@@ -103,7 +104,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         Raises:
             ValueError: It was saved by another method.
         """
-        self._check_state(state, (), ("skipped", "checked"))
+        self._check_state(state, (), ("skipped", "checked"), ("alone",))
+        self._alone = frozenset(state["alone"]) if "alone" in state else None
         self._engine.load_state_dict(state)
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
@@ -111,6 +113,9 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             return super()._fill_from(micro_batches)
 
     def _fill(self, passes: Passes) -> Step:
+        if self._alone is not None and self._alone == self._engine.trained():
+            losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')")
+            return Step(losses.detach().mean(), self._descend_one_by_one(passes, losses))
         output, record = self._engine.first(passes)
         losses = losses_of(output)
         try:
@@ -119,8 +124,11 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             if self.unsupported != "loop" or passes.sharded:  # sharded weights cannot be moved for one process alone
                 raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
-            del output  # what watching made of the model may not be what it is
-            metrics = self._descend_one_by_one(passes)
+            del output
+            with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
+                losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')")
+                metrics = self._descend_one_by_one(passes, losses)
+            self._alone = self._engine.trained()
         return Step(losses.detach().mean(), metrics)
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
@@ -134,22 +142,20 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes) -> dict[str, Tensor]:
-        with passes.at() as point:
-            n = len(example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')"))
-        if n % self.m:
-            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the number of examples in the batch, {n}")
-        facts = [self._descend_group(passes, slice(start, start + self.m), n) for start in range(0, n, self.m)]
+    def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
+        if len(losses) % self.m:
+            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the batch, which has {len(losses)} examples")
+        groups = [slice(start, start + self.m) for start in range(0, len(losses), self.m)]
+        facts = [self._descend_group(passes, losses, group) for group in groups]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
 
-    def _descend_group(self, passes: Passes, group: slice, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        with passes.at() as point:
-            ascent = passes.grad(example_losses_of(point.output, "PerInstanceSAM")[group].mean())
+    def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
+        ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
         norm = weight_space.norm(ascent)
         with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
-            share = passes.backward(perturbed.sum() / n)
+            share = passes.backward(perturbed.sum() / len(losses))
             return share, norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:

@@ -35,8 +35,17 @@ WHOLE = "the model"
 
 _SAME = "a closure must do the same each time"
 _ALONE = (
-    "examples interact in a way that gradients do not show (a statistic of the batch without gradient, a gradient hook, "
-    "a backward that looks at the whole batch), or a function computes otherwise with a copy for each example"
+    "examples interact in a way that gradients do not show (a statistic of the batch without gradient, a gradient "
+    "hook, a backward that looks at the whole batch), or a function computes otherwise with a copy for each example"
+)
+_CHANGES = (
+    "the closure gives another result when it is run again with the same weights and random state: it keeps state in "
+    "Python attributes, reads new data, or draws from a generator of its own; let it give the same result where "
+    "deltasam.in_later_pass() is True"
+)
+_CHANGES_WATCHED = (
+    "its forward pass gives another result while its functions are watched: it keeps state in Python attributes (use "
+    "deltasam.in_later_pass()), or uses parameters in a way that copies for each example do not follow"
 )
 
 
@@ -69,11 +78,14 @@ class Verdict:
         reasons: Why the recorded pass cannot be trusted, by the names of parameters; empty where it can.
         conclusive: Whether the gradient showed anything: not 0, and finite.
         losses_apart: Whether the loss of one example depends on no other.
+        of_single_uses: Whether the reasons are of the uses of these parameters alone: taken for constants, the others may
+            be exact.
     """
 
     reasons: Mapping[str, str]
     conclusive: bool = True
     losses_apart: bool = True
+    of_single_uses: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,8 @@ class Check:
         self._radius = self._far()
         self._group = self._drawn(seed)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self._lowered = any(torch.is_autocast_enabled(p.device.type) for p in passes.params)
+        dtypes = {*(use.dtype for use in record.uses), *(p.dtype for p in model.parameters()), losses.dtype}
+        self._tolerance = rounding_of(*(d for d in dtypes if d.is_floating_point), *record.lowered)
 
     def verdict(self) -> Verdict:
         """Run the check."""
@@ -123,44 +136,25 @@ class Check:
             return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
         reasons = self._other_forward(plain) or self._unexplained(plain)
         if reasons or not size:
-            return Verdict(reasons, conclusive=False)
+            return Verdict(reasons, conclusive=False, of_single_uses=WHOLE not in reasons)
         return self._by_value(plain)
 
     # The recorded pass beside the plain one.
 
     def _other_forward(self, plain: Plain) -> dict[str, str]:
-        if self._same_shown(plain.shown):
+        if self._same(self._shown, plain.shown):
             return {}
-        return self._wrong_functions() or {WHOLE: self._why_other(plain)}
-
-    def _wrong_functions(self) -> dict[str, str]:
-        """Parameters whose functions do not give, watched, what they give unwatched."""
-        left_out = set(self._names) - set(self._record.parameters)
-        watched = Record(self._model, skip=left_out, verify=True)
-        with watched.open(), self._passes.at():
-            pass
-        return watched.refusals
-
-    def _same_shown(self, shown: Sequence[Tensor]) -> bool:
-        tolerance = rounding_of(torch.float16) if self._lowered else None
-        return len(shown) == len(self._shown) and all(
-            close(a, b, tolerance) for a, b in zip(self._shown, shown, strict=True)
-        )
-
-    def _why_other(self, plain: Plain) -> str:
+        watched = Record(self._model, skip=set(self._names) - set(self._record.parameters), verify=True)
+        with watched.open(), self._passes.at() as point:
+            there = [losses_of(point.output), *watched.returned]
         with returned_by(self._model) as returned, self._passes.at() as point:
             again = [losses_of(point.output), *returned]
-        if len(again) != len(plain.shown) or not all(map(close, again, plain.shown)):
-            return (
-                "the closure gives another result when it is run again with the same weights and random state: it keeps "
-                "state in Python attributes, reads new data, or draws from a generator of its own; let it give the "
-                "same result where deltasam.in_later_pass() is True"
-            )
-        return (
-            "its forward pass gives another result while its functions are watched, and also when it is run again "
-            "unwatched: it keeps state in Python attributes (use deltasam.in_later_pass()), or uses parameters in a "
-            "way that copies for each example do not follow"
-        )
+        if self._same(there, plain.shown) or not self._same(again, plain.shown):
+            return {WHOLE: _CHANGES}
+        return watched.refusals or {WHOLE: _CHANGES_WATCHED}
+
+    def _same(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+        return len(a) == len(b) and all(close(x, y, self._tolerance) for x, y in zip(a, b, strict=True))
 
     def _unexplained(self, plain: Plain) -> dict[str, str]:
         parameters = self._record.parameters
@@ -172,23 +166,21 @@ class Check:
             "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
             "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
         )
-        coarse = {id(p) for use in self._record.uses for p in use.parameters if use.dtype in HALVES}
-        wrong = self._other_gradients(aligned, plain.total, {n for n, p in parameters.items() if id(p) in coarse})
+        wrong = self._other_gradients(aligned, plain.total)
         hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
         return {name: reason + hooked for name in wrong if name in parameters}
 
-    def _other_gradients(self, found: Vector, expected: Vector, coarse: set[str]) -> list[str]:
+    def _other_gradients(self, found: Vector, expected: Vector) -> list[str]:
         """The names of the parameters whose gradients are others than they should be."""
         wrong, total = [], weight_space.norm(expected)
-        for name, p, a, b in zip(self._names, self._passes.params, found, expected, strict=True):
+        for name, a, b in zip(self._names, found, expected, strict=True):
             if a is None and b is None:
                 continue
             hidden = a is None  # though the gradient may be 0 today
-            tolerance = rounding_of(p.dtype, lowered=name in coarse)
             # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
             size = weight_space.norm([b]) + 0.01 * total
             difference = b if a is None else a if b is None else a.to(b.dtype) - b
-            if hidden or not weight_space.norm([difference]) <= tolerance * size:
+            if hidden or not weight_space.norm([difference]) <= self._tolerance * size:
                 wrong.append(name)
         return wrong
 
@@ -208,7 +200,7 @@ class Check:
             apart = LOSSES in shown and not separation.is_changed(-len(shown))
             if reasons := self._interacting(separation) or self._misplaced(separation, apart=apart):
                 return Verdict(reasons)
-            told_apart = plain.through and (apart or plain.through != (LOSSES,))
+            told_apart = self._radius and plain.through and (apart or plain.through != (LOSSES,))
             if told_apart:
                 rows = [probe.shown[i][self._examples(self._group)].detach() for i in plain.through]
                 through = through_rows([probe.shown[i] for i in plain.through], plain.slopes, slice(None))
@@ -265,18 +257,17 @@ class Check:
             return {}  # such weights cannot be moved so little: the engine is the exact one
         own = [g if name in self._record.parameters else None for name, g in zip(self._names, plain.own, strict=True)]
         length = weight_space.norm(own)
-        if not close(length, self._norms[self._group], self._tolerance()):
+        if not close(length, self._norms[self._group], self._tolerance):
             return {WHOLE: "the norm of one example's gradient is another when the example is alone; " + _ALONE}
         expected = _plus(plain.total, plain.own, -1)
         examples = self._examples(self._group)
         there, own_there = moved_run(self._model, self._passes, plain, own, self._radius / float(length), examples)
-        if not all(close(a, b, self._tolerance()) for a, b in zip(rows, there, strict=True)):
+        if not all(close(a, b, self._tolerance) for a, b in zip(rows, there, strict=True)):
             return {WHOLE: "with its own weights moved an example comes out otherwise than it does alone; " + _ALONE}
         return self._not_the_same(found, _plus(expected, own_there, 1))
 
     def _not_the_same(self, found: Vector, expected: Vector) -> dict[str, str]:
-        coarse = set(self._names) if self._tolerance() > rounding_of(torch.float32) else set()
-        wrong = self._other_gradients(found, expected, coarse)
+        wrong = self._other_gradients(found, expected)
         none = [n for n, a, b in zip(self._names, found, expected, strict=True) if (a is None) != (b is None)]
         reason = "would get another gradient in the second pass than an ordinary pass with the same weights gives it; "
         return dict.fromkeys([*wrong, *none], reason + _ALONE)
@@ -299,14 +290,11 @@ class Check:
     def _far(self) -> float:
         """How far to move for a look: so far that it shows, and near enough for rounding to stay small."""
         losses = self._shown[LOSSES]
-        share = float(losses.abs().mean()) * self._n / self._groups if losses.ndim else float(losses.abs()) / self._groups
+        share = float(losses.abs().sum()) / self._groups
         able = self._norms[(self._norms > 0) & self._norms.isfinite()]
         slope = float(able.median()) / self._passes.loss_scale() if len(able) else 0.0
         most = _OF_WEIGHTS * float(weight_space.norm([p.detach() for p in self._passes.params]))
         return min(_OF_LOSS * (share + 0.01) / slope, most) if slope else 0.0
-
-    def _tolerance(self) -> float:
-        return rounding_of(*(p.dtype for p in self._record.parameters.values()), lowered=self._lowered)
 
     def _drawn(self, seed: int) -> int:
         """A group that has a direction to go."""

@@ -8,14 +8,13 @@ from torch import Tensor
 from deltasam.weight_space import HALVES
 
 
-def rounding_of(*dtypes: torch.dtype, lowered: bool = False) -> float:
+def rounding_of(*dtypes: torch.dtype) -> float:
     """The largest relative error that rounding may leave after a whole model, forwards and backwards.
 
     Args:
         *dtypes: That are computed in; the coarsest counts.
-        lowered: Whether autocast computes in half precision.
     """
-    if lowered or any(d in HALVES for d in dtypes):
+    if any(d in HALVES for d in dtypes):
         return 0.1
     return 1e-3 if torch.float32 in dtypes else 1e-8
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltasam.compiled import as_written, is_compiled
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
-from deltasam.per_example.check import WHOLE, Check, coupling_layers, uneven_uses
+from deltasam.per_example.check import Check, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
@@ -104,7 +104,7 @@ class Engine:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:
                 break
-            self._leave_out(record, verdict.reasons)
+            (self._leave_out if verdict.of_single_uses else self._refuse)(record, verdict.reasons)
             loss, gradients = self._again(passes, record, n // m)
         if due:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
@@ -161,7 +161,7 @@ class Engine:
     def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
         if not reasons:
             return
-        if not self._skip or WHOLE in reasons:
+        if not self._skip:
             self._refuse(record, reasons)
         self._skipped.update(reasons)
         record.leave_out(reasons)

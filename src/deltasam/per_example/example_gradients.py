@@ -89,7 +89,7 @@ class ExampleGradients:
 
     def totals(self, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor | None]:
         """The gradients summed over the groups, one parameter after the other; None where one was not used."""
-        return (self._total(p) for p in parameters)
+        return (t if t is None or self._unit is None else t * self._unit for t in map(self._total, parameters))
 
     def _total(self, parameter: nn.Parameter) -> Tensor | None:
         if id(parameter) in self.of:

@@ -81,6 +81,7 @@ class Record(ParameterUses):
         self.returned: list[Tensor] = []
         self._returned_rows: set[int] = set()
         self.hooked = False
+        self.lowered: set[torch.dtype] = set()
         self._lengths: set[int] = set()
         self._moves: list[RowMove | tuple[object, ...]] = []
 
@@ -132,7 +133,7 @@ class Record(ParameterUses):
 
         uses = tuple((use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses)
         moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
-        return examples == 1, uses, frozenset(map(of_each, self._batches(examples))), moves
+        return examples == 1, self.hooked, uses, frozenset(map(of_each, self._batches(examples))), moves
 
     def forget_returned(self) -> None:
         """Drop what the model returned: it holds the graph of the pass."""
@@ -167,6 +168,11 @@ class Record(ParameterUses):
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """Note why these parameters are not covered."""
         self.refusals.update((self.names[id(p)], reason) for p in parameters)
+
+    def sees(self, device: str) -> None:
+        """Note in which precision autocast computes."""
+        if self._open and torch.is_autocast_enabled(device):
+            self.lowered.add(torch.get_autocast_dtype(device))
 
     def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""

@@ -129,6 +129,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
         """The examples have met these parameters, with this result; override to look at it."""
 
+    def sees(self, device: str) -> None:
+        """A function of parameters is about to be called; override to look at the circumstances."""
+
     def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """A function of the examples alone was called; override to see which of their rows it picked."""
 
@@ -146,6 +149,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
+        self.sees(tensors[0].device.type)
         if (out := kwargs.get("out")) is not None:
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
         if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count

@@ -202,7 +202,9 @@ def test_rows_of_other_examples(forward: Forward, reduction: str) -> None:
     """Nothing of the model comes after the last use: that its rows are mixed shows in what it returns."""
     parts = {"head": linear(D, C)} if forward is not one_value_for_each_place else {"scale": parameter(1)}
     model = Written(forward, linear=linear(D, D if "head" in parts else C), **parts)
-    with pytest.raises(deltasam.NotCoveredError, match=r"rows that do not belong to 4 examples in turn|examples interact"):
+    with pytest.raises(
+        deltasam.NotCoveredError, match=r"rows that do not belong to 4 examples in turn|examples interact"
+    ):
         step(model, *batch(T, D), reduction=reduction)
 
 

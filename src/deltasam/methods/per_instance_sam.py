@@ -48,8 +48,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         model: The model to train.
         rho: Radius of each perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
         m: How many consecutive examples share a perturbation; divides the batch. The whole batch is SAM.
-        unsupported: What to do where two passes cannot be exact: ``error``; ``loop``, one example after the other, a
-            pass over the batch for each, which needs one loss per example; or ``skip``, leave the parameters that are
+        unsupported: What to do where two passes cannot be exact: ``error``; ``loop``, one example after the other, two
+            passes over the batch for each, which needs one loss per example; or ``skip``, leave the parameters that are
             the reason unperturbed.
 
     Raises:
@@ -114,8 +114,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     def _fill(self, passes: Passes) -> Step:
         if self._alone is not None and self._alone == self._engine.trained():
-            losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')")
-            return Step(losses.detach().mean(), self._descend_one_by_one(passes, losses))
+            losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
+            return Step(losses.mean(), self._descend_one_by_one(passes, len(losses)))
         output, record = self._engine.first(passes)
         losses = losses_of(output)
         try:
@@ -126,8 +126,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             self._say_once(str(reason))
             del output
             with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
-                losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')")
-                metrics = self._descend_one_by_one(passes, losses)
+                losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
+            metrics = self._descend_one_by_one(passes, len(losses))
             self._alone = self._engine.trained()
         return Step(losses.detach().mean(), metrics)
 
@@ -142,20 +142,20 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
-        if len(losses) % self.m:
-            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the batch, which has {len(losses)} examples")
-        groups = [slice(start, start + self.m) for start in range(0, len(losses), self.m)]
-        facts = [self._descend_group(passes, losses, group) for group in groups]
+    def _descend_one_by_one(self, passes: Passes, n: int) -> dict[str, Tensor]:
+        if n % self.m:
+            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the batch, which has {n} examples")
+        facts = [self._descend_group(passes, slice(start, start + self.m), n) for start in range(0, n, self.m)]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
 
-    def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
-        ascent = passes.grad(losses[group].mean(), retain_graph=group.stop < len(losses))
+    def _descend_group(self, passes: Passes, group: slice, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        with passes.at() as point:  # a graph of its own: a later forward may write into buffers that another has saved
+            ascent = passes.grad(example_losses_of(point.output, "PerInstanceSAM")[group].mean())
         norm = weight_space.norm(ascent)
         with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
-            share = passes.backward(perturbed.sum() / len(losses))
+            share = passes.backward(perturbed.sum() / n)
             return share, norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:

@@ -78,8 +78,8 @@ class Verdict:
         reasons: Why the recorded pass cannot be trusted, by the names of parameters; empty where it can.
         conclusive: Whether the gradient showed anything: not 0, and finite.
         losses_apart: Whether the loss of one example depends on no other.
-        of_single_uses: Whether the reasons are of the uses of these parameters alone: taken for constants, the others may
-            be exact.
+        of_single_uses: Whether the reasons are of the uses of these parameters alone: with these taken for constants the
+            others may be exact.
     """
 
     reasons: Mapping[str, str]

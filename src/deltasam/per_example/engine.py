@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from deltasam.compiled import as_written, is_compiled
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
-from deltasam.per_example.check import Check, coupling_layers, uneven_uses
+from deltasam.per_example.check import WHOLE, Check, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.per_example.uses import FAILURES, failed_in_a_watched_function
 from deltasam.warn import warn
 
 _SHOWN = 5
@@ -24,9 +25,9 @@ class Engine:
     """Per-example gradients of a model.
 
     The first pass is checked against plain PyTorch (``check``), and so is every pass that does something new: other
-    parameters or functions, another layout of rows, modules that change between training and evaluation. What has no part in
-    the first steps (a gate that begins at 0) may show later: so the passes 10, 100, 1000, ... are checked as well. A gradient
-    that is 0 or not finite shows nothing, and the next pass is checked.
+    parameters or functions, another layout of rows, modules that change between training and evaluation. What shows in
+    none of these may show later: so the passes 10, 100, 1000, ... are checked as well. A gradient that is 0 or not
+    finite shows nothing, and the next pass is checked.
 
     Args:
         model: The model.
@@ -75,8 +76,16 @@ class Engine:
         if self.trained() != self._trained:
             self._skipped, self._trained = {}, self.trained()
         record = Record(self._model, skip=self._skipped)
-        with record.open():
-            output = passes.first()
+        try:
+            with record.open():
+                output = passes.first()
+        except FAILURES as error:
+            if not failed_in_a_watched_function(error):
+                raise
+            passes.abandon()
+            output = passes.first()  # if the closure fails by itself, it does so here
+            cause = str(error).partition("\n")[0]
+            record.broken = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
         return output, record
 
     def gradients(self, passes: Passes, record: Record, loss: Tensor, m: int) -> ExampleGradients:
@@ -92,6 +101,8 @@ class Engine:
             NotCoveredError: The gradients cannot be computed exactly.
             ValueError: m does not divide the number of examples.
         """
+        if record.broken:
+            self._refuse(record, {WHOLE: record.broken})
         n = record.examples(loss)
         if n % m:
             raise ValueError(

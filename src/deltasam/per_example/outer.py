@@ -114,7 +114,15 @@ class Products:
         # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
         region = checkpoint_region()
         of_factors = None if factors is None else _place(factors)
-        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region), _in_graph(p if origin is None else origin))
+        key = (
+            _place(p),
+            _place(q),
+            ones,
+            of_factors,
+            torch.is_grad_enabled(),
+            id(region),
+            _in_graph(p if origin is None else origin),
+        )
         if key not in self._kept:
             product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
@@ -142,7 +150,9 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
     return torch.stack(squares).sum(0)
 
 
-def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products, origin: Tensor | None = None) -> Tensor:
+def contract(
+    onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products, origin: Tensor | None = None
+) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight.
 
     Args:

@@ -68,6 +68,7 @@ class Record(ParameterUses):
         super().__init__(model, {})
         self._verify = verify
         self._open = False
+        self.broken = ""
         self.start_over(skip)
 
     def start_over(self, skip: Iterable[str] = ()) -> None:
@@ -131,7 +132,9 @@ class Record(ParameterUses):
             ratio = rows / examples
             return "as long as the input" if ratio in self._lengths - {1} else ratio
 
-        uses = tuple((use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses)
+        uses = tuple(
+            (use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses
+        )
         moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
         return examples == 1, self.hooked, uses, frozenset(map(of_each, self._batches(examples))), moves
 

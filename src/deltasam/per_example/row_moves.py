@@ -41,7 +41,9 @@ class RowMove:
         return (self.name, "in turn") if owners == in_turn and len(owners) % examples == 0 else (self.name, *owners)
 
 
-def row_moves(name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> RowMove | tuple[object, ...] | None:
+def row_moves(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+) -> RowMove | tuple[object, ...] | None:
     """What a call did with the rows of its arguments; None where that does not depend on data.
 
     Args:

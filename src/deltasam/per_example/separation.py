@@ -76,7 +76,9 @@ def rows_of(result: Tensor, groups: int, names: tuple[str, ...] = ()) -> Rows:
     rows = rows.double() if rows.device.type != "mps" else rows.float()
     # Any fixed weights without a pattern: sums of normalised rows do not change whatever happens to them.
     weights = torch.sin(torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype).square())
-    return Rows(names, torch.stack([rows @ weights, torch.linalg.vector_norm(rows, dim=1)], 1).cpu().double(), tolerance)
+    return Rows(
+        names, torch.stack([rows @ weights, torch.linalg.vector_norm(rows, dim=1)], 1).cpu().double(), tolerance
+    )
 
 
 class Separation:

@@ -11,6 +11,7 @@ No module or parameter is touched.
 from __future__ import annotations
 
 import abc
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -42,16 +43,30 @@ _LOWERED = frozenset([
 # fmt: on
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
-_READS = frozenset([
-    "item", "tolist", "numpy", "__float__", "__int__", "__index__", "__bool__", "__complex__", "__array__",
-    "__contains__", "__dlpack__", "equal", "allclose", "is_nonzero",
-])
+_READS = frozenset(
+    [
+        "item",
+        "tolist",
+        "numpy",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__bool__",
+        "__complex__",
+        "__array__",
+        "__contains__",
+        "__dlpack__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    ]
+)
 _LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
 _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
 _DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
 _CAT = frozenset(["cat", "concat", "concatenate"])
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
 class ParameterUses(TorchFunctionMode, abc.ABC):
@@ -339,7 +354,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             }
         except torch.OutOfMemoryError:
             raise
-        except _FAILURES as error:
+        except FAILURES as error:
             self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
             return func(*args, **kwargs)
         parameters = self._parameters(args, kwargs)
@@ -394,7 +409,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             reason = f"{name} does not treat the examples one by one"
         except torch.OutOfMemoryError:
             raise
-        except _FAILURES as error:
+        except FAILURES as error:
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
         self.refuse(parameters, reason)
         return func(*args, **kwargs)
@@ -404,6 +419,12 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
         return shared.parameters_of(args, kwargs, self._shared)
+
+
+def failed_in_a_watched_function(error: BaseException) -> bool:
+    """Whether an error comes out of a function that was watched here; memory that is short has other causes."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return __file__ in frames and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,23 +1,68 @@
-"""What would make ``torch.autograd.grad`` wrong without a word is found in the graph of a loss, and is an error."""
+"""What the graph of a loss ends in, and what in it would make ``torch.autograd.grad`` silently wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Graph:
+    """The graph of a loss.
+
+    Attributes:
+        leaves: The tensors that it ends in: parameters, and any others that were detached and require a gradient.
+        reentrant: Whether part of it is a reentrant checkpoint, which runs inside a plain ``backward`` only.
+    """
+
+    leaves: tuple[Tensor, ...]
+    reentrant: bool
+
+
+def graph_of(loss: Tensor) -> Graph:
+    """Walk through the graph of a loss [].
+
+    Raises:
+        RuntimeError: It is the first graph of DistributedDataParallel(static_graph=True): gradients would never be
+            reduced.
+    """
+    if loss.grad_fn is None:
+        return Graph((loss,), reentrant=False)
+    leaves, reentrant = [], False
+    for node in _nodes(loss):
+        name = node.name()
+        if name == "torch::autograd::AccumulateGrad":
+            leaves.append(node.variable)
+        elif name == "CheckpointFunctionBackward":
+            reentrant = True
+        elif name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:
+            # It is in the graph until the first backward, after which all is well.
+            raise RuntimeError(
+                "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
+                "an ascent; leave static_graph out, or take the first step with ERM"
+            )
+    return Graph(tuple(leaves), reentrant)
+
+
 def refuse_what_goes_wrong(loss: Tensor) -> None:
-    """Look through the graph of a loss [].
+    """Look through the graph of a loss [] for what hides parameters from ``torch.autograd.grad``.
 
     Raises:
         RuntimeError: Part of it is a reentrant checkpoint: the parameters in there would seem not to be used at all. Or
-            it is the first graph of DistributedDataParallel(static_graph=True): gradients would never be reduced.
+            it is the first graph of DistributedDataParallel(static_graph=True).
     """
-    for node in _nodes(loss):
-        if check := _CHECKS.get(node.name()):
-            check(node)
+    if graph_of(loss).reentrant:
+        raise RuntimeError(REENTRANT)
+
+
+REENTRANT = (
+    "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
+    "use_reentrant=False, with transformers "
+    "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+)
 
 
 def _nodes(loss: Tensor) -> Iterator[Any]:
@@ -29,25 +74,3 @@ def _nodes(loss: Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting.extend(following for following, _ in node.next_functions)
-
-
-def _reentrant_checkpoint(_: Any) -> None:
-    raise RuntimeError(
-        "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
-        "use_reentrant=False, with transformers "
-        "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-    )
-
-
-def _data_parallel_sink(node: Any) -> None:
-    if node.ddp_weakref().static_graph:  # it is in the graph until the first backward, after which all is well
-        raise RuntimeError(
-            "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
-            "an ascent; leave static_graph out, or take the first step with ERM"
-        )
-
-
-_CHECKS: dict[str, Callable[[Any], None]] = {
-    "CheckpointFunctionBackward": _reentrant_checkpoint,
-    "_DDPSinkBackward": _data_parallel_sink,
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from deltasam.guards import WeightStore
 from deltasam.passes import Closure, Passes
 from deltasam.runtime import Runtime
+from deltasam.warn import warn
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,22 @@ def _together(name: str, values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum() if name.endswith("loss") else torch.stack(values).mean()
 
 
+def _closures(given: Any) -> list[Closure]:
+    """The closures of one step."""
+    together = isinstance(given, Iterable) and not isinstance(given, (Tensor, Mapping)) and not callable(given)
+    closures = list(given) if together else [given]
+    if not closures:
+        raise ValueError("backward() was given no closure")
+    for closure in closures:
+        if not callable(closure):
+            raise TypeError(
+                f"backward() was given {type(closure).__name__} in place of a closure: it runs the forward pass more "
+                f"than once, so it needs a function that returns the loss; write method.backward(lambda: "
+                f"loss_function(model(x), y)) instead of method.backward(loss)"
+            )
+    return closures
+
+
 class Method(abc.ABC):
     """A way to fill ``.grad``.
 
@@ -92,8 +109,14 @@ class Method(abc.ABC):
         Method.registry[name] = cls
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} was given {type(model).__name__} in place of a model (nn.Module); give it the "
+                f"model itself, {type(self).__name__}(model): it trains the parameters that require a gradient"
+            )
         self.model = model
         self._store = WeightStore()
+        self._said_zero = False
 
     def backward(self, closure: Closure | Sequence[Closure], *, runtime: Runtime | None = None) -> Step:
         """Add this method's gradient to ``.grad``, as ``loss.backward()`` would.
@@ -106,10 +129,12 @@ class Method(abc.ABC):
                 ``backward``. It is called several times on the same batch. A sequence of closures: the micro-batches
                 of one step, whose losses add up to the loss.
             runtime: How a loss becomes gradients; plain PyTorch unless given.
+
+        Raises:
+            TypeError: A closure is no function.
+            ValueError: There is none, or its loss does not depend on the model's trainable parameters.
         """
-        closures = [closure] if callable(closure) else list(closure)
-        if not closures:
-            raise ValueError("backward() was given no closure")
+        closures = _closures(closure)
         runtime = runtime or Runtime()
         begun: list[Passes] = []
 
@@ -123,7 +148,18 @@ class Method(abc.ABC):
             for passes in reversed(begun):
                 passes.abandon()
             raise
+        if any(passes.moves_nothing for passes in begun):
+            self._warn_of_zero()
         return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
+
+    def _warn_of_zero(self) -> None:
+        if not self._said_zero:
+            self._said_zero = True
+            warn(
+                f"{type(self).__name__}: the gradient of the first pass is exactly 0 for every parameter, so that "
+                f"nothing was perturbed and the step was a plain one; is the loss 0 (all labels masked?), or is it "
+                f"detached from the parameters?"
+            )
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
         """Fill ``.grad`` from micro-batches, each begun when it is taken; override to let them share anything."""

@@ -19,11 +19,12 @@ from torch.autograd.graph import GradientEdge
 from deltasam import weight_space
 from deltasam.collectives import any_process
 from deltasam.dropout_masks import DropoutMasks
-from deltasam.graph import refuse_what_goes_wrong
+from deltasam.graph import REENTRANT, Graph, graph_of
 from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved, reseed
+from deltasam.inner_backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.outputs import loss_of
 from deltasam.runtime import Runtime
-from deltasam.sharded import grad_by_backward, local, reshard, sharded_modules
+from deltasam.sharded import local, refuse_unreduced, reshard, sharded_modules
 from deltasam.weight_space import Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -51,6 +52,9 @@ class Passes:
 
     Attributes:
         params: The trainable parameters at the time of the call, each once.
+        moves_nothing: Whether the weights should have moved in ``descend``, but the ascent was exactly 0.
+        ran_inner_backwards: Whether a backward ran inside one of the gradients taken: what it found was written into
+            ``.grad``, and only gradients of parameters have it in them.
     """
 
     def __init__(self, model: nn.Module, closure: Closure, runtime: Runtime, store: WeightStore) -> None:
@@ -61,6 +65,7 @@ class Passes:
         named = list(model.named_parameters())
         self.params = [p for _, p in named if p.requires_grad]
         self._frozen = {name: p for name, p in named if not p.requires_grad}
+        self._ids = set(map(id, self.params))
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
         self.store = store
@@ -68,13 +73,15 @@ class Passes:
         self._model, self._closure, self._runtime = model, closure, runtime
         self._devices = accelerators(model)
         self._masks = DropoutMasks(model)
-        self._looked_through = False
+        self._graph: Graph | None = None
+        self.moves_nothing = self.ran_inner_backwards = False
         self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
+        self._grads = grads_of(self.params)
 
     def first(self) -> Any:
         """What the closure returns at the weights as they are. To be called once, before any other pass."""
         with self._masks.record():
-            output = self._closure()
+            output = self._forward()
         self._end, self._buffers = RandomState(self._devices), Buffers(self._model)
         return output
 
@@ -106,7 +113,7 @@ class Passes:
                 self._buffers_before.restore_written()
                 before = _versions(self._frozen.values())
                 with nullcontext() if fresh else self._masks.replay():
-                    output = self._closure()
+                    output = self._forward()
                 self._refuse_writes(before)
                 after = _versions(params)
                 yield Point(output, lambda: weight_space.distance(weights, saved, kept, of=params))
@@ -137,34 +144,104 @@ class Passes:
     ) -> list[Tensor | None]:
         """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched.
 
+        Gradients of parameters are what ``loss.backward()`` would add to ``.grad``, also where that runs backwards of
+        its own: in hooks of a detached leaf (GradCache), in checkpoints. Those of other tensors are what the graph
+        says; ``ran_inner_backwards`` then tells whether there is more than the graph.
+
         Where the weights are sharded, the gradient for ``params`` is the mean over all processes.
 
         Raises:
-            RuntimeError: It would be wrong: reentrant checkpoints, the first graph of a static one.
+            ValueError: The loss does not depend on any of ``params``.
+            RuntimeError: It would be wrong: reentrant checkpoints between the loss and tensors that are no parameters,
+                inner backwards where gradients are reduced over processes, the first graph of a static one.
         """
-        self.look_through(loss)
-        if wrt is None and self._sharded:
-            return grad_by_backward(lambda: self._runtime.scaled(loss).backward(retain_graph=retain_graph), self.params)
-        return self._runtime.grad(loss, self.params if wrt is None else wrt, retain_graph=retain_graph)
+        graph = self.look_through(loss)
+        of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
+        # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
+        others = [leaf for leaf in graph.leaves if id(leaf) not in self._ids] if of_parameters else []
+        plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
+        if plain_only:
+            self._refuse_where_no_plain_backward(wrt)
+        by_backward = plain_only or (wrt is None and self.sharded)
+        targets: list[Any] = list(self.params if wrt is None else wrt)
+        before = _versions(self.params)
+        with grads_aside([*self.params, *others]):
+            if by_backward:
+                self._runtime.scaled(loss).backward(retain_graph=retain_graph)
+                gradients: list[Tensor | None] = [None] * len(targets)
+            else:
+                gradients = self._runtime.grad(loss, [*targets, *others], retain_graph=retain_graph)[: len(targets)]
+            written = [g.to_dense() if g is not None and g.is_sparse else g for g in grads_of(self.params)]
+        if before != _versions(self.params):
+            raise RuntimeError(
+                "the backward of the first pass wrote into the weights (an optimizer that steps in a gradient hook?); "
+                "step after backward() has returned"
+            )
+        if not by_backward and any(g is not None for g in written):
+            refuse_reduction(self._model)
+        if by_backward or any(g is not None for g in written):
+            self.ran_inner_backwards |= not self.sharded
+            found = dict(zip(map(id, self.params), written, strict=True))
+            gradients = weight_space.plus(gradients, [found.get(id(t)) for t in targets])
+        if wrt is None and all(g is None for g in gradients):
+            if self.sharded:
+                refuse_unreduced()
+            raise self._independent()
+        return gradients
 
-    def look_through(self, loss: Tensor) -> None:
-        """Look once for what would make gradients of the loss wrong.
+    def look_through(self, loss: Tensor) -> Graph:
+        """Walk once through the graph of a pass.
 
         Raises:
-            RuntimeError: There is: reentrant checkpoints, the first graph of a static one.
+            RuntimeError: It is the first graph of a static one.
         """
-        if not self._looked_through:
-            refuse_what_goes_wrong(loss)
-            self._looked_through = True
+        if self._graph is None:
+            self._graph = graph_of(loss)
+        return self._graph
+
+    def _refuse_where_no_plain_backward(self, wrt: Sequence[Any] | None) -> None:
+        """Refuse what a plain backward does not give: reentrant checkpoints run in no other."""
+        hooks = any(p._post_accumulate_grad_hooks for p in self.params)
+        if self.sharded or hooks or not all(id(w) in self._ids for w in wrt or ()):
+            raise RuntimeError(REENTRANT)
+        refuse_reduction(self._model)
+
+    def _independent(self) -> ValueError:
+        kind = type(self._model).__name__
+        return ValueError(
+            f"the loss depends on no trainable parameter of the model that the method was made with ({kind}): does the "
+            f"closure run another model, or a copy of it? Make the method with the model that the closure runs"
+        )
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Add the gradient of a loss [] to ``.grad``; returns the loss, detached."""
+        """Add the gradient of a loss [] to ``.grad``; returns the loss, detached.
+
+        Raises:
+            ValueError: The loss does not depend on any of ``params``.
+        """
+        before = _written(self.params)
         self._runtime.backward(loss)
+        if before == _written(self.params) and not self._ids & set(map(id, graph_of(loss).leaves)):
+            raise self._independent()
         return loss.detach()
 
     def only(self) -> Any:
         """What the closure returns, for a method that has no later pass: nothing is kept for one."""
-        return self._closure()
+        return self._forward()
+
+    def _forward(self) -> Any:
+        """Run the closure."""
+        self._graph = None
+        before = _written(self.params)
+        output = self._closure()
+        if before != (after := _written(self.params)):
+            changed = [p.grad for p, was, now in zip(self.params, before, after, strict=True) if was != now]
+            if any(g is not None and bool((g.coalesce().values() if g.is_sparse else g).any()) for g in changed):
+                raise RuntimeError(
+                    "the closure has written into .grad of the parameters: it runs a backward itself; it should return "
+                    "the loss, of which the method takes the gradient"
+                )
+        return output
 
     def descend(
         self, ascent: list[Tensor | None], rho: float, *, norm: Tensor | None = None, scales: Vector | None = None
@@ -184,7 +261,9 @@ class Passes:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
         """
         norm = weight_space.norm(ascent) if norm is None else norm
-        moving = self.at(list(ascent), weight_space.length_to(rho, norm), scales=scales)
+        factor = weight_space.length_to(rho, norm)
+        self.moves_nothing = rho > 0 and not factor and norm.item() == 0
+        moving = self.at(list(ascent), factor, scales=scales)
         ascent.clear()
         with moving as point:
             perturbed_loss = self.backward(loss_of(point.output))
@@ -227,11 +306,19 @@ class Passes:
         """Undo what the first pass left behind: after an error the call has not happened."""
         self._start.restore()
         self._buffers_before.restore()
+        set_grads(self.params, self._grads)
 
 
 def _versions(params: Iterable[Tensor]) -> list[int]:
     """How often each was written into; 0 where PyTorch does not count."""
-    return [0 if p.is_inference() else p._version for p in params]
+    with torch._C.DisableTorchFunction():  # to look at it is no use of a parameter
+        return [0 if p.is_inference() else p._version for p in params]
+
+
+def _written(params: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Which ``.grad`` each has, and how often it was written into."""
+    with torch._C.DisableTorchFunction():
+        return [(0, 0) if g is None else (id(g), g._version) for g in (p.grad for p in params)]
 
 
 def radius_ratio(radius: Tensor, rho: float) -> Tensor:

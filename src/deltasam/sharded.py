@@ -7,7 +7,7 @@ and gradients of it are reduced by a backward only, never by ``torch.autograd.gr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -49,27 +49,16 @@ def reshard(modules: Sequence[Any]) -> None:
         module.reshard()
 
 
-def grad_by_backward(backward: Callable[[], None], params: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    """The gradients that a backward leaves in ``.grad``, averaged over the processes by FSDP; ``.grad`` is put back.
+def refuse_unreduced() -> None:
+    """Refuse a backward that has left no gradient of sharded weights.
 
     Raises:
-        RuntimeError: FSDP has left the gradients unreduced.
+        RuntimeError: Always.
     """
-    before = [p.grad for p in params]
-    try:
-        for p in params:
-            p.grad = None
-        backward()
-        gradients = [p.grad for p in params]
-    finally:
-        for p, grad in zip(params, before, strict=True):
-            p.grad = grad
-    if all(g is None for g in gradients):
-        raise RuntimeError(
-            "FSDP has not reduced the gradient of the first pass: gradient synchronisation is off (no_sync, "
-            "set_requires_gradient_sync(False)); leave it on, or give all micro-batches in one call with share=global"
-        )
-    return gradients
+    raise RuntimeError(
+        "FSDP has not reduced the gradient of the first pass: gradient synchronisation is off (no_sync, "
+        "set_requires_gradient_sync(False)); leave it on, or give all micro-batches in one call with share=global"
+    )
 
 
 def norm_of_parts(norms: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:

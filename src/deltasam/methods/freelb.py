@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltasam import embeddings
 from deltasam.as_written import AsWritten
-from deltasam.checks import nonnegative
+from deltasam.checks import nonnegative, whole
 from deltasam.embeddings import EmbeddingOffset
 from deltasam.method import Step
 from deltasam.outputs import loss_of
@@ -53,9 +53,7 @@ class FreeLB(AsWritten, name="freelb"):
         self, model: nn.Module, *, steps: int = 3, adv_lr: float = 0.1, init_mag: float = 0.1, max_norm: float = 0.0
     ) -> None:
         super().__init__(model)
-        if steps != int(steps) or steps < 1:
-            raise ValueError(f"FreeLB(steps={steps}): steps must be a whole number, 1 or more")
-        self.steps = int(steps)
+        self.steps = whole("FreeLB", "steps", steps)
         self.adv_lr = nonnegative("FreeLB", "adv_lr", adv_lr)
         self.init_mag = nonnegative("FreeLB", "init_mag", init_mag)
         self.max_norm = nonnegative("FreeLB", "max_norm", max_norm)

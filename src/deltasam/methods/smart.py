@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltasam import embeddings
 from deltasam.as_written import AsWritten
-from deltasam.checks import nonnegative, one_of
+from deltasam.checks import nonnegative, one_of, whole
 from deltasam.method import Step
 from deltasam.outputs import loss_of
 from deltasam.passes import Passes
@@ -72,9 +72,7 @@ class SMART(AsWritten, name="smart"):
         self.alpha, self.mu = nonnegative("SMART", "alpha", alpha), nonnegative("SMART", "mu", mu)
         self.step_size = nonnegative("SMART", "step_size", step_size)
         self.sigma = nonnegative("SMART", "sigma", sigma)
-        if steps != int(steps) or steps < 1:
-            raise ValueError(f"SMART(steps={steps}): steps must be a whole number, 1 or more")
-        self.steps = int(steps)
+        self.steps = whole("SMART", "steps", steps)
         self.beta = nonnegative("SMART", "beta", beta)
         if beta > 1:
             raise ValueError(f"SMART(beta={beta}): beta must be at most 1, where the average never moves")

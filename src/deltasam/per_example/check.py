@@ -78,7 +78,7 @@ class Verdict:
         reasons: Why the recorded pass cannot be trusted, by the names of parameters; empty where it can.
         conclusive: Whether the gradient showed anything: not 0, and finite.
         losses_apart: Whether the loss of one example depends on no other.
-        of_single_uses: Whether the reasons are of the uses of these parameters alone: with these taken for constants the
+        of_single_uses: Whether the reasons are of the uses of these parameters alone: with these as constants the
             others may be exact.
     """
 

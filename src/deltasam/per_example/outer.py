@@ -114,15 +114,8 @@ class Products:
         # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
         region = checkpoint_region()
         of_factors = None if factors is None else _place(factors)
-        key = (
-            _place(p),
-            _place(q),
-            ones,
-            of_factors,
-            torch.is_grad_enabled(),
-            id(region),
-            _in_graph(p if origin is None else origin),
-        )
+        node = _in_graph(p if origin is None else origin)
+        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region), node)
         if key not in self._kept:
             product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:

@@ -1,0 +1,426 @@
+"""What an adversary found: each is exact, beside a deep copy of the model per example, or refused with the reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deltasam
+import own_copies
+
+N, T, D, C = 4, 6, 8, 3
+RHO = 0.1
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Any:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Model(nn.Module):
+    """An encoder, a head and a second head, put together by a function."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: nn.Module | nn.Parameter | None) -> None:
+        super().__init__()
+        self.enc, self.head, self.aux = nn.Linear(D, D), nn.Linear(D, C), nn.Linear(D, C)
+        self._function = forward
+        self.state: Tensor | None = None
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args: Any) -> Any:
+        return self._function(self, *args)
+
+
+def hidden(m: Any, x: Tensor) -> Tensor:
+    return torch.tanh(m.enc(x))
+
+
+def parameter(*values: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=torch.float64).squeeze())
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class OfTheBatch(torch.autograd.Function):
+    """Examples interact in the backward only, and not linearly."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] / gradients[0].norm()
+
+
+class Recomputed(torch.autograd.Function):
+    """A checkpoint that runs a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: nn.Module, h: Tensor) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(h.detach())
+        with torch.no_grad():
+            return layer(h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None]:
+        h = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.layer(h), gradients[0])
+        return None, h.grad
+
+
+Forward = Callable[..., Any]
+EXACT: dict[str, tuple[Forward, dict[str, Any]]] = {}
+REFUSED: dict[str, tuple[Forward, dict[str, Any], str]] = {}
+
+
+def exact(**parts: Any) -> Callable[[Forward], Forward]:
+    def register(forward: Forward) -> Forward:
+        EXACT[forward.__name__] = forward, parts
+        return forward
+
+    return register
+
+
+def refused(reason: str, **parts: Any) -> Callable[[Forward], Forward]:
+    def register(forward: Forward) -> Forward:
+        REFUSED[forward.__name__] = forward, parts, reason
+        return forward
+
+    return register
+
+
+@exact()
+def second_head_on_detached(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    return m.head(h) + m.aux(h.detach())
+
+
+@exact()
+def gradient_reversal(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    return m.head(h) + m.aux(Reverse.apply(h))
+
+
+@exact()
+def layer_also_used_detached(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    return m.head(h) + F.linear(h, m.head.weight.detach(), m.head.bias.detach()) ** 2
+
+
+@exact(table=nn.Parameter(torch.randn(5, D, dtype=torch.float64)))
+def padding_of_a_computed_table(m: Any, x: Tensor) -> Tensor:
+    ids = (x[..., 0].abs() * 3).long().clamp(max=4)
+    return m.head(torch.tanh(F.embedding(ids, 1.1 * m.table, padding_idx=0)).mean(1))
+
+
+@exact(token=nn.Parameter(torch.randn(D, dtype=torch.float64)))
+def dropout_in_place_of_a_parameter(m: Any, x: Tensor) -> Tensor:
+    token = 2 * m.token
+    F.dropout(token, 0.4, True, inplace=True)
+    return m.head(hidden(m, x) + token)
+
+
+@exact(token=nn.Parameter(torch.randn(D, dtype=torch.float64)))
+def noise_on_a_parameter(m: Any, x: Tensor) -> Tensor:
+    return m.head(hidden(m, x) + m.token + 0.3 * torch.randn_like(m.token))
+
+
+@exact(w=nn.Parameter(torch.randn(D, C, dtype=torch.float64)))
+def product_into_a_tensor(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    with torch.no_grad():
+        m.state = torch.empty(0)
+        torch.mm(h, m.w, out=m.state)
+    return h @ m.w * m.state.sigmoid()
+
+
+@refused("enc.weight: has a gradient that its uses do not explain: a function that PyTorch does not show")
+def straight_through_weight(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.tanh(F.linear(x, Sign.apply(m.enc.weight))))
+
+
+@refused(r"enc.weight, enc.bias: has a gradient that its uses do not explain: .* a backward inside the backward")
+def backward_inside_the_backward(m: Any, x: Tensor) -> Tensor:
+    return m.head(Recomputed.apply(m.enc, m.aux(x).sum(1, keepdim=True) * x))
+
+
+@refused("token: alpha_dropout draws random numbers for it", token=nn.Parameter(torch.randn(D, dtype=torch.float64)))
+def alpha_dropout_of_a_parameter(m: Any, x: Tensor) -> Tensor:
+    return m.head(hidden(m, x) + F.alpha_dropout(2 * m.token, 0.4, True))
+
+
+@refused("gate: is read as a number", gate=parameter(0.301))
+def branch_on_a_parameter(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    return m.head((3 * h if m.gate > 0.3 else h) * m.gate)
+
+
+@refused("gate: is read as a number", gate=parameter(0.301))
+def comparison_of_a_parameter(m: Any, x: Tensor) -> Tensor:
+    return m.head(hidden(m, x) * (1 + torch.allclose(m.gate, m.gate.detach())) * m.gate)
+
+
+@refused("t: the forward pass writes into its memory", t=parameter(0.101))
+def data_written(m: Any, x: Tensor) -> Tensor:
+    m.t.data.clamp_(0.1, 0.5)
+    return m.head(hidden(m, x)) / m.t
+
+
+@refused("t: the forward pass writes into its memory", t=parameter(0.101))
+def detached_written(m: Any, x: Tensor) -> Tensor:
+    m.t.detach().mul_(1.0)
+    return m.head(hidden(m, x)) / m.t
+
+
+@refused("cls: cat puts it among the rows", cls=nn.Parameter(torch.randn(1, D, dtype=torch.float64)))
+def put_before_the_rows(m: Any, x: Tensor) -> Tensor:
+    h = torch.cat([m.cls, m.enc(x)])
+    return m.head(torch.softmax(h @ h.T, -1) @ h)[1:]
+
+
+@refused("head.weight, head.bias: what meets it depends on other examples: examples interact")
+def quantised_over_the_batch(m: Any, x: Tensor) -> Tensor:
+    h = m.enc(x)
+    s = h.detach().abs().max() / 7
+    return m.head(torch.tanh(h + ((h / s).round() * s - h).detach()))
+
+
+@refused("head.weight, head.bias: what meets it depends on other examples: examples interact")
+def mixed_statistics(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    mean, deviation = h.mean(1, keepdim=True).detach(), h.std(1, keepdim=True).detach()
+    others = [1, 2, 3, 0]
+    return m.head((h - mean) / deviation * (deviation + deviation[others]) / 2 + (mean + mean[others]) / 2)
+
+
+@refused("the model: the norm of one example's gradient is another when the example is alone")
+def hook_that_looks_at_the_batch(m: Any, x: Tensor) -> Tensor:
+    h = m.enc(x)
+    if h.requires_grad:
+        h.register_hook(lambda g: g / g.norm())
+    return m.head(torch.tanh(h))
+
+
+@refused("the model: the norm of one example's gradient is another when the example is alone")
+def backward_that_looks_at_the_batch(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.tanh(OfTheBatch.apply(m.enc(x))))
+
+
+@refused(r"the model: the closure gives another result when it is run again.*deltasam.in_later_pass\(\)")
+def state_in_an_attribute(m: Any, x: Tensor) -> Tensor:
+    m.state = torch.tanh(m.enc(x if m.state is None else x + m.state)).detach()
+    return m.head(torch.tanh(m.enc(x + m.state)))
+
+
+def problem(name: str) -> tuple[Model, Callable[[Any], Tensor]]:
+    torch.manual_seed(0)
+    forward, parts = (EXACT.get(name) or REFUSED[name])[:2]
+    model = Model(forward, **{k: v if v is None else nn.Parameter(v.detach().clone()) for k, v in parts.items()})
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+    shape = (N, T, D) if name == "padding_of_a_computed_table" else (N, D)
+    x = torch.randn(shape)
+    return model, lambda m: F.cross_entropy(m(x), y, reduction="none")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", EXACT)
+def test_is_exact(name: str, reduction: str) -> None:
+    model, losses = problem(name)
+    torch.manual_seed(5)
+    wanted = own_copies.gradient_of_copies(model, losses, RHO)
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    for _ in range(2):  # checked, and not checked
+        model.zero_grad()
+        torch.manual_seed(5)
+        method.backward(lambda: losses(model) if reduction == "none" else losses(model).mean())
+        assert own_copies.error(model, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("spec", ["per_instance_sam", "delta_sam:weights=norms", "rw_sam:weights=norms"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_is_refused_in_every_method(name: str, reduction: str, spec: str) -> None:
+    model, losses = problem(name)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(deltasam.NotCoveredError, match=REFUSED[name][2]):
+        deltasam.make_method(spec, model).backward(
+            lambda: losses(model) if reduction == "none" else losses(model).mean()
+        )
+    if "written" not in name:
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_norms_are_refused(name: str) -> None:
+    model, losses = problem(name)
+    with pytest.raises(deltasam.NotCoveredError, match=REFUSED[name][2]):
+        deltasam.per_example_grad_norms(model, lambda: losses(model))
+
+
+# Where a closure is no function of the weights, or a backward no linear one of its gradient, no reference says more.
+LOOPS = [n for n in REFUSED if not n.startswith(("state", "data", "hook", "backward_that"))]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_runs_the_closure_as_it_is(name: str) -> None:
+    model, losses = problem(name)
+    torch.manual_seed(5)
+    wanted = own_copies.gradient_of_copies(model, losses, RHO)
+    method = deltasam.PerInstanceSAM(model, rho=RHO, unsupported="loop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            model.zero_grad()
+            torch.manual_seed(5)
+            method.backward(lambda: losses(model))
+            assert own_copies.error(model, wanted) < 1e-10
+
+
+# What is new is checked when it appears.
+
+
+def steps(model: nn.Module, *runs: Callable[[Any], Tensor], reason: str) -> None:
+    """All runs but the last are exact, which is refused."""
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    for losses in runs[:-1]:
+        wanted = own_copies.gradient_of_copies(model, losses, RHO)
+        model.zero_grad()
+        method.backward(lambda losses=losses: losses(model))  # type: ignore[misc]
+        assert own_copies.error(model, wanted) < 1e-10
+    with pytest.raises(deltasam.NotCoveredError, match=reason):
+        method.backward(lambda: runs[-1](model))
+
+
+def chosen_rows(m: Any, x: Tensor, chosen: Tensor) -> Tensor:
+    return m.head(hidden(m, x)[chosen])
+
+
+def of_counts(*counts: int, by: str) -> Callable[[Any], Tensor]:
+    x, y = torch.randn(N, T, D), torch.randint(0, C, (N,))
+    mask = torch.stack([torch.arange(T) < c for c in counts])
+    own = mask.nonzero()[:, 0]
+
+    def losses(m: Any) -> Tensor:
+        scores = m(x, mask) if by == "mask" else m(x.flatten(0, 1), mask.flatten().nonzero()[:, 0])
+        return torch.zeros(N).index_add(0, own, F.cross_entropy(scores, y[own], reduction="none"))
+
+    return losses
+
+
+@pytest.mark.parametrize("by", ["mask", "index"])
+def test_other_counts_of_chosen_rows(by: str) -> None:
+    equal = of_counts(2, 2, 2, 2, by=by), of_counts(2, 2, 2, 2, by=by)
+    steps(Model(chosen_rows), *equal, of_counts(1, 3, 3, 1, by=by), reason="examples interact inside the model")
+
+
+def test_another_order_of_rows() -> None:
+    def forward(m: Any, x: Tensor, order: Tensor) -> Tensor:
+        return m.head(hidden(m, x)[order])
+
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+
+    def ordered(*order: int) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, torch.tensor(order)), y[list(order)], reduction="none")
+
+    steps(Model(forward), ordered(0, 1, 2, 3), ordered(1, 2, 3, 0), reason="examples interact inside the model")
+
+
+def test_pieces_of_other_lengths() -> None:
+    def forward(m: Any, x: Tensor, lengths: list[int]) -> Tensor:
+        h = m.enc(torch.cat([row[:k] for row, k in zip(x, lengths, strict=True)]))
+        return torch.stack([piece.mean(0) for piece in m.head(h).split(lengths)])
+
+    x, y = torch.randn(N, T, D), torch.randint(0, C, (N,))
+
+    def of(*lengths: int) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, list(lengths)), y, reduction="none")
+
+    steps(Model(forward), of(2, 2, 2, 2), of(1, 3, 3, 1), reason="do not belong to 4 examples in turn|interact")
+
+
+def test_another_task() -> None:
+    def forward(m: Any, x: Tensor, task: int) -> Tensor:
+        h = hidden(m, x)
+        return m.head(h) if task == 0 else m.aux(3 * (h - h.mean(0)))
+
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+
+    def of(task: int) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, task), y, reduction="none")
+
+    steps(Model(forward), of(0), of(0), of(1), reason="aux.weight, aux.bias: what meets it depends on other examples")
+
+
+def test_a_hook_that_comes_later() -> None:
+    def forward(m: Any, x: Tensor, hooks: bool) -> Tensor:
+        h = hidden(m, x)
+        if hooks:
+            h.register_hook(lambda g: g / g.norm())
+        return m.head(h)
+
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+
+    def of(hooks: bool) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, hooks), y, reduction="none")
+
+    steps(Model(forward), of(False), of(True), reason="the norm of one example's gradient")
+
+
+def test_what_is_known_is_not_checked_again() -> None:
+    """Batches of other lengths, sizes and positions that are picked, as a classifier of the last token has them."""
+
+    def forward(m: Any, x: Tensor, last: Tensor) -> Tensor:
+        return m.head(hidden(m, x)[torch.arange(len(x)), last])
+
+    model, calls = Model(forward), []
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+
+    def forwards(n: int, tokens: int) -> int:
+        calls.clear()
+        x, y, last = torch.randn(n, tokens, D), torch.randint(0, C, (n,)), torch.randint(0, tokens, (n,))
+        method.backward(lambda: (calls.append(0), F.cross_entropy(model(x, last), y, reduction="none"))[1])
+        return len(calls)
+
+    assert forwards(4, 6) > 2
+    assert [forwards(n, tokens) for n, tokens in ((4, 6), (4, 5), (6, 9), (3, 7))] == [2] * 4
+
+
+def test_one_example_is_checked_once() -> None:
+    model, calls = Model(lambda m, x: m.head(hidden(m, x))), []
+    x, y = torch.randn(1, D), torch.randint(0, C, (1,))
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    for _ in range(3):
+        calls.clear()
+        method.backward(lambda: (calls.append(0), F.cross_entropy(model(x), y))[1])
+    assert len(calls) == 2

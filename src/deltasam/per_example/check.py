@@ -24,7 +24,7 @@ from deltasam.per_example.closeness import close, rounding_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
-from deltasam.per_example.separation import Rows, RowsOfUses, Separation, rows_of, selections
+from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
 from deltasam.weight_space import HALVES, Vector
 
 # How far weights are moved for a look: by so much of the loss, to first order, and of the weights at most.
@@ -122,7 +122,7 @@ class Check:
         self._shown = [losses.detach(), *(t.detach() for t in record.returned)]
         self._n, self._groups = record.examples(losses), gradients.groups
         self._norms = gradients.norms().detach()
-        self._radius = self._far()
+        self._radius, self._looks, self._seed = self._far(), Looks(self._groups), seed
         self._group = self._drawn(seed)
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         dtypes = {*(use.dtype for use in record.uses), *(p.dtype for p in model.parameters()), losses.dtype}
@@ -188,7 +188,7 @@ class Check:
 
     def _by_value(self, plain: Plain) -> Verdict:
         separation = Separation()
-        for moved in selections(self._groups):
+        for moved in selections(self._groups, self._seed):
             with self._probe(moved) as probe:
                 separation.add(moved, probe.rows)
         only = torch.arange(self._groups) == self._group
@@ -216,8 +216,7 @@ class Check:
             "what meets it depends on other examples: examples interact inside the model (statistics of the batch, "
             "packed sequences, rows in another order, an axis in front of that of the examples)"
         )
-        first = next((rows for rows in separation.changed if rows.names), None)
-        return dict.fromkeys(first.names, reason) if first else {}
+        return dict.fromkeys(next(filter(None, separation.changed), ()), reason)
 
     def _misplaced(self, separation: Separation, *, apart: bool) -> dict[str, str]:
         """Parameters whose rows are not known to belong to the examples in turn: nothing that comes out shows it."""
@@ -277,14 +276,14 @@ class Check:
         """The engine's second pass, with some groups moved [g]; a backward belongs inside."""
         able = moved.to(self._norms.device) & (self._norms > 0)
         steps = self._gradients.scaled(torch.where(able, self._radius / self._norms, 0.0))
-        perturbed = RowsOfUses(self._model, self._record.parameters, steps)
+        perturbed = RowsOfUses(self._model, self._record.parameters, steps, looks=self._looks)
         with ExitStack() as stack:
             returned = stack.enter_context(returned_by(self._model))
             stack.enter_context(perturbed)
             with perturbed.noting():
                 point = stack.enter_context(self._passes.at())
             shown = [losses_of(point.output), *returned]
-            rows = [rows_of(t, self._groups) for t in shown if t.ndim] if len(shown) == len(self._shown) else []
+            rows = [self._looks.at(t) for t in shown if t.ndim] if len(shown) == len(self._shown) else []
             yield _Probe(shown, [*perturbed.rows, *rows])
 
     def _far(self) -> float:

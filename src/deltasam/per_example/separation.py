@@ -16,14 +16,33 @@ from deltasam.per_example.perturbed import Perturbed
 # Equal numbers go through equal kernels here: what rounding may leave is far less than between two ways to compute.
 _SAME_WAY = 0.03
 
+_FEW = 4
+"""Of so many groups any two are separated; of more, those that fall into different halves."""
 
-def selections(groups: int) -> Iterator[Tensor]:
-    """Which groups are moved together [g]: for any two of them, in one run only one is."""
+
+def selections(groups: int, seed: int) -> Iterator[Tensor]:
+    """Which groups are moved together [g], in a few runs.
+
+    Args:
+        groups: Their number; a single one has no other to interact with.
+        seed: 1 for the first look at a model, which separates neighbours, mirror images and halves of a batch; others
+            draw a half.
+    """
+    if groups == 1:
+        return
     numbers = torch.arange(groups)
-    if groups > 1:
+    bits = (groups - 1).bit_length()
+    if groups <= _FEW:
         yield torch.ones(groups, dtype=torch.bool)
-        for bit in range((groups - 1).bit_length()):
-            yield (numbers >> bit) % 2 == 1
+        yield from ((numbers >> bit) % 2 == 1 for bit in range(bits))
+        return
+    if seed == 1:
+        odd_many = [bit for bit in range(bits) if bit != 1 or bits % 2]
+        half = torch.stack([numbers >> bit for bit in odd_many]).sum(0) % 2 == 1
+    else:
+        half = torch.randperm(groups, generator=torch.Generator("cpu").manual_seed(seed)) < groups // 2
+    yield half
+    yield ~half
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Rows:
 
     Attributes:
         names: The parameters that the examples met, or nothing.
-        numbers: A projection of the rows, and their norm [g, 2], in float64.
+        numbers: A projection of the rows, and their norm [g, 2]; NaN where the groups do not divide the rows.
         tolerance: How much the projection may differ, relative to the norm.
     """
 
@@ -41,13 +60,39 @@ class Rows:
     tolerance: float
 
 
+class Looks:
+    """Makes two numbers of rows: a projection, for which any fixed weights without a pattern will do, and the norm.
+
+    Sums alone of normalised rows do not change, whatever happens to them.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+        self._weights: dict[tuple[object, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def at(self, result: Tensor, names: tuple[str, ...] = ()) -> Rows:
+        """The rows of a result [B, ...]."""
+        tolerance = _SAME_WAY * rounding_of(result.dtype)
+        if len(result) % self._groups or not result.numel():
+            return Rows(names, torch.full((self._groups, 2), torch.nan, device=result.device), tolerance)
+        rows = result.detach().reshape(self._groups, -1)
+        rows = rows.double() if rows.device.type != "mps" else rows.float()
+        key = (rows.shape[1], rows.device)
+        if key not in self._weights:
+            places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+            self._weights[key] = torch.sin(places.square())
+        numbers = torch.stack([rows @ self._weights[key], torch.linalg.vector_norm(rows, dim=1)], 1)
+        return Rows(names, numbers, tolerance)
+
+
 class RowsOfUses(Perturbed):
     """A perturbed forward that notes the rows of every result in which examples met parameters."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, looks: Looks) -> None:
         super().__init__(*args)
         self.rows: list[Rows] = []
-        self._noting = False
+        self._looks, self._noting = looks, False
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -63,22 +108,7 @@ class RowsOfUses(Perturbed):
         if self._noting and isinstance(result, Tensor) and result.is_floating_point() and result.ndim:
             names = tuple(self.names[id(p)] for p in parameters if id(p) in self.names)
             with torch._C.DisableTorchFunction():
-                self.rows.append(rows_of(result, self._groups, names))
-
-
-@torch.no_grad()
-def rows_of(result: Tensor, groups: int, names: tuple[str, ...] = ()) -> Rows:
-    """The rows of a result [B, ...]; no numbers where the groups do not divide B."""
-    tolerance = _SAME_WAY * rounding_of(result.dtype)
-    if len(result) % groups or not result.numel():
-        return Rows(names, torch.zeros(0, 2, dtype=torch.float64), tolerance)
-    rows = result.detach().reshape(groups, -1)
-    rows = rows.double() if rows.device.type != "mps" else rows.float()
-    # Any fixed weights without a pattern: sums of normalised rows do not change whatever happens to them.
-    weights = torch.sin(torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype).square())
-    return Rows(
-        names, torch.stack([rows @ weights, torch.linalg.vector_norm(rows, dim=1)], 1).cpu().double(), tolerance
-    )
+                self.rows.append(self._looks.at(result, names))
 
 
 class Separation:
@@ -88,9 +118,9 @@ class Separation:
     """
 
     def __init__(self) -> None:
-        self._before: dict[bool, list[Tensor]] = {}
-        self._seen: list[Rows] = []
-        self._changed: set[int] = set()
+        self._names: list[tuple[str, ...]] = []
+        self._known = torch.empty(0)
+        self._changed = torch.empty(0, dtype=torch.bool)
         self.uneven = False
 
     def add(self, moved: Tensor, rows: list[Rows]) -> None:
@@ -100,31 +130,30 @@ class Separation:
             moved: Which groups were [g].
             rows: Of its results, in turn.
         """
-        if self._seen and [len(r.numbers) for r in rows] != [len(r.numbers) for r in self._seen]:
+        names = [r.names for r in rows]
+        if not self._names:
+            self._names, self._changed = names, torch.zeros(len(rows), dtype=torch.bool)
+            # Of groups that were not moved, and of those that were [2, results, g, 2].
+            self._known = torch.full((2, len(rows), len(moved), 2), torch.nan, dtype=torch.float64)
+        if names != self._names:
             self.uneven = True
-            return
-        self._seen = rows
-        for state in (True, False):
-            known = self._before.setdefault(state, [torch.full_like(r.numbers, torch.nan) for r in rows])
-            for i, (r, before) in enumerate(zip(rows, known, strict=True)):
-                if not len(before):
-                    continue
-                here = moved == state
-                if (_differs(r, before) & here).any():
-                    self._changed.add(i)
-                before[here] = r.numbers[here]
+        elif rows:
+            numbers = (
+                torch.stack([r.numbers.to(rows[0].numbers.device, rows[0].numbers.dtype) for r in rows]).cpu().double()
+            )
+            tolerances = torch.tensor([r.tolerance for r in rows], dtype=torch.float64)[:, None]
+            state, groups = moved.long(), torch.arange(len(moved))
+            before = self._known[state, :, groups].transpose(0, 1)
+            far = (numbers - before).abs().amax(2) > tolerances * before[..., 1]
+            differs = (far | ~numbers.isfinite().all(2)) & before.isfinite().all(2)
+            self._changed |= differs.any(1)
+            self._known[state, :, groups] = numbers.transpose(0, 1)
 
     @property
-    def changed(self) -> list[Rows]:
-        """The results in which the rows of a group hang on others, in turn."""
-        return [self._seen[i] for i in sorted(self._changed)]
+    def changed(self) -> list[tuple[str, ...]]:
+        """The names of the results in which the rows of a group hang on others, in turn."""
+        return [names for names, changed in zip(self._names, self._changed.tolist(), strict=True) if changed]
 
     def is_changed(self, place: int) -> bool:
         """Whether a result is one of them, by its place in the list, from the end if negative."""
-        return place % len(self._seen) in self._changed
-
-
-def _differs(rows: Rows, before: Tensor) -> Tensor:
-    """Of each group [g] whether its rows are others than they were, where they were something finite."""
-    far = (rows.numbers - before).abs().amax(1) > rows.tolerance * before[:, 1]
-    return (far | ~rows.numbers.isfinite().all(1)) & before.isfinite().all(1)
+        return bool(self._changed[place])

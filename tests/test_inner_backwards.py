@@ -290,6 +290,14 @@ def test_the_error_says_which_model(name: str) -> None:
     method.backward(lambda: 0.0 * model(x).square().sum(1))  # a gradient of 0 is one
 
 
+def test_another_model_is_noticed_before_the_second_pass() -> None:
+    model, other, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 3)
+    calls: list[bool] = []
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        deltasam.SAM(model).backward(lambda: (calls.append(deltasam.in_later_pass()), other(x).square().mean())[1])
+    assert calls == [False]
+
+
 def test_an_ascent_of_zero_is_said_once() -> None:
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
     method = deltasam.SAM(model)

@@ -36,6 +36,11 @@ def in_later_pass() -> bool:
     return _LATER.get()
 
 
+def set_later(later: bool) -> None:
+    """Say whether later passes are going on."""
+    _LATER.set(later)
+
+
 @dataclass(frozen=True)
 class Point:
     """A later pass at moved weights."""

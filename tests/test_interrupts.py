@@ -209,6 +209,26 @@ def test_ctrl_c_while_another_error_is_undone(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_left_on_in_the_closure_is_off_again(spec: str) -> None:
+    setting = Setting(spec)
+
+    def closure() -> Tensor:
+        losses = setting.closure()
+        if deltasam.in_later_pass():
+            for manager in (torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Watching()):
+                manager.__enter__()
+            setting.model.head.register_forward_hook(lambda *_: None)
+            raise KeyboardInterrupt
+        return losses
+
+    before = setting.state() | setting.trace()
+    with pytest.raises(KeyboardInterrupt):
+        setting.method.backward(closure)
+    assert setting.state() | setting.trace() == before
+
+
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 @pytest.mark.filterwarnings("ignore")
 def test_an_error_in_the_restoring_copy(spec: str, error: type[BaseException], monkeypatch: Any) -> None:

@@ -932,7 +932,7 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
         "method.py",
         "                last_first.callback(surroundings.restore)\n",
         "",
-        "ctrl_c_at_any_moment and per_instance",
+        "left_on_in_the_closure and sam",
         "test_interrupts.py",
     ),
     "suspended context managers end later": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,18 +122,24 @@ def test_undoing_twice_survives_an_interrupt_in_the_first() -> None:
 
 
 def test_an_interrupt_stays_one_if_what_it_left_fails() -> None:
-    undone = UndoneOnError(lambda _: None)
-    with pytest.raises(KeyboardInterrupt), undone, undone:
+    def leave_badly() -> None:
         try:
             raise KeyboardInterrupt
         finally:
             raise RuntimeError("trying to pop from empty mode stack")
+
+    undone = UndoneOnError(lambda _: None)
+    with pytest.raises(KeyboardInterrupt), undone, undone:
+        leave_badly()
+
+
+def test_an_interrupt_that_was_dealt_with_stays_so() -> None:
     try:
         raise KeyboardInterrupt
-    except KeyboardInterrupt:  # this one was dealt with
+    except KeyboardInterrupt:
         undone = UndoneOnError(lambda _: None)
-        with pytest.raises(RuntimeError), undone:
-            raise RuntimeError
+        with contextlib.suppress(RuntimeError), undone:
+            raise RuntimeError from None
 
 
 def test_what_an_interrupt_left_suspended_ends_at_once() -> None:

@@ -225,7 +225,8 @@ class Passes:
         """
         before = _written(self.params)
         self._runtime.backward(loss)
-        if before == _written(self.params) and not self._ids & set(map(id, graph_of(loss).leaves)):
+        # Sharded weights are other tensors in a graph, and their gradients are added to behind the back of the count.
+        if before == _written(self.params) and not (self.sharded or self._ids & set(map(id, graph_of(loss).leaves))):
             raise self._independent()
         return loss.detach()
 

@@ -2,7 +2,7 @@
 
 An interrupt (Ctrl-C) may fall between any two instructions of Python: before ``__exit__`` is called, inside it, or
 inside a ``finally``. So context managers alone put nothing back for sure. What they should leave is noted before the
-call; after an error it is set again, all of it, whatever they did; and once more if an interrupt falls into that as well.
+call; after an error it is set again, all of it, whatever they did, and once more if an interrupt falls into that too.
 """
 
 from __future__ import annotations

@@ -832,7 +832,7 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "detached leaves are no inputs": (
         "passes.py",
-        "if id(leaf) not in self._ids] if of_parameters else []",
+        "if id(leaf) not in known] if of_parameters else []",
         "if False]",
         "cached_losses and embeddings",
         "test_inner_backwards.py",

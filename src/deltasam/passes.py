@@ -162,14 +162,18 @@ class Passes:
         graph = self.look_through(loss)
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
-        others = [leaf for leaf in graph.leaves if id(leaf) not in self._ids] if of_parameters else []
+        # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
+        known = self._ids | {id(leaf) for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter)}
+        others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
         plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
         if plain_only:
             self._refuse_where_no_plain_backward(wrt)
         by_backward = plain_only or (wrt is None and self.sharded)
         targets: list[Any] = list(self.params if wrt is None else wrt)
         before = _versions(self.params)
-        with grads_aside([*self.params, *others]):
+        # While sharded gradients are not synchronised, those of an earlier micro-batch may arrive in .grad meanwhile.
+        watched = by_backward or not self.sharded
+        with grads_aside([*self.params, *others] if watched else []):
             if by_backward:
                 self._runtime.scaled(loss).backward(retain_graph=retain_graph)
                 gradients: list[Tensor | None] = [None] * len(targets)
@@ -181,9 +185,9 @@ class Passes:
                 "the backward of the first pass wrote into the weights (an optimizer that steps in a gradient hook?); "
                 "step after backward() has returned"
             )
-        if not by_backward and any(g is not None for g in written):
+        if not by_backward and watched and any(g is not None for g in written):
             refuse_reduction(self._model)
-        if by_backward or any(g is not None for g in written):
+        if by_backward or (watched and any(g is not None for g in written)):
             self.ran_inner_backwards |= not self.sharded
             found = dict(zip(map(id, self.params), written, strict=True))
             gradients = weight_space.plus(gradients, [found.get(id(t)) for t in targets])

@@ -231,7 +231,7 @@ class Stepping(nn.Linear):
 def test_an_optimizer_that_steps_in_an_inner_backward_is_refused() -> None:
     model = nn.Sequential(nn.Linear(6, 6), Stepping())
     x = torch.randn(5, 6)
-    with pytest.raises(RuntimeError, match="wrote into the weights"):
+    with pytest.raises(RuntimeError, match="the first pass wrote into the weights"):
         deltasam.SAM(model).backward(lambda: Recompute.apply(model[1], model[0](x)).square().mean())
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         deltasam.SAM(model).backward(lambda: checkpoint(model[1], model[0](x), use_reentrant=True).square().mean())
@@ -288,6 +288,14 @@ def test_the_error_says_which_model(name: str) -> None:
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     method.backward(lambda: 0.0 * model(x).square().sum(1))  # a gradient of 0 is one
+
+
+def test_another_model_is_noticed_before_the_second_pass() -> None:
+    model, other, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 3)
+    calls: list[bool] = []
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        deltasam.SAM(model).backward(lambda: (calls.append(deltasam.in_later_pass()), other(x).square().mean())[1])
+    assert calls == [False]
 
 
 def test_an_ascent_of_zero_is_said_once() -> None:

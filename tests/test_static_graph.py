@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import deltasam
+from test_inner_backwards import Net
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,24 @@ def test_a_static_graph_is_refused_until_it_is_known(name: str) -> None:
     model, closure = make(static_graph=True)
     deltasam.ERM(model).backward(closure)
     method(name, model).backward(closure)
+
+
+@pytest.mark.parametrize("run", ["recomputed", "reentrant"])
+def test_inner_backwards_are_refused_where_gradients_are_reduced(run: str) -> None:
+    net = Net(run)
+    model = DistributedDataParallel(net, find_unused_parameters=run == "reentrant")
+    x, y = torch.randint(9, (4, 2)), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(RuntimeError, match=r"a backward of its own inside its backward.*use one process"):
+        deltasam.SAM(model).backward(lambda: F.cross_entropy(model(x), y))
+
+
+def test_leaves_that_run_no_backward_are_not() -> None:
+    """As transformers' enable_input_require_grads() makes them."""
+    net = Net("plain", frozen=True)
+    model = DistributedDataParallel(net, find_unused_parameters=True)
+    x, y = torch.randint(9, (4, 2)), torch.tensor([0, 1, 0, 1])
+    deltasam.SAM(model).backward(lambda: F.cross_entropy(model(x), y))
+    assert net.head.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", deltasam.method_names())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,3 +27,15 @@ def is_compiled(model: nn.Module) -> bool:
         return False
     compiled = torch._dynamo.OptimizedModule
     return any(isinstance(m, compiled) or m._compiled_call_impl is not None for m in model.modules())
+
+
+def stance() -> Any:
+    """What ``torch.compile`` does at present; None while nothing is compiled."""
+    module = sys.modules.get("torch._dynamo.eval_frame")
+    return None if module is None else module._stance
+
+
+def set_stance(found: Any) -> None:
+    """Let ``torch.compile`` do what ``stance`` has found."""
+    if found is not None and stance() is not found:
+        sys.modules["torch._dynamo.eval_frame"]._set_stance(found)

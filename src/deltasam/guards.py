@@ -99,6 +99,35 @@ class WeightStore:
         self._saved: list[Tensor] = []
         self._noise: dict[int, Tensor] = {}
         self._copied: list[int] = []
+        self._away: tuple[list[Tensor], list[Tensor], list[tuple[nn.Parameter, Tensor]]] | None = None
+
+    def lend(
+        self, weights: list[Tensor], saved: list[Tensor], whole: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    ) -> None:
+        """Note that weights are about to be moved, and where copies of them are.
+
+        Args:
+            weights: The memory that will be written into.
+            saved: Copies of it.
+            whole: Parameters with the tensors that hold their values, where a forward could give them others.
+        """
+        self._away = weights, saved, list(whole)
+
+    def bring_back(self, copy: Callable[[list[Tensor], list[Tensor]], Any]) -> None:
+        """Give weights that were moved their values back; may be called again where it was broken off.
+
+        Args:
+            copy: Copies tensors into others.
+        """
+        if self._away is None:
+            return
+        weights, saved, whole = self._away
+        copy(weights, saved)
+        for param, data in whole:
+            if param.data_ptr() != data.data_ptr():
+                param.data = data  # the forward gave it another memory: weight.data = ...
+        torch.clear_autocast_cache()
+        self._away = None
 
     def forget(self) -> None:
         """The weights may have changed: copies are no longer theirs."""
@@ -159,18 +188,20 @@ def moved(
         return
     weights = [p for p, _ in pairs]
     saved = store.copy_of(weights)
-    whole = [(p, p.data) for p in params if not is_sharded(p)]
+    store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
     try:
         weight_space.add(weights, [v for _, v in pairs], factor)
         del pairs, vector  # whoever gave the vector away gives back its memory before the pass
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield weights, saved
     finally:
-        torch._foreach_copy_(weights, saved)  # one call: an interrupt cannot fall between two weights
-        for param, data in whole:
-            if param.data_ptr() != data.data_ptr():
-                param.data = data  # the forward gave it another memory: weight.data = ...
-        torch.clear_autocast_cache()
+        store.bring_back(torch._foreach_copy_)
+
+
+def copy_one_by_one(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """As ``torch._foreach_copy_``, which may itself have been what failed."""
+    for tensor, value in zip(to, values, strict=True):
+        tensor.copy_(value)
 
 
 def _memory_like(params: Sequence[Tensor], memory: list[Tensor]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deltasam.guards import WeightStore
-from deltasam.passes import Closure, Passes
+from deltasam.guards import WeightStore, copy_one_by_one
+from deltasam.passes import Closure, Passes, in_later_pass, set_later
 from deltasam.runtime import Runtime
+from deltasam.surroundings import Surroundings, UndoneOnError, finish_suspended
 from deltasam.warn import warn
 
 
@@ -142,15 +144,31 @@ class Method(abc.ABC):
             begun.append(Passes(self.model, closure, runtime, self._store))
             return begun[-1]
 
-        try:
+        undone = UndoneOnError(self._undoing(begun))
+        with undone, undone:  # twice: an interrupt may fall into the first
             step = self._fill_from(map(begin, closures))
-        except BaseException:
-            for passes in reversed(begun):
-                passes.abandon()
-            raise
-        if any(passes.moves_nothing for passes in begun):
-            self._warn_of_zero()
-        return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
+            if any(passes.moves_nothing for passes in begun):
+                self._warn_of_zero()
+            return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
+
+    def _undoing(self, begun: Sequence[Passes]) -> Callable[[BaseException], None]:
+        """A function that puts everything back, however far a call has come; it may be broken off and called again."""
+        surroundings, later = Surroundings(self.model), in_later_pass()
+        methods = (self, *(m for m in vars(self).values() if isinstance(m, Method)))
+        attributes = [(method, dict(vars(method))) for method in methods]
+
+        def undo(error: BaseException) -> None:
+            with ExitStack() as last_first:  # each is run, whatever happens in another
+                for passes in begun:
+                    last_first.callback(passes.abandon)
+                last_first.callback(self._store.bring_back, copy_one_by_one)
+                for method, values in attributes:
+                    last_first.callback(vars(method).update, values)
+                last_first.callback(set_later, later)
+                last_first.callback(surroundings.restore)
+                last_first.callback(finish_suspended, error)
+
+        return undo
 
     def _warn_of_zero(self) -> None:
         if not self._said_zero:

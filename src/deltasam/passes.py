@@ -37,6 +37,11 @@ def in_later_pass() -> bool:
     return _LATER.get()
 
 
+def set_later(later: bool) -> None:
+    """Say whether later passes are going on."""
+    _LATER.set(later)
+
+
 @dataclass(frozen=True)
 class Point:
     """A later pass at moved weights."""
@@ -158,14 +163,18 @@ class Passes:
         graph = self.look_through(loss)
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
-        others = [leaf for leaf in graph.leaves if id(leaf) not in self._ids] if of_parameters else []
+        # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
+        known = self._ids | {id(leaf) for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter)}
+        others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
         plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
         if plain_only:
             self._refuse_where_no_plain_backward(wrt)
         by_backward = plain_only or (wrt is None and self.sharded)
         targets: list[Any] = list(self.params if wrt is None else wrt)
         before = _versions(self.params)
-        with grads_aside([*self.params, *others]):
+        # While sharded gradients are not synchronised, those of an earlier micro-batch may arrive in .grad meanwhile.
+        watched = by_backward or not self.sharded
+        with grads_aside([*self.params, *others] if watched else []):
             if by_backward:
                 self._runtime.scaled(loss).backward(retain_graph=retain_graph)
                 gradients: list[Tensor | None] = [None] * len(targets)
@@ -177,9 +186,9 @@ class Passes:
                 "the backward of the first pass wrote into the weights (an optimizer that steps in a gradient hook?); "
                 "step after backward() has returned"
             )
-        if not by_backward and any(g is not None for g in written):
+        if not by_backward and watched and any(g is not None for g in written):
             refuse_reduction(self._model)
-        if by_backward or any(g is not None for g in written):
+        if by_backward or (watched and any(g is not None for g in written)):
             self.ran_inner_backwards |= not self.sharded
             found = dict(zip(map(id, self.params), written, strict=True))
             gradients = weight_space.plus(gradients, [found.get(id(t)) for t in targets])
@@ -221,7 +230,8 @@ class Passes:
         """
         before = _written(self.params)
         self._runtime.backward(loss)
-        if before == _written(self.params) and not self._ids & set(map(id, graph_of(loss).leaves)):
+        # Sharded weights are other tensors in a graph, and their gradients are added to behind the back of the count.
+        if before == _written(self.params) and not (self.sharded or self._ids & set(map(id, graph_of(loss).leaves))):
             raise self._independent()
         return loss.detach()
 

@@ -94,12 +94,7 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
                 f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
                 f"process could save it; use DDP, or sam:share=global"
             )
-        before = self._average
-        try:
-            return super()._fill_from(micro_batches)
-        except BaseException:
-            self._average = before  # the call has not happened
-            raise
+        return super()._fill_from(micro_batches)
 
     def _ascent(self, passes: Passes) -> Ascent:
         loss = loss_of(passes.first())

@@ -50,10 +50,14 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
     log_probs = distribution.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~counted, 0)
     with torch.no_grad():
         entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~counted, 0)
+        log_sum_sq_probs = (2 * distribution).logsumexp(-1).masked_fill(~counted, 0)
+        mean_logits = logits.mean(-1).masked_fill(~counted, 0)
     output = FusedCausalLMOutput(
         loss=-log_probs.sum() / (counted.sum().clamp(min=1) if items is None else items),
         log_probs=log_probs,
         entropy=entropy,
+        log_sum_sq_probs=log_sum_sq_probs,
+        mean_logits=mean_logits,
         is_top1=distribution.argmax(-1) == labels,
         label_mask=counted,
         aux_loss=aux_loss,

@@ -169,7 +169,7 @@ def test_saved_and_resumed(spec: str, tmp_path: Path) -> None:
 
 def fake(**changes: Any) -> Any:
     plain = {"scaler": None, "distributed_type": DistributedType.NO, "is_fsdp2": False, "has_lomo_optimizer": False}
-    return SimpleNamespace(**{**plain, **changes})
+    return SimpleNamespace(**{**plain, "_models": [], "_optimizers": [], **changes})
 
 
 @pytest.mark.parametrize(

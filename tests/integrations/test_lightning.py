@@ -477,7 +477,7 @@ def test_packed_rows_are_refused_where_examples_count(spec: str, positions: list
     trainer = trainer_for(spec, max_epochs=1, default_root_dir=tmp_path)
     loader = DataLoader([batch], batch_size=None)
     if "per_instance" in spec and positions[3] == 0:
-        with pytest.raises(ValueError, match="a row of the batch holds several .*pad instead of packing"):
+        with pytest.raises(ValueError, match=r"a row of the batch holds several .*pad instead of packing"):
             trainer.fit(Flattened(), loader)
     else:
         trainer.fit(Flattened(), loader)

@@ -182,7 +182,7 @@ def classified_by_hand(model: Any, spec: str) -> tuple[nn.Module, float]:
                     p.add_(g, alpha=RHO / norms[-1])
             for t, g in zip(total, gradient_of(moved, rows), strict=True):
                 t += g / len(ranges)
-        first = first or sum(norms) / len(norms)
+        first = first or sum(norms) / len(ranges) ** 2  # of an example's share in the mean
         with torch.no_grad():
             for p, g in zip(loss.parameters(), total, strict=True):
                 p.sub_(g, alpha=0.1 * (1 - number / 2))

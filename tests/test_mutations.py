@@ -845,8 +845,8 @@ TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "trainers do not look at the rows": (
         "integrations/hf.py",
-        "            refuse_packed(inputs, self.args.method)\n\n        def closure",
-        "            pass\n\n        def closure",
+        "if self.method is not None and self.method.per_example:\n            refuse_packed",
+        "if False:\n            refuse_packed",
         "packed_rows and hand",
         "integrations/test_hf.py",
     ),

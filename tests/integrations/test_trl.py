@@ -18,6 +18,9 @@ from tiny_language_model import LENGTHS, gpt2, texts, tokenizer
 pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+
+from deltasam.integrations.plain_lm_head import add_plain_lm_head  # noqa: E402
 from deltasam.integrations.trl import SFTConfig, SFTTrainer  # noqa: E402
 
 SPECS = [spec for spec in tiny.SPECS if "slopes" not in spec and "global" not in spec]
@@ -98,6 +101,18 @@ def test_the_plain_head_tells_what_the_fused_one_tells(tmp_path: Path) -> None:
     for expected, entry in zip(fused[:4], plain[:4], strict=True):
         for key in ("loss", "entropy", "mean_token_accuracy", "num_tokens", "grad_norm"):
             assert entry[key] == pytest.approx(expected[key], rel=1e-5)
+
+
+def test_what_the_plain_head_returns_can_be_rebuilt() -> None:
+    """As DistributedDataParallel does with every output."""
+    model = gpt2()
+    add_fused_lm_head(model)
+    add_plain_lm_head(model)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    output = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    rebuilt = torch.utils._pytree.tree_map(lambda part: part, output)
+    assert torch.equal(rebuilt.logits, output.logits)
+    assert torch.equal(rebuilt.log_probs, output.log_probs)
 
 
 def test_training_twice_and_evaluating(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def add_plain_lm_head(model: Any) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base.forward, _PlainHead):
         base.forward = _PlainHead(base.forward)
+
+
+@dataclass
+class PlainCausalLMOutput(FusedCausalLMOutput):
+    """What the fused head returns, and the logits [n, T, words]: a field, so that DDP can take it apart and rebuild it."""
+
+    logits: Tensor | None = None
 
 
 class _PlainHead:
@@ -52,7 +60,7 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
         entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~counted, 0)
         log_sum_sq_probs = (2 * distribution).logsumexp(-1).masked_fill(~counted, 0)
         mean_logits = logits.mean(-1).masked_fill(~counted, 0)
-    output = FusedCausalLMOutput(
+    return PlainCausalLMOutput(
         loss=-log_probs.sum() / (counted.sum().clamp(min=1) if items is None else items),
         log_probs=log_probs,
         entropy=entropy,
@@ -61,6 +69,5 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
         is_top1=distribution.argmax(-1) == labels,
         label_mask=counted,
         aux_loss=aux_loss,
+        logits=logits,  # for methods that compare predictions
     )
-    output["logits"] = logits  # for methods that compare predictions
-    return output

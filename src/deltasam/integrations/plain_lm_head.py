@@ -26,7 +26,7 @@ def add_plain_lm_head(model: Any) -> None:
 
 @dataclass
 class PlainCausalLMOutput(FusedCausalLMOutput):
-    """What the fused head returns, and the logits [n, T, words]: a field, so that DDP can take it apart and rebuild it."""
+    """What the fused head returns, and the logits [n, T, words]; as a field, so that DDP can rebuild it."""
 
     logits: Tensor | None = None
 

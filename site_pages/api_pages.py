@@ -33,7 +33,7 @@ def pages() -> dict[str, str]:
 
 def _stacks() -> list[str]:
     """The modules of the integrations that one imports from."""
-    inner = {"missing", "plain_lm_head", "trainer_losses"}
+    inner = {"halves", "missing", "plain_lm_head", "trained_parameters", "trainer_losses"}
     return sorted(module.name for module in pkgutil.iter_modules(integrations.__path__) if module.name not in inner)
 
 

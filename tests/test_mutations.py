@@ -971,7 +971,80 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
         "test_surroundings.py",
     ),
 }
-ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE, **LOOKING, **CORE}
+# The same for the trainers.
+TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
+    "a spec draws a random number": (
+        "spec.py",
+        "nn.LayerNorm(1)).spec",
+        "nn.Linear(1, 1)).spec",
+        "draws_no_random_number",
+        "test_specs.py",
+    ),
+    "packed rows are taken for examples": (
+        "packed.py",
+        "positions.diff(dim=1) <= 0",
+        "positions.diff(dim=1) < -9",
+        "test_packed",
+        "test_packed.py",
+    ),
+    "padding is taken for another example": (
+        "packed.py",
+        "again & real[:, 1:] & real[:, :-1]",
+        "again",
+        "test_not_packed",
+        "test_packed.py",
+    ),
+    "trainers do not look at the rows": (
+        "integrations/hf.py",
+        "if self.method is not None and self.method.per_example:\n            refuse_packed",
+        "if False:\n            refuse_packed",
+        "packed_rows and hand",
+        "integrations/test_hf.py",
+    ),
+    "later passes count": (
+        "integrations/hf.py",
+        "if in_later_pass() else []",
+        "if False else []",
+        "counts_of_its_own",
+        "integrations/test_hf.py",
+    ),
+    "the optimizer may train anything": (
+        "integrations/trained_parameters.py",
+        "    if others:",
+        "    if False:",
+        "does_not_hold",
+        "integrations/test_hf.py",
+    ),
+    "a text is an example": (
+        "integrations/trl.py",
+        "InHalves(model) if _by_pairs(self) else model",
+        "model",
+        "rewards_equal and per_instance",
+        "integrations/test_trl_pairs.py",
+    ),
+    "both texts of a pair are the chosen one": (
+        "integrations/halves.py",
+        "value.chunk(2)[which]",
+        "value.chunk(2)[0]",
+        "one_row_per_pair",
+        "integrations/test_trl_pairs.py",
+    ),
+    "the reference is called with texts": (
+        "integrations/trl.py",
+        "return InHalves(self.model)(**kwargs)",
+        "return self.model(**kwargs)",
+        "reference_is_in_the_model",
+        "integrations/test_trl_pairs.py",
+    ),
+    "losses keep their parameters": (
+        "integrations/sentence_transformers.py",
+        "if own else super().trained_module()",
+        "if False else super().trained_module()",
+        "parameters_of_a_loss",
+        "integrations/test_sentence_transformers.py",
+    ),
+}
+ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE, **LOOKING, **CORE, **TRAINERS}
 
 RUNNER = """
 import json, os, sys

@@ -6,13 +6,14 @@ import itertools
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import deltasam
 from classifier import losses
 from deltasam import Method
 from deltasam.outputs import loss_of
-from deltasam.spec import hyperparameters, short_spec
+from deltasam.spec import full_spec, hyperparameters, short_spec
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,11 @@ def test_a_method_of_ones_own(model: nn.Module, batch: Any) -> None:
             type("Other", (Doubled,), {}, name="doubled")
     finally:
         del Method.registry["doubled"]
+
+
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_a_spec_draws_no_random_number(name: str) -> None:
+    """Training with a method begins as training without one."""
+    before = torch.get_rng_state()
+    full_spec(f"{name}@every=2" if "rho" in deltasam.Method.registry[name].neutral else name)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -169,7 +169,7 @@ def test_saved_and_resumed(spec: str, tmp_path: Path) -> None:
 
 def fake(**changes: Any) -> Any:
     plain = {"scaler": None, "distributed_type": DistributedType.NO, "is_fsdp2": False, "has_lomo_optimizer": False}
-    return SimpleNamespace(**{**plain, **changes})
+    return SimpleNamespace(**{**plain, "_models": [], "_optimizers": [], **changes})
 
 
 @pytest.mark.parametrize(
@@ -196,3 +196,22 @@ def test_the_ascent_is_of_the_scaled_loss_too() -> None:
     w = torch.ones((), requires_grad=True)
     runtime = AccelerateRuntime(fake(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0)))
     assert runtime.grad(3 * w, [w]) == [torch.tensor(3 * 1024.0)]
+
+
+class LossWithScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.scale = net(), nn.Parameter(torch.ones(3))
+
+
+def test_parameters_that_no_prepared_model_holds_are_refused() -> None:
+    """They would be trained, but not perturbed."""
+    accelerator = Accelerator(cpu=True)
+    loss = LossWithScale()
+    accelerator.prepare(loss.model, torch.optim.SGD(loss.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"the method's model does not hold \(one of shape \[3\]\)"):
+        AccelerateRuntime(accelerator)
+    AccelerateRuntime(accelerator, model=loss)
+    accelerator.free_memory()
+    accelerator.prepare(loss, torch.optim.SGD(loss.parameters(), lr=0.1))
+    AccelerateRuntime(accelerator)

@@ -17,7 +17,8 @@ import deltasam
 import regularisers
 import tiny_trainers as tiny
 from deltasam.guards import WeightStore
-from deltasam.integrations.hf import Trainer, TrainingArguments
+from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from tiny_language_model import gpt2
 
 
 @pytest.fixture
@@ -352,6 +353,125 @@ def test_labels_that_the_trainer_takes_out_are_there_in_the_next_pass(tmp_path: 
         return trainer.model
 
     tiny.assert_close(trained(Unprepared), trained(Trainer), 0)
+
+
+# Plain training is plain
+
+
+@pytest.mark.parametrize("options", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}])
+def test_erm_is_the_plain_trainer_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    """The same random numbers: in the order of the rows, and in the dropout masks."""
+    histories, models = [], []
+    for kind, arguments in ((transformers.Trainer, transformers.TrainingArguments), (Trainer, TrainingArguments)):
+        given = tiny.settings(tmp_path, "erm", optim="adamw_torch", train_sampling_strategy="random", **options)
+        if arguments is transformers.TrainingArguments:
+            del given["method"]
+        transformers.set_seed(5)
+        model = tiny.model(transformers.BertForSequenceClassification, hidden_dropout_prob=0.3)
+        torch.manual_seed(6)
+        trainer = kind(model, arguments(**given), train_dataset=tiny.rows())
+        trainer.train()
+        histories.append([(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "loss" in e])
+        models.append(trainer.model)
+    assert histories[0] == histories[1]
+    assert torch.equal(*map(tiny.weights_of, models))
+
+
+# Packed batches
+
+ROWS = [{"input_ids": list(range(3, 3 + n))} for n in (4, 2, 5, 3)]
+
+
+def packed_by_hand(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    ids = [i for e in examples for i in e["input_ids"]]
+    positions = [k for e in examples for k in range(len(e["input_ids"]))]
+    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
+
+
+def numbered(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    batch = packed_by_hand(examples)
+    lengths = torch.tensor([0, *[len(e["input_ids"]) for e in examples]])
+    return {"input_ids": batch["input_ids"], "labels": batch["labels"], "cu_seq_lens_q": lengths.cumsum(0)}
+
+
+COLLATORS = {
+    "flattening": transformers.DataCollatorWithFlattening(),
+    "without position ids": transformers.DataCollatorWithFlattening(return_position_ids=False),
+    "by hand": packed_by_hand,
+    "lengths": numbered,
+}
+
+
+@pytest.mark.parametrize("spec", ["per_instance_sam:rho=0.1", "per_instance_sam:rho=0.1,unsupported=loop",
+                                  "delta_sam:rho=0.1", "delta_sam:rho=0.1,weights=slopes", "sam:rho=0.1"])  # fmt: skip
+@pytest.mark.parametrize("seq2seq", [False, True])
+@pytest.mark.parametrize("collator", COLLATORS)
+def test_packed_rows_are_refused_where_examples_count(spec: str, seq2seq: bool, collator: str, tmp_path: Path) -> None:
+    kind, arguments = (Seq2SeqTrainer, Seq2SeqTrainingArguments) if seq2seq else (Trainer, TrainingArguments)
+    args = arguments(**tiny.settings(tmp_path, spec, max_steps=1))
+    trainer = kind(gpt2(), args, train_dataset=ROWS, data_collator=COLLATORS[collator])
+    if spec.startswith("sam"):
+        trainer.train()
+        assert trainer.state.log_history[0]["perturbed_loss"] > trainer.state.log_history[0]["loss"]
+    else:
+        with pytest.raises(ValueError, match=r"a row of the batch holds several \(.*pad instead of packing"):
+            trainer.train()
+
+
+# Parameters of the optimizer
+
+
+class WithHead(Trainer):
+    """A loss with a parameter of its own, which the optimizer trains."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        self.scale = nn.ParameterList([nn.Parameter(torch.ones((), dtype=torch.double))])
+        self.optimizer = torch.optim.SGD([*self.model.parameters(), *self.scale.parameters()], lr=0.1)
+        return self.optimizer
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs) * self.scale[0]
+
+
+@pytest.mark.parametrize("spec", ["erm", "sam:rho=0.1", "per_instance_sam:rho=0.1"])
+def test_parameters_that_the_model_does_not_hold_are_refused(spec: str, tmp_path: Path) -> None:
+    trainer = WithHead(tiny.model(), TrainingArguments(**tiny.settings(tmp_path, spec)), train_dataset=tiny.rows())
+    with pytest.raises(ValueError, match=r"trains parameters that the method's model does not hold \(scale\.0\)"):
+        trainer.train()
+
+
+def test_a_module_that_holds_them_is_perturbed_whole(tmp_path: Path) -> None:
+    class Whole(WithHead):
+        def trained_module(self) -> nn.Module:
+            return nn.ModuleList([self.model, self.scale])
+
+    args = TrainingArguments(**tiny.settings(tmp_path, "sam:rho=0.1", max_steps=1))
+    trainer = Whole(tiny.model(), args, train_dataset=tiny.rows())
+    trainer.train()
+    model = tiny.model()
+    loss = model(**tiny.collate(tiny.rows()[:4])).loss
+    squares = sum(g.square().sum() for g in torch.autograd.grad(loss, list(model.parameters())))
+    # The gradient of the scale, 1 here, is the loss.
+    expected = (squares + loss.square()).sqrt()
+    assert trainer.state.log_history[0]["ascent_norm"] == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_what_the_trainer_counts_of_its_own(tmp_path: Path) -> None:
+    """The names of what it counts in are said once."""
+
+    class Counting(Trainer):
+        counts = ("seen",)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.seen["passes"] += 1
+            return super().compute_loss(*args, **kwargs)
+
+    trainer = Counting(
+        tiny.model(), TrainingArguments(**tiny.settings(tmp_path, "sam:rho=0.1")), train_dataset=tiny.rows()
+    )
+    trainer.seen = {"passes": 0}
+    trainer.train()
+    assert trainer.seen == {"passes": 4}
 
 
 def test_a_step_before_training_is_an_error(tmp_path: Path) -> None:

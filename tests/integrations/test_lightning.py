@@ -453,3 +453,55 @@ def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
         ImportError, match=r"integrations.lightning needs the library 'lightning'.*deltasam\[lightning\]"
     ):
         importlib.import_module("deltasam.integrations.lightning")
+
+
+class Flattened(L.LightningModule):
+    """Texts in one row, with their position ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 8)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self.head(self.table(batch["input_ids"]))
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("spec", ["sam:rho=0.1", "per_instance_sam:rho=0.1"])
+def test_packed_rows_are_refused_where_examples_count(spec: str, positions: list[int], tmp_path: Path) -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4, 5]] * 2), "position_ids": torch.tensor([positions] * 2)}
+    trainer = trainer_for(spec, max_epochs=1, default_root_dir=tmp_path)
+    loader = DataLoader([batch], batch_size=None)
+    if "per_instance" in spec and positions[3] == 0:
+        with pytest.raises(ValueError, match=r"a row of the batch holds several .*pad instead of packing"):
+            trainer.fit(Flattened(), loader)
+    else:
+        trainer.fit(Flattened(), loader)
+
+
+def test_parameters_that_the_module_does_not_hold_are_refused(tmp_path: Path) -> None:
+    class Hidden(Classifier):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            self.elsewhere = [nn.Parameter(torch.ones(3))]  # no parameter of a module that stands in a list
+            return torch.optim.SGD([*self.parameters(), *self.elsewhere], lr=0.1)
+
+    with pytest.raises(ValueError, match=r"the method's model does not hold \(one of shape \[3\]\)"):
+        lightning_weights("sam:rho=0.1", module=Hidden, default_root_dir=tmp_path)
+
+
+def test_erm_is_the_plain_trainer_bit_for_bit(tmp_path: Path) -> None:
+    weights = []
+    for with_method in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(network(), nn.Dropout(0.3))
+        options = {"max_epochs": 2, "default_root_dir": tmp_path}
+        trainer = trainer_for("erm", **options)
+        if not with_method:
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, MethodCallback)]
+        trainer.fit(Classifier(model), DataLoader(data(), batch_size=BATCH, shuffle=True))
+        weights.append(flat(model))
+    assert torch.equal(*weights)

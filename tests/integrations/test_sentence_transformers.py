@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deltasam
 import tiny_trainers as tiny
 from deltasam import reference
 
@@ -21,6 +22,7 @@ from sentence_transformers.base.modules import Transformer  # noqa: E402
 from sentence_transformers.sentence_transformer import losses as st_losses  # noqa: E402
 from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
 
+from deltasam.integrations.hf import MethodTrainerMixin  # noqa: E402
 from deltasam.integrations.sentence_transformers import (  # noqa: E402
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -136,6 +138,128 @@ def test_losses_per_example_are_refused(encoder: Any, tmp_path: Path) -> None:
     """Examples meet in the loss, so there are none."""
     with pytest.raises(ValueError, match="override example_losses in your trainer"):
         train(tmp_path, encoder(), st_losses.MultipleNegativesRankingLoss, "delta_sam:weights=slopes")
+
+
+# Losses with parameters of their own
+
+LABELS = [0, 2, 1, 2]
+
+
+class Classified(st_losses.SoftmaxLoss):
+    """Two texts in three classes, with a classifier that the loss owns."""
+
+    def __init__(self, model: Any) -> None:
+        torch.manual_seed(4)
+        super().__init__(model, model.get_embedding_dimension(), 3)
+        self.double()
+
+
+def train_classified(folder: Path, model: Any, spec: str, *, by_name: bool = False, **given: Any) -> Any:
+    args = SentenceTransformerTrainingArguments(**tiny.settings(folder, spec, max_steps=2, max_grad_norm=0.0))
+    rows = datasets.Dataset.from_dict({"first": FIRST, "second": SECOND, "label": LABELS})
+    loss = Classified(model)
+    trainer = SentenceTransformerTrainer(
+        model, args, train_dataset={"one": rows} if by_name else rows, loss={"one": loss} if by_name else loss, **given
+    )
+    trainer.train()
+    return trainer, loss
+
+
+def classified_by_hand(model: Any, spec: str) -> tuple[nn.Module, float]:
+    """Two steps on copies of the loss, which hold the model; and the norm of the first ascent."""
+    loss = Classified(copy.deepcopy(model)).train()
+    first = 0.0
+    for number in range(2):
+        ranges = [range(4)] if spec.startswith("sam") else [range(i, i + 1) for i in range(4)]
+        total = [torch.zeros_like(p) for p in loss.parameters()]
+        norms = []
+        for rows in ranges:
+            moved = copy.deepcopy(loss)
+            gradient = gradient_of(moved, rows)
+            norms.append(float(torch.stack([g.square().sum() for g in gradient]).sum().sqrt()))
+            with torch.no_grad():
+                for p, g in zip(moved.parameters(), gradient, strict=True):
+                    p.add_(g, alpha=RHO / norms[-1])
+            for t, g in zip(total, gradient_of(moved, rows), strict=True):
+                t += g / len(ranges)
+        first = first or sum(norms) / len(ranges) ** 2  # of an example's share in the mean
+        with torch.no_grad():
+            for p, g in zip(loss.parameters(), total, strict=True):
+                p.sub_(g, alpha=0.1 * (1 - number / 2))
+    return loss, first
+
+
+def gradient_of(loss: nn.Module, rows: range) -> list[Tensor]:
+    features = [loss.model.preprocess([texts[i] for i in rows]) for texts in (FIRST, SECOND)]
+    with column_merging_disabled():
+        value = loss(features, torch.tensor([LABELS[i] for i in rows]))
+    found = torch.autograd.grad(value, list(loss.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(loss.parameters(), found, strict=True)]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("spec", [f"sam:rho={RHO}", f"per_instance_sam:rho={RHO}"])
+def test_the_parameters_of_a_loss_are_perturbed(spec: str, by_name: bool, encoder: Any, tmp_path: Path) -> None:
+    trainer, loss = train_classified(tmp_path, encoder(), spec, by_name=by_name)
+    expected, norm = classified_by_hand(encoder(), spec)
+    tiny.assert_close(loss, expected, 1e-8)
+    assert trainer.state.log_history[0]["ascent_norm"] == pytest.approx(norm, rel=1e-6)
+    names = [name for name, _ in trainer.method.model.named_parameters()]
+    assert "losses.0.classifier.weight" in names
+    assert len(names) == len(list(loss.parameters()))  # none is there twice
+
+
+def test_a_method_made_for_the_model_alone_is_refused(encoder: Any, tmp_path: Path) -> None:
+    model = encoder()
+    message = r"the method's model does not hold \(loss\.classifier\.weight, loss\.classifier\.bias\)"
+    with pytest.raises(ValueError, match=message):
+        train_classified(tmp_path, model, "erm", method=deltasam.SAM(model))
+
+
+def test_a_loss_without_parameters_leaves_the_model_as_it_is(encoder: Any, tmp_path: Path) -> None:
+    trainer = train(tmp_path, encoder(), st_losses.MultipleNegativesRankingLoss, "erm")
+    assert trainer.method.model is trainer.model
+
+
+def test_erm_is_the_plain_trainer_bit_for_bit(encoder: Any, tmp_path: Path) -> None:
+    weights = []
+    for ours in (False, True):
+        torch.manual_seed(3)
+        given = tiny.settings(tmp_path, "erm", max_steps=2, optim="adamw_torch")
+        rows = datasets.Dataset.from_dict({"first": FIRST, "second": SECOND, "label": LABELS})
+        if not ours:
+            del given["method"]
+        package: Any = SentenceTransformerTrainingArguments if ours else st.SentenceTransformerTrainingArguments
+        kind: Any = SentenceTransformerTrainer if ours else st.SentenceTransformerTrainer
+        model = encoder()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.3
+        loss = Classified(model)
+        torch.manual_seed(3)
+        kind(model, package(**given), train_dataset=rows, loss=loss).train()
+        weights.append(tiny.weights_of(loss))
+    assert torch.equal(*weights)
+
+
+def test_rows_of_the_other_trainers_are_unknown(encoder: Any, tmp_path: Path) -> None:
+    """The mixin alone does not keep the columns apart."""
+
+    class Bare(MethodTrainerMixin, st.SentenceTransformerTrainer):
+        pass
+
+    model = encoder()
+    given = tiny.settings(tmp_path, "erm", max_steps=1)
+    del given["method"]
+    trainer = Bare(
+        model,
+        st.SentenceTransformerTrainingArguments(**given),
+        train_dataset=datasets.Dataset.from_dict(data(Pairs)),
+        loss=Pairs(model),
+        method="per_instance_sam:rho=0.1",
+    )
+    with pytest.raises(ValueError, match=r"use a trainer of deltasam\.integrations\.sentence_transformers"):
+        trainer.train()
 
 
 def test_the_other_methods(encoder: Any, tmp_path: Path) -> None:

@@ -345,6 +345,11 @@ def text_batches(micro: int) -> list[list[task.Batch]]:
     return steps
 
 
+TRL_OPTIONS: dict[str, Any] = {
+    "max_length": 16, "bf16": False, "gradient_checkpointing": False, "dataset_num_proc": None
+}  # fmt: skip
+
+
 # Its fused head computes in float32, and slopes are differences of such losses.
 @stack("TRL SFTTrainer", task=Task(tiny_llama, following_losses, text_batches(2)), tolerance=1e-3)
 def _(spec: str, folder: Path) -> reference.Weights:
@@ -352,10 +357,103 @@ def _(spec: str, folder: Path) -> reference.Weights:
 
     from deltasam.integrations.trl import SFTConfig, SFTTrainer
 
-    options = {"max_length": 16, "bf16": False, "gradient_checkpointing": False, "dataset_num_proc": None}
-    arguments = SFTConfig(method=spec, **trainer_options(folder, 2), **options)
+    arguments = SFTConfig(method=spec, **trainer_options(folder, 2), **TRL_OPTIONS)
     data = Dataset.from_dict({"input_ids": texts()})
     trainer = SFTTrainer(tiny_llama(), arguments, train_dataset=data, processing_class=tiny_tokenizer())
+    trainer.train()
+    return task.trained_weights(trainer.model)
+
+
+def tiny_scorer() -> nn.Module:
+    """One number per text, from the language model's body."""
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = tiny_llama().config
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config).double()
+
+
+BETA = 2.0
+
+
+def pairs() -> list[tuple[list[int], list[int]]]:
+    """Chosen and rejected texts, which begin alike."""
+    return [(chosen, chosen[:1] + rejected[1:]) for chosen, rejected in zip(texts(), reversed(texts()), strict=True)]
+
+
+def pair_batches(micro: int) -> list[list[task.Batch]]:
+    """The micro-batches of each step: for each pair the chosen text, the rejected one, and what is no padding."""
+    size, parts = ROWS // micro, []
+    for start in range(0, STEPS * ROWS, size):
+        batch: task.Batch = {}
+        for which, name in enumerate(("chosen", "rejected")):
+            ids = [torch.tensor(pair[which]) for pair in pairs()[start : start + size]]
+            batch[name] = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+            batch[f"{name}_mask"] = nn.utils.rnn.pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
+        parts.append(batch)
+    return [parts[k * micro : (k + 1) * micro] for k in range(STEPS)]
+
+
+def margin_losses(call: Any, batch: task.Batch) -> torch.Tensor:
+    """One loss per pair [n]: by how much the chosen text has the larger number."""
+    chosen, rejected = (
+        call(input_ids=batch[name], attention_mask=batch[f"{name}_mask"]).logits.squeeze(-1)
+        for name in ("chosen", "rejected")
+    )
+    return -torch.nn.functional.logsigmoid(chosen - rejected)
+
+
+def preference_losses(call: Any, batch: task.Batch) -> torch.Tensor:
+    """One loss per pair [n]: by how much training has made the chosen text likelier than the rejected one.
+
+    The first token is the prompt.
+    """
+
+    def log_probabilities(model: Any, name: str) -> torch.Tensor:
+        ids, mask = batch[name], batch[f"{name}_mask"]
+        found = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+        return (found.gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]).sum(1)
+
+    with torch.no_grad():
+        start = tiny_llama()
+        before = [log_probabilities(start, name) for name in ("chosen", "rejected")]
+    chosen, rejected = (
+        log_probabilities(call, name) - b for name, b in zip(("chosen", "rejected"), before, strict=True)
+    )
+    return -torch.nn.functional.logsigmoid(BETA * (chosen - rejected))
+
+
+# The model's RMSNorm computes in float32: a gradient that is weighted after it is rounded otherwise than before.
+@stack("TRL RewardTrainer", task=Task(tiny_scorer, margin_losses, pair_batches(2)), tolerance=1e-6)
+def _(spec: str, folder: Path) -> reference.Weights:
+    from datasets import Dataset
+
+    from deltasam.integrations.trl import RewardConfig, RewardTrainer
+
+    arguments = RewardConfig(method=spec, **trainer_options(folder, 2), **TRL_OPTIONS)
+    chosen, rejected = zip(*pairs(), strict=True)
+    data = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
+    trainer = RewardTrainer(tiny_scorer(), arguments, train_dataset=data, processing_class=tiny_tokenizer())
+    trainer.train()
+    return task.trained_weights(trainer.model)
+
+
+# Its fused head computes in float32.
+@stack("TRL DPOTrainer", task=Task(tiny_llama, preference_losses, pair_batches(2)), tolerance=1e-3)
+def _(spec: str, folder: Path) -> reference.Weights:
+    from datasets import Dataset
+
+    from deltasam.integrations.trl import DPOConfig, DPOTrainer
+
+    class Tokenized(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    arguments = DPOConfig(method=spec, beta=BETA, **trainer_options(folder, 2), **TRL_OPTIONS)
+    columns = {"prompt_ids": [c[:1] for c, _ in pairs()], "chosen_ids": [c[1:] for c, _ in pairs()]}
+    data = Dataset.from_dict({**columns, "rejected_ids": [r[1:] for _, r in pairs()]})
+    trainer = Tokenized(tiny_llama(), tiny_llama(), arguments, train_dataset=data, processing_class=tiny_tokenizer())
     trainer.train()
     return task.trained_weights(trainer.model)
 

@@ -12,9 +12,10 @@ The closure returns the loss as it is: scaling, accumulation and averaging are t
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltasam.integrations.missing import missing
+from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.runtime import Runtime
 
 try:
@@ -31,13 +32,15 @@ class AccelerateRuntime(Runtime):
 
     Args:
         accelerator: After ``prepare``, so that its loss scaler exists.
+        model: The method's model, where that is none of those that were prepared.
 
     Raises:
+        ValueError: A prepared optimizer trains parameters that no such model holds.
         NotImplementedError: It hands the backward to something that steps the optimizer too, or shards weights in a
             way that cannot be perturbed.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, *, model: nn.Module | None = None) -> None:
         super().__init__(scaler=accelerator.scaler)
         self.accelerator = accelerator
         kind = accelerator.distributed_type
@@ -52,6 +55,9 @@ class AccelerateRuntime(Runtime):
             )
         if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
             raise NotImplementedError("FSDP version 1 flattens the weights; use FSDP2 (fsdp_version: 2)")
+        models = accelerator._models if model is None else [model]
+        for optimizer in accelerator._optimizers if models else ():
+            refuse_other_parameters(optimizer, models)
 
     def backward(self, loss: Tensor) -> None:
         """``accelerator.backward(loss)``."""

@@ -11,11 +11,13 @@ The trainer's own ``training_step`` is the closure: its way to compute, normalis
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,11 @@ except ModuleNotFoundError as error:
 
 from deltasam.experiment.tensor_file import DamagedError, read_tensors, write_tensors
 from deltasam.integrations.accelerate import AccelerateRuntime
+from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
+from deltasam.packed import packed_error, refuse_packed
+from deltasam.passes import in_later_pass
 from deltasam.spec import full_spec, make_method
 
 __all__ = [
@@ -72,6 +77,14 @@ class MethodTrainerMixin:
     A scalar loss is enough for most methods. One that needs a loss per example gets it from logits and labels, checked
     against the trainer's loss; with a loss of your own override ``example_losses``.
 
+    Attributes:
+        counts: Names of attributes in which the trainer's ``compute_loss`` keeps what it logs. After a later pass they
+            are put back: they are about the weights as they are. What else is counted can ask
+            ``deltasam.in_later_pass()``.
+        rows_are_examples: Whether the model is called with one row per example, which methods that look at single
+            examples must know. None: yes, but for the trainers of TRL and Sentence Transformers, whose batches hold
+            pairs or several columns.
+
     Args:
         *args: For the trainer.
         method: A spec, or a method made for the very model; ``args.method`` unless given.
@@ -79,11 +92,16 @@ class MethodTrainerMixin:
 
     Raises:
         ValueError: There is no method, or it does not belong to the model.
+        NotImplementedError: The trainer generates its batches in the training step, so passes would not be alike.
     """
+
+    counts: ClassVar[tuple[str, ...]] = ("_metrics", "_total_train_tokens", "accum_loss_components")  # TRL, ST
+    rows_are_examples: ClassVar[bool | None] = None
 
     # Of the trainer.
     args: Any
     model: Any
+    data_collator: Any
     model_init: Any
     optimizer: Any
     accelerator: Any
@@ -95,8 +113,10 @@ class MethodTrainerMixin:
     _steps: list[Step]
     # Since the last log, one value for each optimizer step.
     _noted: dict[str, list[Tensor]]
+    _runtime: AccelerateRuntime | None
 
     def __init__(self, *args: Any, method: str | Method | None = None, **kwargs: Any) -> None:
+        self._refuse_generating()
         super().__init__(*args, **kwargs)
         self._ready = method if isinstance(method, Method) else None
         spec = method.spec if isinstance(method, Method) else method or getattr(self.args, "method", None)
@@ -114,13 +134,28 @@ class MethodTrainerMixin:
         self._begin()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate's; and the method, for the model and the optimizer that are trained from here on."""
+        """The learning rate's; and the method, for the model and the optimizer that are trained from here on.
+
+        Raises:
+            ValueError: The optimizer trains parameters that the method's model does not hold; or the method looks at
+                single examples, and a row of the batch is none.
+        """
         scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
         self._check_ready()
-        self.method = self._ready or make_method(self.args.method, self.model)
-        self.method.follow(optimizer or self.optimizer, total_steps=num_training_steps)
+        self.method = self._ready or make_method(self.args.method, self.trained_module())
+        optimizer = optimizer or self.optimizer
+        refuse_other_parameters(optimizer, [self.method.model], self._named_parameters())
+        if self.method.per_example:
+            self._refuse_unknown_rows()
+            self._refuse_flattening()
+        self.method.follow(optimizer, total_steps=num_training_steps)
         self._begin()
         return scheduler
+
+    def trained_module(self) -> nn.Module:
+        """The module whose parameters the method perturbs: all that the optimizer trains must be in it."""
+        model: nn.Module = self.model
+        return model
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Fill ``.grad`` with the method; where micro-batches share a perturbation, all at the last of them."""
@@ -132,7 +167,8 @@ class MethodTrainerMixin:
         if method.needs_all_micro_batches and not last:
             return torch.zeros((), device=self.args.device)
         closures, self._waiting = self._waiting, []
-        step = method.backward(closures, runtime=AccelerateRuntime(self.accelerator))
+        self._runtime = self._runtime or AccelerateRuntime(self.accelerator, model=method.model)
+        step = method.backward(closures, runtime=self._runtime)
         self._steps.append(step)
         if last:
             self._note(Step.together(self._steps))
@@ -174,7 +210,7 @@ class MethodTrainerMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _begin(self) -> None:
-        self._waiting, self._steps, self._noted = [], [], defaultdict(list)
+        self._waiting, self._steps, self._noted, self._runtime = [], [], defaultdict(list), None
 
     def _check_ready(self) -> None:
         if self._ready is not None and (self.model_init is not None or self._ready.model is not self.model):
@@ -183,9 +219,64 @@ class MethodTrainerMixin:
                 f"ones); give its spec instead: method={self._ready.spec!r}"
             )
 
+    def _refuse_generating(self) -> None:
+        """A trainer that makes its own batches in the training step would make other ones in the second pass."""
+        for cls in _classes_of(self, "trl"):
+            step = vars(cls).get("training_step")
+            looks = step is not None and "inputs" in inspect.signature(step).parameters  # not only passed on
+            if looks or "_prepare_inputs" in vars(cls):
+                raise NotImplementedError(
+                    f"{cls.__name__} generates texts in the training step, so a second pass would not be on the same "
+                    f"batch; put MethodTrainerMixin in front of trainers that learn from a fixed data set only "
+                    f"(deltasam.integrations.trl has SFTTrainer, DPOTrainer and RewardTrainer)"
+                )
+
+    def _refuse_unknown_rows(self) -> None:
+        for cls in _classes_of(self, "trl", "sentence_transformers"):
+            if self.rows_are_examples is None:
+                ready = f"deltasam.integrations.{cls.__module__.partition('.')[0]}"
+                raise ValueError(
+                    f"{self.args.method} looks at single examples, but a row in the batches of {cls.__name__} need not "
+                    f"be one (an example may be a pair of rows, or several texts); use a trainer of {ready}, which "
+                    f"knows, or a method with one perturbation per batch (sam, asam). If each row that the model is "
+                    f"called with is an example, say so: rows_are_examples = True in your class"
+                )
+        if self.rows_are_examples is False:
+            raise ValueError(
+                f"{self.args.method} looks at single examples, but {type(self).__name__}.rows_are_examples is False; "
+                f"use a method with one perturbation per batch (sam, asam)"
+            )
+
+    def _refuse_flattening(self) -> None:
+        """Without position ids nothing in the batch shows that rows were put together."""
+        flattening: Any = getattr(transformers, "DataCollatorWithFlattening", ())
+        if isinstance(self.data_collator, flattening):
+            raise packed_error(self.args.method, f"the data collator is {type(self.data_collator).__name__}")
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of all modules that the trainer has, a loss for example."""
+        for name, value in vars(self).items():
+            modules = value if isinstance(value, Mapping) else {"": value}
+            for key, module in modules.items():
+                if isinstance(module, nn.Module):
+                    prefix = ".".join(filter(None, (name, str(key))))
+                    yield from ((f"{prefix}.{n}", p) for n, p in module.named_parameters())
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Inside, what a later pass counts is forgotten at the end."""
+        names = [name for name in self.counts if hasattr(self, name)] if in_later_pass() else []
+        before = {name: copy.deepcopy(getattr(self, name)) for name in names}
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
     def _closure(self, model: nn.Module, inputs: Any, items: Any) -> Callable[[], TrainerOutput]:
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels") if hasattr(inputs, "get") else None
+        if self.method is not None and self.method.per_example:
+            refuse_packed(inputs, self.args.method)
         plain_step = super().training_step  # type: ignore[misc]
 
         def closure() -> TrainerOutput:
@@ -195,11 +286,17 @@ class MethodTrainerMixin:
             # In place of the backward: the loss as it would go into it.
             self.accelerator.backward = lambda loss, **_: losses.append(loss)
             try:
-                plain_step(model, copy.copy(inputs), items)  # copied: compute_loss may take labels out
+                with self._counted_once():
+                    plain_step(model, copy.copy(inputs), items)  # copied: compute_loss may take labels out
             finally:
                 del self.accelerator.backward
                 hook.remove()
-            return TrainerOutput(losses[0], lambda: self.example_losses(_only(outputs), labels, losses[0], items))
+            return TrainerOutput(losses[0], lambda: losses_of_rows(losses[0], outputs))
+
+        def losses_of_rows(loss: Tensor, outputs: list[Any]) -> Tensor:
+            self._refuse_flattening()
+            refuse_packed(inputs, self.args.method)
+            return self.example_losses(_only(outputs), labels, loss, items)
 
         return closure
 
@@ -243,6 +340,11 @@ def _restore(method: Method, path: Path) -> None:
             f"delete {path} to go on with another method"
         )
     method.load_state_dict(saved["state"])
+
+
+def _classes_of(trainer: Any, *libraries: str) -> Iterator[type]:
+    """Its classes that are a library's own."""
+    return (cls for cls in type(trainer).__mro__ if cls.__module__.partition(".")[0] in libraries)
 
 
 def _only(outputs: list[Any]) -> Any:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam.integrations.missing import missing
+from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.method import Method, Step
+from deltasam.packed import refuse_packed
 from deltasam.passes import in_later_pass
 from deltasam.runtime import Runtime
 from deltasam.spec import make_method
@@ -84,6 +86,7 @@ class MethodCallback(Callback):
         """Take over the closures; only now are optimizer and checkpoint loaded.
 
         Raises:
+            ValueError: The optimizer trains parameters that are none of the module's.
             NotImplementedError: DDP has a static graph.
         """
         if getattr(trainer.strategy.model, "static_graph", False):
@@ -91,6 +94,7 @@ class MethodCallback(Callback):
                 "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and "
                 "would not average the gradients; leave static_graph out"
             )
+        refuse_other_parameters(trainer.optimizers[0], [self.method.model])
         self.method.follow(trainer.optimizers[0], total_steps=_total_steps(trainer))
         if self._saved is not None:  # after follow, which counts from 0
             self.method.load_state_dict(self._saved)
@@ -133,6 +137,8 @@ class MethodCallback(Callback):
         """The closure of one micro-batch, with the method in it."""
         if closure._backward_fn is None:  # weight averaging runs forwards only, for the buffers
             return closure
+        if self.method.per_example:
+            refuse_packed(kwargs, self.spec)
         if closure._zero_grad_fn is not None:  # the first of a step
             self._waiting = []
         run = partial(self.method.model, closure._step_fn, **kwargs)

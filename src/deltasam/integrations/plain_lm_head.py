@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def add_plain_lm_head(model: Any) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base.forward, _PlainHead):
         base.forward = _PlainHead(base.forward)
+
+
+@dataclass
+class PlainCausalLMOutput(FusedCausalLMOutput):
+    """What the fused head returns, and the logits [n, T, words]; as a field, so that DDP can rebuild it."""
+
+    logits: Tensor | None = None
 
 
 class _PlainHead:
@@ -50,13 +58,16 @@ def _read(logits: Tensor, labels: Tensor, items: Any, aux_loss: Tensor | None) -
     log_probs = distribution.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~counted, 0)
     with torch.no_grad():
         entropy = -(distribution.exp() * distribution).sum(-1).masked_fill(~counted, 0)
-    output = FusedCausalLMOutput(
+        log_sum_sq_probs = (2 * distribution).logsumexp(-1).masked_fill(~counted, 0)
+        mean_logits = logits.mean(-1).masked_fill(~counted, 0)
+    return PlainCausalLMOutput(
         loss=-log_probs.sum() / (counted.sum().clamp(min=1) if items is None else items),
         log_probs=log_probs,
         entropy=entropy,
+        log_sum_sq_probs=log_sum_sq_probs,
+        mean_logits=mean_logits,
         is_top1=distribution.argmax(-1) == labels,
         label_mask=counted,
         aux_loss=aux_loss,
+        logits=logits,  # for methods that compare predictions
     )
-    output["logits"] = logits  # for methods that compare predictions
-    return output

@@ -1,11 +1,13 @@
-"""TRL: ``SFTTrainer`` with a method."""
+"""TRL: ``SFTTrainer``, ``RewardTrainer`` and ``DPOTrainer`` with a method."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from deltasam.integrations.missing import missing
@@ -15,17 +17,27 @@ try:
 except ModuleNotFoundError as error:
     raise missing("trl", error) from error
 
+from deltasam.integrations.halves import InHalves
 from deltasam.integrations.hf import MethodArguments, MethodTrainerMixin
 from deltasam.integrations.plain_lm_head import add_plain_lm_head
 from deltasam.integrations.trainer_losses import matching
-from deltasam.passes import in_later_pass
 
-__all__ = ["SFTConfig", "SFTTrainer"]
+__all__ = ["DPOConfig", "DPOTrainer", "RewardConfig", "RewardTrainer", "SFTConfig", "SFTTrainer"]
 
 
 @dataclass
 class SFTConfig(MethodArguments, trl.SFTConfig):
     """``trl.SFTConfig`` with ``method``."""
+
+
+@dataclass
+class RewardConfig(MethodArguments, trl.RewardConfig):
+    """``trl.RewardConfig`` with ``method``."""
+
+
+@dataclass
+class DPOConfig(MethodArguments, trl.DPOConfig):
+    """``trl.DPOConfig`` with ``method``."""
 
 
 class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
@@ -35,8 +47,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
     from them how its weights are used.
     """
 
-    _metrics: Any
-    _total_train_tokens: Any
+    rows_are_examples: ClassVar[bool | None] = True
     padding_free: bool
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -47,24 +58,14 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
         """
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.method is not None and self.method.per_example:
-            self._refuse_packed()
+            self._refuse_packing()
         if self.method is not None and (self.method.per_example or self.method.compares_predictions):
             add_plain_lm_head(self.accelerator.unwrap_model(self.model))
         return scheduler
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As there; what it counts of a batch (tokens, entropy) is counted in the first pass only."""
-        if not in_later_pass():
-            return super().compute_loss(*args, **kwargs)
-        metrics, tokens = copy.deepcopy(self._metrics), self._total_train_tokens
-        try:
-            return super().compute_loss(*args, **kwargs)
-        finally:
-            self._metrics, self._total_train_tokens = metrics, tokens
-
     def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
         """As there, from the probabilities of the tokens where the head gives these."""
-        self._refuse_packed()
+        self._refuse_packing()
         log_probs = output.get("log_probs") if hasattr(output, "get") else None
         if log_probs is None:
             return super().example_losses(output, labels, loss, num_items_in_batch)
@@ -72,9 +73,99 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
         way = (losses.sum(1), output.label_mask.sum())
         return matching([way], loss, log_probs, items=num_items_in_batch, scales=self.loss_scales())
 
-    def _refuse_packed(self) -> None:
+    def _refuse_packing(self) -> None:
         if self.padding_free or self.args.packing:
             raise ValueError(
                 f"{self.args.method} looks at single examples, but with packing or padding_free a row of the batch "
                 f"holds several; set both to False, or use a method with one perturbation per batch (sam, asam)"
             )
+
+
+class RewardTrainer(MethodTrainerMixin, trl.RewardTrainer):
+    """``trl.RewardTrainer`` with ``method``.
+
+    An example is a pair, of which the batch holds the chosen text in its first half and the rejected one in its second.
+    For a method that looks at single examples each half is therefore a call of the model.
+    """
+
+    rows_are_examples: ClassVar[bool | None] = True
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As there."""
+        return super().compute_loss(InHalves(model) if _by_pairs(self) else model, inputs, *args, **kwargs)
+
+
+class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
+    """``trl.DPOTrainer`` with ``method``.
+
+    An example is a pair, as for ``RewardTrainer``. For a method that looks at single examples the logits are made in
+    full, as for ``SFTTrainer``.
+    """
+
+    rows_are_examples: ClassVar[bool | None] = True
+    ref_model: Any
+    aux_loss_enabled: bool = False
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As there; and the model's head, if the method must see it.
+
+        Raises:
+            ValueError: The method looks at single examples, and a part of the loss is of the whole batch.
+        """
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.method is not None and self.method.per_example:
+            if self.aux_loss_enabled:
+                raise ValueError(
+                    f"{self.args.method} looks at single examples, but the router's auxiliary loss is one of the whole "
+                    f"batch; set router_aux_loss_coef=0.0, or use a method with one perturbation per batch (sam, asam)"
+                )
+            models = [self.accelerator.unwrap_model(self.model)]
+            # The fused head computes in float32: a reference in double precision would be rounded.
+            if self.ref_model is not None and self.ref_model.dtype == torch.float64:
+                models.append(self.accelerator.unwrap_model(self.ref_model))
+            for model in models:
+                add_plain_lm_head(model)
+        return scheduler
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As there."""
+        if not _by_pairs(self):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self._reference_in_halves():
+            return super().compute_loss(InHalves(model), inputs, *args, **kwargs)
+
+    @contextmanager
+    def _reference_in_halves(self) -> Iterator[None]:
+        """Where the reference is the model itself without its adapter, it too is called with one row per pair."""
+        if self.ref_model is not None or not hasattr(self.model, "peft_config"):
+            yield
+            return
+        from trl.trainer.utils import use_adapter
+
+        def reference(**kwargs: Any) -> Any:
+            model = self.accelerator.unwrap_model(self.model)
+            with _unseen(use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)):
+                return InHalves(self.model)(**kwargs)
+
+        self.ref_model = reference
+        try:
+            yield
+        finally:
+            self.ref_model = None
+
+
+@contextmanager
+def _unseen(switch: AbstractContextManager[None]) -> Iterator[None]:
+    """Switching adapters sets ``requires_grad``, which to a method that sees every use of a weight looks like one."""
+    with torch._C.DisableTorchFunction():
+        switch.__enter__()
+    try:
+        yield
+    finally:
+        with torch._C.DisableTorchFunction():
+            switch.__exit__(None, None, None)
+
+
+def _by_pairs(trainer: MethodTrainerMixin) -> bool:
+    """Whether a loss is computed for a method that looks at single examples."""
+    return trainer.method is not None and trainer.method.per_example and torch.is_grad_enabled()

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Value
 
 from deltasam.data.columns import Columns, read_texts
 from deltasam.data.dataset import TextData, said
+from deltasam.data.delimited import without_blanks
 from deltasam.data.fingerprint import fingerprint
 from deltasam.data.labels import (
     nearest_spelling,
@@ -22,6 +23,7 @@ from deltasam.data.labels import (
 from deltasam.data.split import split_rows
 from deltasam.data.table import Table
 from deltasam.errors import UserError
+from deltasam.warn import warn
 
 Kind = Literal["classification", "regression"]
 
@@ -79,6 +81,7 @@ def assemble(
     names: tuple[str, ...] = ()
     if goal.kind == "classification":
         names = goal.label_names or train.class_names.get(columns.label) or order_classes(rows["label"])
+        _warn_of_blanks(train.name, columns.label, names)
 
     def read_like_train(table: Table) -> dict[str, list[Any]]:
         """The rows of an evaluation table, whose labels must be among those of the training rows."""
@@ -160,6 +163,16 @@ def _evaluation_labels(table: Table, column: str, goal: Goal, names: tuple[str, 
 
 def _pick(examples: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[Any]]:
     return {column: [values[row] for row in rows] for column, values in examples.items()}
+
+
+def _warn_of_blanks(where: str, column: str, names: Sequence[str]) -> None:
+    """Say that blanks belong to labels: in a CSV file, those after commas are seldom meant."""
+    padded = [name for name in names if name != name.strip()]
+    if padded:
+        warn(
+            f"{where}: labels in column {column!r} begin or end with a blank, which belongs to the class name: "
+            f"{_shortened(padded)}; if they are not meant, remove them{without_blanks(where)}"
+        )
 
 
 def _check_varied(where: str, labels: list[Any], column: str) -> None:

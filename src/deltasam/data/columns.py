@@ -130,10 +130,9 @@ def _check_blanks(where: str, present: Sequence[str], option: str, wanted: Seque
     """Stop where a name is missing only because of blanks around it, as after the commas of ``text, label``."""
     padded = next((name for name in present if name.strip() in wanted), None)
     if padded is not None:
-        command = f", for example: {without_blanks(where)}" if where.endswith(".csv") and padded[0] == " " else ""
         raise UserError(
             f"{where}: the column is called {padded!r}, and the blanks beside delimiters belong to names and values; "
-            f"name it so, {option} {padded!r}, or remove the blanks{command}"
+            f"name it so, {option} {padded!r}, or remove the blanks{without_blanks(where)}"
         )
 
 

@@ -55,13 +55,20 @@ def parse_delimited(
     return Table(name, columns, places)
 
 
-def without_blanks(name: str, delimiter: str = ",") -> str:
-    """A command that writes a file anew without the blanks after its delimiters, for a message."""
-    tab = ", delimiter='\\t'" if delimiter == "\t" else f", delimiter={delimiter!r}" if delimiter != "," else ""
-    rewrite = (
-        f"import csv, sys; csv.writer(sys.stdout{tab}).writerows(csv.reader(sys.stdin, skipinitialspace=True{tab}))"
-    )
-    return f'python -c "{rewrite}" < {Path(name).name} > without_blanks{Path(name).suffix}'
+def without_blanks(name: str, delimiter: str | None = None) -> str:
+    """How to write a file anew without the blanks after its delimiters, for a message; empty for other formats.
+
+    Args:
+        name: The file.
+        delimiter: What stands between two fields; None for what the suffix says.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix not in (".csv", ".tsv"):
+        return ""
+    delimiter = delimiter or {".csv": ",", ".tsv": "\t"}[suffix]
+    option = "" if delimiter == "," else f", delimiter={delimiter!r}"
+    rewrite = f"import csv, sys; csv.writer(sys.stdout{option}).writerows(csv.reader(sys.stdin, skipinitialspace=True{option}))"
+    return f', for example: python -c "{rewrite}" < {Path(name).name} > without_blanks{suffix}'
 
 
 @dataclass(frozen=True)
@@ -178,5 +185,5 @@ def _check_lengths(source: _Source, header: Sequence[str], records: list[list[st
 def _blank_remedy(source: _Source) -> str:
     return (
         f"a blank between {source.delimiter!r} and a quotation mark, which therefore quotes nothing; remove the "
-        f"blanks after the delimiters, for example: {without_blanks(source.name, source.delimiter)}"
+        f"blanks after the delimiters{without_blanks(source.name, source.delimiter)}"
     )

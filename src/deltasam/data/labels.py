@@ -118,6 +118,14 @@ def nearest_spelling(label: str, known: Collection[str]) -> str | None:
     return next((name for name in known if name != label and _essence(name) == essence), None)
 
 
+def same_number(label: str, known: Collection[str]) -> str | None:
+    """The one class name that writes the same whole number as a label, ``1.0`` for ``1``; None without one."""
+    if not _WHOLE.fullmatch(label):
+        return None
+    found = [name for name in known if _WHOLE.fullmatch(name) and _integer(name) == _integer(label)]
+    return found[0] if len(found) == 1 else None
+
+
 def read_scores(table: Table, column: str) -> list[float]:
     """Take the score of each row out of ``column``.
 

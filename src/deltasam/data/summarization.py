@@ -47,6 +47,12 @@ class SummaryData:
         """The metrics that results on this data are reported by, the main one first."""
         return (self.metric, "rouge1", "rouge2")
 
+    @property
+    def evaluation_rows_in_training(self) -> int:
+        """How many evaluation rows have the document of a training row, whatever the summaries are."""
+        trained = set(self.train["text"])
+        return sum(text in trained for text in self.evaluation["text"])
+
     def take(self, size: int, seed: int) -> SummaryData:
         """Take part of the training split; the evaluation split stays.
 

@@ -67,7 +67,8 @@ def without_blanks(name: str, delimiter: str | None = None) -> str:
         return ""
     delimiter = delimiter or {".csv": ",", ".tsv": "\t"}[suffix]
     option = "" if delimiter == "," else f", delimiter={delimiter!r}"
-    rewrite = f"import csv, sys; csv.writer(sys.stdout{option}).writerows(csv.reader(sys.stdin, skipinitialspace=True{option}))"
+    reader = f"csv.reader(sys.stdin, skipinitialspace=True{option})"
+    rewrite = f"import csv, sys; csv.writer(sys.stdout{option}).writerows({reader})"
     return f', for example: python -c "{rewrite}" < {Path(name).name} > without_blanks{suffix}'
 
 

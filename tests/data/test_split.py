@@ -227,6 +227,21 @@ def test_a_class_of_one_text_stays_in_training(write):
     assert set(shares(data.evaluation)) == {1}
 
 
+def test_a_class_of_one_text_stays_in_training_even_where_it_fits(write):
+    lines = "same,a\n" * 2 + "".join(f"text {row},b\n" for row in range(20))
+    data = load_data(write("a.csv", "text,label\n" + lines), eval_size=0.5)
+    assert (shares(data.train)[0], len(data.evaluation)) == (2, 11)
+
+
+def test_a_text_of_more_rows_than_the_share_of_its_class_stays_in_training():
+    texts = [f"large {row // 30}" for row in range(300)] + list(range(300, 700))
+    groups = ["a"] * 310 + ["b"] * 390
+    _, evaluation = split_rows("a", groups, 60, texts)  # 27 of them for a
+    assert len(evaluation) == 60
+    assert {groups[row] for row in evaluation} == {"a", "b"}
+    assert min(evaluation) >= 300
+
+
 @pytest.mark.parametrize("texts", [["same", "same"], ["good", "bad"]])
 def test_texts_that_cannot_be_parted(write, complaint, texts):
     path = write("a.csv", "text,label\n" + f"{texts[0]},a\n{texts[1]},b\n" * 20)

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltasam.data import load_data
+from deltasam.diagnosis.labels import label_indices
 from deltasam.errors import UserError
 
 
@@ -342,3 +344,11 @@ def test_class_names_that_cannot_be_read(tmp_path, complaint):
         assert "its 'huggingface' metadata, which says what class indices mean, cannot" in complaint(
             tmp_path / "a.parquet"
         )
+
+
+def test_a_model_that_was_trained_beside_other_names_knows_its_numbers(write):
+    data = load_data(write("a.csv", csv_rows(["1.0", "2.0"] * 5)))
+    trained = SimpleNamespace(id2label={0: "unknown", 1: "2.0", 2: "1.0"})
+    assert label_indices("out", trained, data) == [2, 1]
+    with pytest.raises(UserError, match="the data has '1'"):
+        label_indices("out", SimpleNamespace(id2label={0: "01", 1: "2", 2: "1.0"}), data)

@@ -1044,7 +1044,130 @@ TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
         "integrations/test_sentence_transformers.py",
     ),
 }
-ALL = {**{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}, **ENGINE, **LOOKING, **CORE, **TRAINERS}
+# Data files: likewise.
+FILES: dict[str, tuple[str, str, str, str, str]] = {
+    "exponents are numbers": (
+        "data/labels.py",
+        "    if not with_point or not all(_WHOLE.fullmatch(text.strip()) for text in texts):\n        return texts\n",
+        "    if all(isinstance(value, int) for value in values):\n        return texts\n"
+        "    if all(float(text).is_integer() for text in texts):\n        return [str(int(float(t))) for t in texts]\n",
+        "look_like_numbers",
+        "data/test_labels.py",
+    ),
+    "whole numbers are floats on the way": (
+        "data/labels.py",
+        "    return [_integer(text) for text in texts]\n",
+        "    return [str(int(float(text))) for text in texts]\n",
+        "beyond_the_exact_floats",
+        "data/test_labels.py",
+    ),
+    "two spellings become one class": (
+        "data/labels.py",
+        "    _check_spellings(table, column, values)\n",
+        "",
+        "two_spellings or no_two_labels",
+        "data/test_labels.py",
+    ),
+    "large floats are labels": (
+        "data/labels.py",
+        "abs(value) >= _EXACT",
+        "False",
+        "several_integers",
+        "data/test_labels.py",
+    ),
+    "evaluation labels are read on their own": (
+        "data/assemble.py",
+        "    return read_classes_like(table, column, names, indexed=indexed)\n",
+        "    return read_classes(table, column)\n",
+        "as_the_training_labels",
+        "data/test_labels.py",
+    ),
+    "names are taken for indices": (
+        "data/labels.py",
+        "        by_index = {}\n",
+        "        pass\n    labels = [by_index.get(label, label) for label in labels]\n",
+        "could_be_indices or class_names",
+        "data/test_labels.py",
+    ),
+    "class names in metadata are not read": (
+        "data/tables.py",
+        '"row", _class_names(name, table.schema))',
+        '"row")',
+        "class_names",
+        "data/test_labels.py",
+    ),
+    "long texts are refused": (
+        "data/delimited.py",
+        "before = csv.field_size_limit(_LONGEST)",
+        "before = csv.field_size_limit()",
+        "any_length",
+        "data/test_tables.py",
+    ),
+    "long texts are allowed for good": (
+        "data/delimited.py",
+        "            csv.field_size_limit(before)\n",
+        "            pass\n",
+        "any_length or limit_of_the_process",
+        "data/test_tables.py",
+    ),
+    "a blank before a quotation mark is text": (
+        "data/delimited.py",
+        "    _check_blanks(source, records, places)\n",
+        "",
+        "blank_before",
+        "data/test_tables.py",
+    ),
+    "a wrong suffix is believed": (
+        "data/tables.py",
+        "if suffix is not None and (kind",
+        "if False and (kind",
+        "wrong_suffix",
+        "data/test_tables.py",
+    ),
+    "one text is on both sides": (
+        "data/assemble.py",
+        "split_rows(train.name, groups, evaluation, said(rows))",
+        "split_rows(train.name, groups, evaluation, rows['row'])",
+        "repeated_texts_keep or pairs_repeat",
+        "data/test_split.py",
+    ),
+    "one text is on both sides of a search": (
+        "data/split.py",
+        "split_rows(data.name, groups, size, said(data.train[:]), option",
+        "split_rows(data.name, groups, size, range(len(groups)), option",
+        "set_aside_for_selection",
+        "data/test_split.py",
+    ),
+    "a class loses its only text": (
+        "data/split.py",
+        "units = [unit for unit in units if all(left[group] > 1 for group in unit.groups)]",
+        "units = list(units)",
+        "of_one_text or cannot_be_parted",
+        "data/test_split.py",
+    ),
+    "a large text fills the evaluation split": (
+        "data/split.py",
+        "if len(unit.rows) <= share[unit.group]]",
+        "if True]",
+        "more_rows_than_the_share",
+        "data/test_split.py",
+    ),
+    "known rows are not counted": (
+        "data/dataset.py",
+        "sum(row in trained for split",
+        "sum(row not in trained for split",
+        "trained_on_are_counted",
+        "data/test_split.py",
+    ),
+}
+ALL = {
+    **{name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()},
+    **ENGINE,
+    **LOOKING,
+    **CORE,
+    **TRAINERS,
+    **FILES,
+}
 
 RUNNER = """
 import json, os, sys

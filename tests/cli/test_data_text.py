@@ -7,10 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from command_line import Cli
 from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.data import TextData, load_data
+from deltasam.data.summarization import SummaryData
+from deltasam.experiment.provenance import provenance
 from deltasam.experiment.tasks import text
 
 
@@ -32,6 +35,24 @@ def test_many_classes_are_counted_and_scores_have_a_range(data: TextData) -> Non
     many = dataclasses.replace(data, label_names=tuple("abcdefgh"))
     assert data_line(many, [16]).endswith("; 8 classes")
     assert data_line(dataclasses.replace(data, kind="regression"), [16]).endswith("; scores from 0 to 1")
+
+
+def test_rows_that_measure_memory_and_classes_without_rows_are_named(data: TextData) -> None:
+    known = data.train.select([0, 1, 2])
+    both = Dataset.from_dict({**data.evaluation[:], "text": [*known["text"], *data.evaluation["text"][3:]]})
+    line = data_line(dataclasses.replace(data, evaluation=both), [16])
+    assert f"{len(both)} evaluation rows (3 of them with the text of a training row); classes" in line
+    only = data.evaluation.filter(lambda row: row["label"] == 0)
+    line = data_line(dataclasses.replace(data, evaluation=only), [16])
+    assert f"{len(only)} evaluation rows (none of class 'yes'); classes" in line
+
+
+def test_rows_that_measure_memory_are_recorded(data: TextData) -> None:
+    assert "evaluation_rows_in_training" not in provenance(data)
+    known = dataclasses.replace(data, evaluation=data.train.select(range(5)))
+    assert provenance(known)["evaluation_rows_in_training"] == 5
+    summaries = Dataset.from_dict({"text": ["a", "b"], "summary": ["x", "y"], "row": [0, 1]})
+    assert provenance(SummaryData("s", summaries, summaries, ""))["evaluation_rows_in_training"] == 2
 
 
 def test_names_stay_on_the_line(data: TextData) -> None:
@@ -62,3 +83,14 @@ def test_train_and_compare_say_both(
     assert "16 training rows of" in done.stderr
     assert "4 of 4 runs do no better than predicting" in done.stderr
     assert "evaluation rows" not in done.stdout
+
+
+def test_compare_says_and_records_what_is_trained_on_and_measured(
+    cli: Cli, compare_two: list[str], reviews: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_text("\n".join(reviews.read_text().splitlines()[:9]) + "\n")
+    done = cli(*compare_two, "--epochs", "1", "--eval-data", copy, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "8 evaluation rows (8 of them with the text of a training row)" in done.stderr
+    assert "evaluation_rows_in_training: 8" in (tmp_path / "out" / "config.yaml").read_text()

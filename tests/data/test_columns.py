@@ -79,3 +79,14 @@ def test_text_that_is_no_text(write, complaint):
 def test_half_a_surrogate_pair(write, complaint):
     path = write("a.jsonl", '{"text": "x", "label": 0}\n{"text": "\\ud83d", "label": 1}\n')
     assert "line 2: column 'text' holds half of a surrogate pair" in complaint(path)
+
+
+@pytest.mark.parametrize(("header", "option"), [("text, label", "--label ' label'"), ("label, text", "--text ' text'")])
+def test_blanks_after_commas_of_the_header_are_named(write, complaint, header, option):
+    path = write("a.csv", f"{header}\n" + "".join(f"x{row}, y{row}\n" for row in range(4)))
+    message = complaint(path)
+    assert (
+        f"the blanks beside delimiters belong to names and values; name it so, {option}, or remove the blanks"
+        in message
+    )
+    assert 'skipinitialspace=True))" < a.csv > without_blanks.csv' in message

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltasam.data import load_data, take
-from deltasam.data.split import stratified_order
+from deltasam.data.split import SPLIT_SEED, split_rows, stratified_order
 from deltasam.errors import UserError
 
 LABELS = ["a"] * 600 + ["b"] * 300 + ["c"] * 97 + ["d"] * 3
@@ -148,3 +149,110 @@ def test_the_fingerprint_changes_with_the_content(write, csv_text, old, new):
         before.fingerprint
         != load_data(write("b.csv", csv_text.replace(old, new, 1 if old != ",b" else -1))).fingerprint
     )
+
+
+@given(groups=st.lists(st.sampled_from("abc"), min_size=6, max_size=60), share=st.floats(0.05, 0.95))
+def test_without_repeated_texts_the_split_is_the_beginning_of_the_order(groups, share):
+    try:
+        train, evaluation = split_rows("a", groups, share, range(len(groups)))
+    except UserError:
+        return
+    order = stratified_order(groups, SPLIT_SEED)
+    count = round(share * len(groups))
+    assert (train, evaluation) == (sorted(order[count:]), sorted(order[:count]))
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 15)), min_size=8, max_size=60),
+    share=st.floats(0.1, 0.6),
+)
+def test_no_text_is_on_both_sides(rows, share):
+    groups, texts = map(list, zip(*rows, strict=True))
+    try:
+        train, evaluation = split_rows("a", groups, share, texts)
+    except UserError:
+        return
+    assert sorted(train + evaluation) == list(range(len(rows)))
+    assert evaluation
+    assert not {texts[row] for row in train} & {texts[row] for row in evaluation}
+    assert {groups[row] for row in train} == set(groups)
+    held = defaultdict(set)
+    for group, text in rows:
+        held[group].add(text)
+    if all(len({group for group, other in rows if other == text}) == 1 for _, text in rows):  # labels that agree
+        assert {groups[row] for row in evaluation} == {group for group in held if len(held[group]) > 1}
+        largest = Counter(texts).most_common(1)[0][1]
+        assert abs(len(evaluation) - round(share * len(rows))) <= largest * len(held) + sum(
+            groups.count(group) for group in held if len(held[group]) == 1
+        )
+
+
+def test_repeated_texts_keep_sizes_and_proportions(write):
+    labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 100
+    lines = "".join(f"text {row if row % 10 else row // 50},{label}\n" for row, label in enumerate(labels))
+    data = load_data(write("a.csv", "text,label\n" + lines))
+    assert len(data.evaluation) == 200
+    assert data.evaluation_rows_in_training == 0
+    for label, total in Counter(labels).items():
+        assert abs(shares(data.evaluation)[data.label_names.index(label)] - total / 5) <= 5
+
+
+def test_a_few_repeated_texts_move_a_few_rows():
+    groups = ["a", "b"] * 500
+    texts = [row if row not in (17, 801) else 400 for row in range(1000)]
+    plain, moved = (set(split_rows("a", groups, 0.2, t)[1]) for t in (range(1000), texts))
+    assert len(plain ^ moved) <= 6
+
+
+def test_pairs_repeat_where_both_texts_do(write):
+    rows = [{"a": f"a{n % 4}", "b": f"b{n // 8}", "label": n // 4 % 2} for n in range(40)]
+    path = write("a.jsonl", "\n".join(map(json.dumps, rows)))
+    data = load_data(path, text="a", text_pair="b")
+    pairs = [set(zip(split["text"], split["text_pair"], strict=True)) for split in (data.train, data.evaluation)]
+    assert not pairs[0] & pairs[1]
+    assert set(data.train["text"]) & set(data.evaluation["text"])
+
+
+def test_rows_set_aside_for_selection_share_no_text(write):
+    lines = "".join(f"text {row // 3},{row // 3 % 2}\n" for row in range(90))
+    chosen = load_data(write("a.csv", "text,label\n" + lines)).for_selection(0.3)
+    assert not set(chosen.train["text"]) & set(chosen.evaluation["text"])
+    assert len(chosen.evaluation) > 10
+
+
+def test_a_class_of_one_text_stays_in_training(write):
+    lines = "same,a\n" * 20 + "".join(f"text {row},b\n" for row in range(20))
+    data = load_data(write("a.csv", "text,label\n" + lines))
+    assert shares(data.train)[0] == 20
+    assert set(shares(data.evaluation)) == {1}
+
+
+def test_a_class_of_one_text_stays_in_training_even_where_it_fits(write):
+    lines = "same,a\n" * 2 + "".join(f"text {row},b\n" for row in range(20))
+    data = load_data(write("a.csv", "text,label\n" + lines), eval_size=0.5)
+    assert (shares(data.train)[0], len(data.evaluation)) == (2, 11)
+
+
+def test_a_text_of_more_rows_than_the_share_of_its_class_stays_in_training():
+    texts = [f"large {row // 30}" for row in range(300)] + list(range(300, 700))
+    groups = ["a"] * 310 + ["b"] * 390
+    _, evaluation = split_rows("a", groups, 60, texts)  # 27 of them for a
+    assert len(evaluation) == 60
+    assert {groups[row] for row in evaluation} == {"a", "b"}
+    assert min(evaluation) >= 300
+
+
+@pytest.mark.parametrize("texts", [["same", "same"], ["good", "bad"]])
+def test_texts_that_cannot_be_parted(write, complaint, texts):
+    path = write("a.csv", "text,label\n" + f"{texts[0]},a\n{texts[1]},b\n" * 20)
+    message = complaint(path)
+    assert "rows with one text stay together, and every text holds all rows of some label" in message
+    assert "--eval-data" in message
+
+
+def test_evaluation_rows_that_are_trained_on_are_counted(skewed, write):
+    held_out = write("b.csv", "text,label\nnew,a\ntext 3,a\ntext 5,c\ntext 3,a\n")
+    data = load_data(skewed, eval_data=held_out)
+    assert data.evaluation_rows_in_training == 3
+    assert load_data(skewed).evaluation_rows_in_training == 0
+    assert data.for_selection(0.2).evaluation_rows_in_training == 0

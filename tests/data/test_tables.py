@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import tempfile
+import threading
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from deltasam.data import load_data
 from deltasam.data.tables import read_table
+from deltasam.errors import UserError
 
 TEXTS = [
     "plain",
@@ -241,3 +244,161 @@ def test_a_semicolon_beside_commas_is_text(write):
 def test_utf16_is_named(write, complaint, codec, suffix):
     message = complaint(write(f"a.{suffix}", "\ufefftext,label\ngood,yes\n".encode(codec)))
     assert f"a.{suffix}: is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 a.{suffix}" in message
+
+
+LONG = "clause " * 30_000
+
+
+@pytest.mark.parametrize("suffix", ZIPPED)
+def test_texts_of_any_length(write, suffix):
+    frame = pd.DataFrame({"text": ["short", LONG, LONG + '"quoted, too"'], "label": ["a", "b", "a"]})
+    before = csv.field_size_limit()
+    assert read_table(write(f"data.{suffix}", as_bytes(frame, suffix))).columns["text"] == frame["text"].tolist()
+    assert csv.field_size_limit() == before
+
+
+def test_the_limit_of_the_process_is_restored_after_an_error_and_between_threads(write, csv_text):
+    before = csv.field_size_limit()
+    broken, whole = write("a.csv", 'text,label\n"open,a\n'), write("b.csv", csv_text + f"{LONG},a\n")
+    with pytest.raises(UserError):
+        read_table(broken)
+    assert csv.field_size_limit() == before
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(len(read_table(whole).places))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [21] * 8
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("line", "delimiter"), [("sep=;", ";"), ('"sep=;"', ";"), ("SEP=|", "|"), ("sep=,", ","), ("sep=\t", "\t")]
+)
+def test_a_sep_line_is_obeyed(write, line, delimiter, mark):
+    content = f"{mark}{line}\r\ntext,label\r\nno,a\r\n".replace(",label", f"{delimiter}label").replace(
+        "no,", f"no{delimiter}"
+    )
+    table = read_table(write("a.csv", content))
+    assert table.columns == {"text": ["no"], "label": ["a"]}
+    assert table.at(0).endswith("line 3")
+
+
+def test_a_sep_line_that_is_wrong(write, complaint, csv_text):
+    assert "its first line, sep=;, says that ';' separates the fields" in complaint(
+        write("a.csv", "sep=;\n" + csv_text)
+    )
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_every_line_end(write, suffix, end):
+    frame = pd.DataFrame({"text": ["x", "y"], "label": ["a", "b"]})
+    content = as_bytes(frame, suffix).decode().replace("\n", end)
+    assert read_table(write(f"a.{suffix}", content)).columns == {"text": ["x", "y"], "label": ["a", "b"]}
+
+
+ROWS = [{"text": f"text\u2028{row}", "label": row % 2} for row in range(4)]
+COLUMNS = {"text": [row["text"] for row in ROWS], "label": [0, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        (json.dumps(ROWS), [1, 2, 3, 4]),
+        (json.dumps(ROWS, indent=2), [1, 2, 3, 4]),
+        ("\n".join(json.dumps(row, indent=2) for row in ROWS), [1, 5, 9, 13]),
+        ("\n\n".join(json.dumps(row).replace('", ', '",\n') for row in ROWS), [1, 4, 7, 10]),
+        (" ".join(map(json.dumps, ROWS)), [1, 1, 1, 1]),
+    ],
+    ids=["list", "printed list", "printed objects", "broken lines", "one line"],
+)
+def test_json_in_every_form(write, suffix, content, places):
+    table = read_table(write(f"a.{suffix}", content))
+    assert table.columns == COLUMNS
+    assert [int(table.at(row).split()[-1]) for row in range(4)] == places
+
+
+def test_an_error_in_printed_json_is_where_it_is(write, complaint):
+    printed = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+    broken = printed.replace('20282",', '20282",,')
+    assert "a.jsonl, line 10: not JSON" in complaint(write("a.jsonl", broken))
+    assert "a.jsonl, line 1: not JSON" in complaint(write("a.jsonl", '{"text": "x",, "label": 1}\n'))
+
+
+@pytest.mark.parametrize("content", [{"data": ROWS}, {"version": "1", "data": ROWS}, COLUMNS, {"text": {"0": "a"}}])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_table_in_one_object(write, complaint, content, indent):
+    message = complaint(write("a.json", json.dumps(content, indent=indent)))
+    assert f"one JSON object that holds {', '.join(content)}, not rows; write a list of rows" in message
+
+
+def archive(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, "x")
+    return buffer.getvalue()
+
+
+PARQUET = as_bytes(pd.DataFrame({"text": ["a"]}), "parquet")
+OTHERS = [
+    (
+        archive("[Content_Types].xml", "xl/workbook.xml"),
+        "an Excel workbook (.xlsx); in the spreadsheet program save it",
+    ),
+    (archive("mimetype", "content.xml"), "an OpenDocument spreadsheet (.ods); in the spreadsheet program save it"),
+    (archive("a.csv"), "a ZIP archive; unpack it"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "an old Excel workbook (.xls)"),
+    (b"<!DOCTYPE html><html>", "HTML or XML"),
+    (b"\xef\xbb\xbf <?xml version='1.0'?>", "HTML or XML"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+]
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, "csv.gz"])
+@pytest.mark.parametrize(("content", "kind"), OTHERS, ids=[kind.split(";")[0] for _, kind in OTHERS])
+def test_a_file_with_a_wrong_suffix_is_named(write, complaint, suffix, content, kind):
+    content = gzip.compress(content) if suffix.endswith(".gz") else content
+    plain = suffix.removesuffix(".gz")
+    assert f"a.{suffix}: not a .{plain} file, but {kind}" in complaint(write(f"a.{suffix}", content))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (json.dumps(ROWS), "JSON; name it .jsonl"),
+        (json.dumps(ROWS[0]), "JSON"),
+        (PARQUET, "a Parquet file; name it .parquet"),
+        (gzip.compress(b"text"), "compressed by gzip; name it ."),
+    ],
+)
+def test_other_tables_in_a_csv_are_named(write, complaint, suffix, content, kind):
+    assert f"a.{suffix}: not a .{suffix} file, but {kind}" in complaint(write(f"a.{suffix}", content))
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_named(write, complaint, codec):
+    message = complaint(write("a.csv", "text,label\ngood,yes\n".encode(codec)))
+    assert (
+        f"a.csv: is UTF-16, not UTF-8; convert it: iconv -f {codec.upper().replace('-LE', 'LE').replace('-BE', 'BE')} "
+        in message
+    )
+
+
+@pytest.mark.parametrize("row", ['a, "b"', 'a, "b, c"', 'a, "b\nc"', 'a,  "b ""c"""'])
+def test_a_blank_before_a_quotation_mark_is_named(write, complaint, row):
+    message = complaint(write("a.csv", f"label,text\nx,y\n{row}\n"))
+    assert "a.csv, line 3: " in message or "a.csv, line 4: " in message
+    assert "a blank between ',' and a quotation mark" in message
+    assert "skipinitialspace=True" in message
+
+
+@pytest.mark.parametrize("text", [' "b"', ' "b" c', ' "b', 'a "b"'])
+def test_blanks_and_quotation_marks_that_are_quoted_themselves(write, text):
+    content = as_bytes(pd.DataFrame({"label": ["a"], "text": [text]}), "csv")
+    assert read_table(write("a.csv", content)).columns["text"] == [text]

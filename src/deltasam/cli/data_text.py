@@ -16,12 +16,14 @@ _LETTERS = 40
 def data_line(data: TextData, sizes: Sequence[int]) -> str:
     """Rows and labels: ``my.csv: 320 training rows of 800, 200 evaluation rows; classes: 'no' 43 %, 'yes' 57 %``.
 
+    Evaluation rows that measure memory (their text is in the training rows), and classes without any, are named.
+
     Args:
         data: All of it.
         sizes: How many of the training rows a run takes; several where there are several settings.
     """
     taken = ", ".join(map(str, dict.fromkeys(sizes)))
-    rows = f"{taken} training rows of {len(data.train)}, {len(data.evaluation)} evaluation rows"
+    rows = f"{taken} training rows of {len(data.train)}, {len(data.evaluation)} evaluation rows{_remarks(data)}"
     return f"{data.name}: {rows}; {_labels(data)}"
 
 
@@ -43,6 +45,17 @@ def no_better_line(data: TextData, accuracies: Sequence[float | None]) -> str | 
     who = "It does" if len(accuracies) == 1 else f"{beaten} of {len(accuracies)} runs do"
     constant = f"predicting {_quoted(data.label_names[label])} for every row"
     return f"{who} no better than {constant}: that has an accuracy of {share:.4f} on the evaluation rows."
+
+
+def _remarks(data: TextData) -> str:
+    remarks = []
+    if known := data.evaluation_rows_in_training:
+        remarks.append(f"{known} of them with the text of a training row")
+    if data.kind == "classification" and (absent := set(data.train["label"]) - set(data.evaluation["label"])):
+        names = [_quoted(data.label_names[label]) for label in sorted(absent)]
+        more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
+        remarks.append(f"none of class {', '.join(names[:_MOST_CLASSES])}{more}")
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def _labels(data: TextData) -> str:

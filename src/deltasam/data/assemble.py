@@ -9,12 +9,21 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Value
 
 from deltasam.data.columns import Columns, read_texts
-from deltasam.data.dataset import TextData
+from deltasam.data.dataset import TextData, said
+from deltasam.data.delimited import without_blanks
 from deltasam.data.fingerprint import fingerprint
-from deltasam.data.labels import order_classes, read_classes, read_known_classes, read_scores
+from deltasam.data.labels import (
+    nearest_spelling,
+    order_classes,
+    read_classes,
+    read_classes_like,
+    read_known_classes,
+    read_scores,
+)
 from deltasam.data.split import split_rows
-from deltasam.data.tables import Table
+from deltasam.data.table import Table
 from deltasam.errors import UserError
+from deltasam.warn import warn
 
 Kind = Literal["classification", "regression"]
 
@@ -26,7 +35,8 @@ class Goal:
     Attributes:
         kind: Whether labels are classes or scores.
         metric: As in `TextData`.
-        label_names: The classes in order, when they are known beforehand; empty to take them from the data.
+        label_names: The classes in order, when they are known beforehand; empty to take them from the training rows,
+            or from what their file says about its class indices.
         also: As in `TextData`.
     """
 
@@ -66,27 +76,38 @@ def assemble(
     Raises:
         UserError: A row cannot be used, or the labels make no task.
     """
-    rows = _examples(train, columns, goal)
+    rows = {**_texts(train, columns), "label": _training_labels(train, columns.label, goal), "row": _rows(train)}
     _check_varied(train.name, rows["label"], columns.label)
-    others = {split: _held_out(table, columns, goal, rows["label"]) for split, table in (further or {}).items()}
+    names: tuple[str, ...] = ()
+    if goal.kind == "classification":
+        names = goal.label_names or train.class_names.get(columns.label) or order_classes(rows["label"])
+        _warn_of_blanks(train.name, columns.label, names)
+
+    def read_like_train(table: Table) -> dict[str, list[Any]]:
+        """The rows of an evaluation table, whose labels must be among those of the training rows."""
+        indexed = columns.label in train.class_names
+        labels = _evaluation_labels(table, columns.label, goal, names, indexed=indexed)
+        _check_known(table.name, labels, rows["label"], goal)
+        return {**_texts(table, columns), "label": labels, "row": _rows(table)}
+
+    others = {split: read_like_train(table) for split, table in (further or {}).items()}
     if isinstance(evaluation, Table):
-        held_out = _held_out(evaluation, columns, goal, rows["label"])
+        held_out = read_like_train(evaluation)
     else:
         if goal.kind == "classification":
             _check_repeated(train.name, rows["label"], columns.label)
         groups = rows["label"] if goal.kind == "classification" else ["any"] * len(rows["label"])
-        kept, taken = split_rows(train.name, groups, evaluation)
+        kept, taken = split_rows(train.name, groups, evaluation, said(rows))
         rows, held_out = _pick(rows, kept), _pick(rows, taken)
     if goal.kind == "regression" and len(set(held_out["label"])) < 2:
         raise UserError(
             f"{name}: every evaluation row has the score {held_out['label'][0]:g}, so {goal.metric} is undefined; "
             "give other rows with --eval-data or more with --eval-size"
         )
-    names: tuple[str, ...] = ()
     if goal.kind == "classification":
-        names = goal.label_names or order_classes(rows["label"])
+        indices = {name: index for index, name in enumerate(names)}
         for examples in (rows, held_out, *others.values()):
-            examples["label"] = [names.index(label) for label in examples["label"]]
+            examples["label"] = [indices[label] for label in examples["label"]]
     return from_columns(name, rows, held_out, goal, names, others)
 
 
@@ -115,29 +136,43 @@ def from_columns(
     )
 
 
-def _held_out(table: Table, columns: Columns, goal: Goal, known: list[Any]) -> dict[str, list[Any]]:
-    """The evaluation rows of a table, whose labels must be among those known from training."""
-    examples = _examples(table, columns, goal)
-    _check_known(table.name, examples["label"], known, goal)
-    return examples
-
-
-def _examples(table: Table, columns: Columns, goal: Goal) -> dict[str, list[Any]]:
-    examples: dict[str, list[Any]] = {"text": read_texts(table, columns.text)}
+def _texts(table: Table, columns: Columns) -> dict[str, list[Any]]:
+    texts: dict[str, list[Any]] = {"text": read_texts(table, columns.text)}
     if columns.text_pair is not None:
-        examples["text_pair"] = read_texts(table, columns.text_pair)
+        texts["text_pair"] = read_texts(table, columns.text_pair)
+    return texts
+
+
+def _rows(table: Table) -> list[int]:
+    return list(range(len(table.places)))
+
+
+def _training_labels(table: Table, column: str, goal: Goal) -> list[Any]:
     if goal.kind == "regression":
-        examples["label"] = read_scores(table, columns.label)
-    elif goal.label_names:
-        examples["label"] = read_known_classes(table, columns.label, goal.label_names)
-    else:
-        examples["label"] = read_classes(table, columns.label)
-    examples["row"] = list(range(len(table.places)))
-    return examples
+        return read_scores(table, column)
+    if goal.label_names:
+        return read_known_classes(table, column, goal.label_names)
+    return read_classes(table, column)
+
+
+def _evaluation_labels(table: Table, column: str, goal: Goal, names: tuple[str, ...], *, indexed: bool) -> list[Any]:
+    if goal.kind == "regression" or goal.label_names:
+        return _training_labels(table, column, goal)
+    return read_classes_like(table, column, names, indexed=indexed)
 
 
 def _pick(examples: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[Any]]:
     return {column: [values[row] for row in rows] for column, values in examples.items()}
+
+
+def _warn_of_blanks(where: str, column: str, names: Sequence[str]) -> None:
+    """Say that blanks belong to labels: in a CSV file, those after commas are seldom meant."""
+    padded = [name for name in names if name != name.strip()]
+    if padded:
+        warn(
+            f"{where}: labels in column {column!r} begin or end with a blank, which belongs to the class name: "
+            f"{_shortened(padded)}; if they are not meant, remove them{without_blanks(where)}"
+        )
 
 
 def _check_varied(where: str, labels: list[Any], column: str) -> None:
@@ -160,9 +195,15 @@ def _check_known(where: str, labels: list[Any], known: list[Any], goal: Goal) ->
     new = order_classes(set(labels) - set(known)) if goal.kind == "classification" else ()
     if new:
         raise UserError(
-            f"{where}: labels that no training row has: {_shortened(new)}; "
+            f"{where}: labels that no training row has: {_shortened(new)}{_spelling_hint(new, known)}; "
             "correct them, delete these rows, or add training rows"
         )
+
+
+def _spelling_hint(new: Sequence[str], known: list[str]) -> str:
+    pairs = ((label, nearest_spelling(label, dict.fromkeys(known))) for label in new)
+    label, near = next(((label, near) for label, near in pairs if near is not None), (None, None))
+    return "" if near is None else f" (the training rows write {near!r} where {label!r} is written here)"
 
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:

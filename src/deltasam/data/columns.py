@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltasam.data.tables import Table
+from deltasam.data.delimited import without_blanks
+from deltasam.data.table import Table
 from deltasam.errors import UserError
 
 TEXT_COLUMNS = ("text", "sentence")  # taken without --text, when a table has exactly one of them
@@ -46,6 +47,8 @@ def choose_columns(
     """
     if text is None:
         candidates = [column for column in TEXT_COLUMNS if column in present]
+        if not candidates:
+            _check_blanks(where, present, "--text", TEXT_COLUMNS)
         if len(candidates) != 1:
             raise UserError(
                 f"{where}: which column is the text? Name it with --text (and --text-pair for two texts); "
@@ -116,10 +119,21 @@ def _encodable(text: str) -> bool:
 def _check_present(where: str, present: Sequence[str], option: str, column: str) -> None:
     if column in present:
         return
+    _check_blanks(where, present, option, (column,))
     folded = {name.lower(): name for name in present}
     near = difflib.get_close_matches(column.lower(), folded, n=1)
     hint = f"did you mean {option} {folded[near[0]]!r}?" if near else f"name it with {option}."
     raise UserError(f"{where}: no column {column!r}; {hint} Columns: {_listed(present)}")
+
+
+def _check_blanks(where: str, present: Sequence[str], option: str, wanted: Sequence[str]) -> None:
+    """Stop where a name is missing only because of blanks around it, as after the commas of ``text, label``."""
+    padded = next((name for name in present if name.strip() in wanted), None)
+    if padded is not None:
+        raise UserError(
+            f"{where}: the column is called {padded!r}, and the blanks beside delimiters belong to names and values; "
+            f"name it so, {option} {padded!r}, or remove the blanks{without_blanks(where)}"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

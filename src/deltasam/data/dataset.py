@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -62,6 +62,11 @@ class Data(Protocol):
         """
 
 
+def said(columns: Mapping[str, list[Any]]) -> list[tuple[str, ...]]:
+    """What each row says: its text, or both of its texts, to the last character."""
+    return list(zip(*(columns[name] for name in ("text", "text_pair") if name in columns), strict=True))
+
+
 @dataclass(frozen=True)
 class TextData:
     """Text with one label per row, split into training and evaluation.
@@ -95,6 +100,12 @@ class TextData:
     def has_pairs(self) -> bool:
         """Whether each row holds two texts."""
         return "text_pair" in self.train.column_names
+
+    @property
+    def evaluation_rows_in_training(self) -> int:
+        """How many evaluation rows, of all splits, say what a training row says, whatever the labels are."""
+        trained = set(said(self.train[:]))
+        return sum(row in trained for split in (self.evaluation, *self.further.values()) for row in said(split[:]))
 
     def take(self, size: int, seed: int) -> TextData:
         """Part of the training split, each class in proportion (``data/split.py``)."""

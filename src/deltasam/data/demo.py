@@ -14,9 +14,10 @@ from typing import Any
 
 from deltasam.data.assemble import Goal, from_columns
 from deltasam.data.dataset import TextData
+from deltasam.data.delimited import parse_delimited
 from deltasam.data.labels import order_classes
 from deltasam.data.split import stratified_order
-from deltasam.data.tables import Table, parse_delimited
+from deltasam.data.table import Table
 from deltasam.errors import UserError
 
 DEMO_SEED = 20220526

@@ -7,8 +7,10 @@ from pathlib import Path
 from deltasam.data.assemble import assemble, goal_of
 from deltasam.data.columns import Columns, choose_columns
 from deltasam.data.dataset import TextData
+from deltasam.data.delimited import parse_delimited
 from deltasam.data.glue import GlueTask, find_task
-from deltasam.data.tables import Table, parse_delimited, read_bytes, read_table, supported_suffixes, table_suffix
+from deltasam.data.table import Table
+from deltasam.data.tables import read_bytes, read_table, supported_suffixes, table_suffix
 from deltasam.errors import UserError
 
 _TRAIN = ("train",)

@@ -12,11 +12,11 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetsError
 
-from deltasam.data.assemble import Goal, assemble, goal_of
+from deltasam.data.assemble import assemble, goal_of
 from deltasam.data.columns import choose_columns
 from deltasam.data.dataset import TextData
 from deltasam.data.glue import GlueTask, task_on_hub
-from deltasam.data.tables import Table
+from deltasam.data.table import Table
 from deltasam.errors import UserError
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -40,12 +40,8 @@ def load_hub(
     train, held_out = hub_splits(name, name if glue is None else f"{_GLUE}:{glue.name}")
     columns = choose_columns(name, train.column_names, text, text_pair, label)
     used = [column for column in (columns.text, columns.text_pair, columns.label) if column is not None]
-    goal = goal_of(task)
-    names = tuple(getattr(train.features[columns.label], "names", ()))
-    if goal.kind == "classification" and names:
-        goal = Goal(goal.kind, goal.metric, names)
     evaluation = eval_size if held_out is None else hub_table(f"{name} (evaluation)", held_out, used)
-    return assemble(name, hub_table(f"{name} (train)", train, used), evaluation, columns, goal)
+    return assemble(name, hub_table(f"{name} (train)", train, used), evaluation, columns, goal_of(task))
 
 
 def load_hub_glue(task: GlueTask) -> TextData:
@@ -88,7 +84,9 @@ def hub_splits(name: str, address: str) -> tuple[Any, Any]:
 def hub_table(name: str, split: Any, columns: Sequence[str]) -> Table:
     """Some columns of a split, called ``name`` in messages."""
     values = {column: list(split[column]) for column in columns}
-    return Table(name, values, range(1, len(split) + 1), unit="row")
+    features = {column: getattr(split.features[column], "names", None) for column in columns}
+    names = {column: tuple(found) for column, found in features.items() if found}
+    return Table(name, values, range(1, len(split) + 1), "row", names)
 
 
 def _download(name: str, address: str) -> Any:

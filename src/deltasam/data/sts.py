@@ -13,7 +13,8 @@ from pathlib import Path
 from deltasam.data.columns import read_texts
 from deltasam.data.labels import read_scores
 from deltasam.data.sentences import Contrast, ScoredPairs, SentenceData
-from deltasam.data.tables import Table, decode, read_bytes, read_table, table_suffix
+from deltasam.data.table import Table, decode
+from deltasam.data.tables import read_bytes, read_table, table_suffix
 from deltasam.errors import UserError
 
 STANDARD_SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")

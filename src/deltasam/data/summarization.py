@@ -15,7 +15,8 @@ from deltasam.data.fingerprint import fingerprint
 from deltasam.data.folder import find_table
 from deltasam.data.hub import hub_splits, hub_table
 from deltasam.data.split import split_rows, stratified_order
-from deltasam.data.tables import Table, read_table, table_suffix
+from deltasam.data.table import Table
+from deltasam.data.tables import read_table, table_suffix
 from deltasam.errors import UserError
 
 LAYOUTS = (("document", "summary"), ("article", "highlights"))
@@ -46,6 +47,12 @@ class SummaryData:
         """The metrics that results on this data are reported by, the main one first."""
         return (self.metric, "rouge1", "rouge2")
 
+    @property
+    def evaluation_rows_in_training(self) -> int:
+        """How many evaluation rows have the document of a training row, whatever the summaries are."""
+        trained = set(self.train["text"])
+        return sum(text in trained for text in self.evaluation["text"])
+
     def take(self, size: int, seed: int) -> SummaryData:
         """Take part of the training split; the evaluation split stays.
 
@@ -68,7 +75,9 @@ class SummaryData:
         Raises:
             UserError: The size is impossible.
         """
-        kept, taken = split_rows(self.name, ["any"] * len(self.train), held_out, option="held_out")
+        kept, taken = split_rows(
+            self.name, ["any"] * len(self.train), held_out, self.train[:]["text"], option="held_out"
+        )
         train, evaluation = self.train.select(kept), self.train.select(taken)
         return replace(self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ()))
 
@@ -145,7 +154,7 @@ def _assemble(name: str, train: Table, evaluation: Table | float, text: str | No
     if isinstance(evaluation, Table):
         held_out = _examples(evaluation, _choose(evaluation.name, list(evaluation.columns), *columns))
     else:
-        kept, taken = split_rows(train.name, ["any"] * len(rows["row"]), evaluation)
+        kept, taken = split_rows(train.name, ["any"] * len(rows["row"]), evaluation, rows["text"])
         rows, held_out = (
             {column: [values[i] for i in part] for column, values in rows.items()} for part in (kept, taken)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deltasam.data.labels import same_number
 from deltasam.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ def label_indices(model: str, config: Any, data: TextData) -> list[int] | None:
         raise UserError(
             f"{model}: predicts a score, the data has the classes {_listed(data.label_names)}; give --task regression"
         )
-    unknown = [name for name in data.label_names if name not in known]
+    # Beside other names, training kept 1.0 as it was written; alone, whole numbers are read as 1.
+    names = [name if name in known else same_number(name, known) or name for name in data.label_names]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
             f"{model}: was trained for {_listed(known)}, and the data has {_listed(unknown)}; name the label column "
             f"with --label, or write the labels as the model does"
         )
-    return [known[name] for name in data.label_names]
+    return [known[name] for name in names]
 
 
 def _listed(names: Any) -> str:

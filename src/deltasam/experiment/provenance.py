@@ -16,10 +16,24 @@ if TYPE_CHECKING:
     from deltasam.data.dataset import Data
 
 
+KNOWN_ROWS = "evaluation_rows_in_training"
+
+
 def provenance(data: Data) -> dict[str, Any]:
-    """What decides numbers beside the options: the contents of data and plugins, versions, how many processes."""
+    """What decides numbers beside the options: the contents of data and plugins, versions, how many processes.
+
+    And what numbers may be worth less for: how many evaluation rows have the text of a training row, where any has.
+    """
+    known = getattr(data, KNOWN_ROWS, 0)
+    overlap = {KNOWN_ROWS: known} if known else {}
     libraries = {name: version(name) for name in ("deltasam", "torch", "transformers")}
-    return {"data_sha256": data.fingerprint, **libraries, **plugins.fingerprints(), "processes": processes.count()}
+    return {
+        "data_sha256": data.fingerprint,
+        **libraries,
+        **overlap,
+        **plugins.fingerprints(),
+        "processes": processes.count(),
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -105,7 +105,7 @@ def diagnose(
     checkpoints = options.distinct(checkpoints, "CHECKPOINT")
     choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
     choices = {k: v for k, v in choices.items() if k not in ("only", "skip")}
-    with interruptible(f"what was measured so far is in {output}"):
+    with interruptible(lambda: _what_is_kept(output)):
         from deltasam.diagnosis import Settings
 
         made = Settings(
@@ -120,6 +120,14 @@ def diagnose(
             seed=seed,
         )
         _diagnose(checkpoints, names, made, output, choices)
+
+
+def _what_is_kept(output: Path) -> str:
+    from deltasam.diagnosis.diagnosis import RESULTS
+
+    if (output / RESULTS).exists():
+        return f"what was measured so far is in {output}"
+    return "nothing is measured yet, start again with the same command"
 
 
 def _chosen(only: str | None, skip: str | None) -> list[str]:

@@ -83,7 +83,7 @@ def fidelity(
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
     choices = options.resolved(params, settings, methods=options.methods_at(methods, rho))
-    with interruptible("nothing is kept, start again"):
+    with interruptible(lambda: "nothing is kept, start again"):
         _measure_and_show(output, choices, settings)
 
 

@@ -64,7 +64,7 @@ def namespace(block: str) -> dict[str, Any]:
         "x": x, "y": y, "method": deltasam.SAM(model), "scaler": torch.amp.GradScaler("cpu"),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
         "losses": lambda: F.cross_entropy(model(x), y, reduction="none"),
-        "loader": [(x, y)] * 2 if "for x, y" in block else [batch] * 2,
+        "loader": [(x, y)] * 2 if re.search(r"for x, y|x, y = loader", block) else [batch] * 2,
     }  # fmt: skip
     return names | trainer_names(block)
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from command_line import Cli
-from deltasam.cli import options
+from deltasam.cli import main, options
 from deltasam.cli.app import app
 from deltasam.experiment.results import StepRecord
 from deltasam.experiment.training import Run
@@ -158,6 +158,20 @@ def test_ctrl_c_in_train(
     interrupt_at(0)
     assert cli("train", *common, "--output", tmp_path, "--resume").exit_code == 0
     assert (tmp_path / "metrics.json").exists()
+
+
+def test_ctrl_c_while_libraries_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "deltasam.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "deltasam.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; nothing was begun\n"
 
 
 def test_ctrl_c_before_anything_is_written(

@@ -9,12 +9,19 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import deltasam
 
@@ -57,7 +64,7 @@ def namespace(block: str) -> dict[str, Any]:
         "x": x, "y": y, "method": deltasam.SAM(model), "scaler": torch.amp.GradScaler("cpu"),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
         "losses": lambda: F.cross_entropy(model(x), y, reduction="none"),
-        "loader": [(x, y)] * 2 if "for x, y" in block else [batch] * 2,
+        "loader": [(x, y)] * 2 if re.search(r"for x, y|x, y = loader", block) else [batch] * 2,
     }  # fmt: skip
     return names | trainer_names(block)
 
@@ -71,12 +78,44 @@ def trainer_names(block: str) -> dict[str, Any]:
     return {"model": tiny.model(), "model_init": tiny.new_model, "train_dataset": tiny.rows()}
 
 
+@contextmanager
+def training(block: str) -> Iterator[None]:
+    """See that what a block shows does train: each optimizer that steps in it moves a weight, and one does step.
+
+    Raises:
+        AssertionError: It does not.
+    """
+    before: dict[Optimizer, list[Tensor]] = {}
+    moved: dict[Optimizer, bool] = {}
+
+    def weights(optimizer: Optimizer) -> list[Tensor]:
+        return [p.detach() for group in optimizer.param_groups for p in group["params"]]
+
+    def pre(optimizer: Optimizer, *_: Any) -> None:
+        before[optimizer] = [w.clone() for w in weights(optimizer)]
+
+    def post(optimizer: Optimizer, *_: Any) -> None:
+        same = all(map(torch.equal, before.pop(optimizer), weights(optimizer)))
+        moved[optimizer] = moved.get(optimizer, False) or not same
+
+    hooks = [register_optimizer_step_pre_hook(pre), register_optimizer_step_post_hook(post)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for optimizer, did in moved.items():
+        assert did, f"a loop moves no weight: lr {[group['lr'] for group in optimizer.param_groups]}"
+    assert moved or "optimizer.step()" not in block, "the optimizer never steps"
+
+
 if __name__ == "__main__":
     block = sys.stdin.read()
     code = 1
     try:
         names = namespace(block)
-        exec(compile(block, "documentation", "exec"), names)
+        with training(block):
+            exec(compile(block, "documentation", "exec"), names)
         code = 0
     except BaseException:  # noqa: BLE001  (it is shown, and the code says it)
         traceback.print_exc()

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 
 import deltasam
-from block_names import namespace
+from block_names import namespace, training
 from deltasam.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -50,19 +49,81 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run_apart(block)
         return
     names = namespace(block)
-    before = [p.detach().clone() for p in names["model"].parameters()]
     known = set(deltasam.Method.registry)
     try:
-        exec(compile(block, "documentation", "exec"), names)
+        with training(block):
+            exec(compile(block, "documentation", "exec"), names)
         for name in set(deltasam.Method.registry) - known:  # a method that the page defines must work
             method = deltasam.make_method(f"{name}:rho=0.1", names["model"])
             assert float(method.backward(names["losses"]).metrics["radius_ratio"]) == pytest.approx(1, abs=1e-4)
     finally:
         for name in set(deltasam.Method.registry) - known:
             del deltasam.Method.registry[name]
-    if "optimizer.step()" in block and "assert" not in block:  # what it shows is that it trains
-        after = list(names["model"].parameters())
-        assert [p.shape for p in after] != [b.shape for b in before] or not all(map(torch.equal, after, before))
+
+
+TUTORIALS = [page for page in WRITTEN if page.startswith("docs/tutorials/")]
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_tutorial_runs_from_top_to_bottom(
+    page: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reader would run it: each block after those above it, with nothing that the page does not make or name."""
+    monkeypatch.chdir(tmp_path)
+    trained_by_the_command_line(tiny_model, tmp_path / "out")
+    found = blocks(r"(?:python| \{ \.python[^\n]*\})", {page: WRITTEN[page]})
+    assert found
+    run_in_order([param.values[0] for param in found], WRITTEN[page])
+
+
+def trained_by_the_command_line(tiny_model: Path, folder: Path) -> None:
+    """What ``deltasam train --output out`` leaves, which a page goes on with."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_model).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+
+
+def run_in_order(page: list[str], text: str) -> None:
+    """Run the blocks of a page, in which names stay from one to the next.
+
+    Raises:
+        AssertionError: One of them shows a training that moves no weight.
+        Exception: What one of them raises.
+    """
+    together = "\n".join(page)
+    if "init_process_group" in together:
+        run_apart(together)
+        return
+    names = {} if MAKES_ALL in text else namespace(together)
+    for block in page:
+        with training(block):
+            exec(compile(block, "documentation", "exec"), names)
+
+
+MAKES_ALL = "with nothing else."  # such a page says that its blocks need no other names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("method.backward(losses)", NameError, "losses"),
+        ("x, y = loader[0]\nfor _ in ():\n    optimizer.step()", AssertionError, "never steps"),
+        (
+            "optimizer.param_groups[0]['lr'] = 0.0\nmodel(x).sum().backward()\noptimizer.step()",
+            AssertionError,
+            r"moves no weight: lr \[0.0\]",
+        ),
+    ],
+    ids=["a name is missing", "a loop over nothing", "a schedule at its end"],
+)
+def test_a_wrong_block_is_seen(wrong: str, error: type[Exception], message: str) -> None:
+    page = WRITTEN["docs/tutorials/own_loop.md"]
+    right = [param.values[0] for param in blocks("python", {"page": page})][:2]
+    with pytest.raises(error, match=message):
+        run_in_order([*right, wrong], page)
+    with pytest.raises(AssertionError, match="moves no weight"):  # as the page once was
+        run_in_order([block.replace("1.0, 0.1", "1.0, 0.0") for block in right], page)
 
 
 def run_apart(block: str) -> None:

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deltasam.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SYSTEM_REASON = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
+
+
+class CannotWriteError(UserError):
+    """A file could not be written; what stood in its place before is still there.
+
+    Args:
+        failed: What could not be written, and the system's reason.
+        full: Whether there was no room for it.
+    """
+
+    def __init__(self, failed: str, full: bool) -> None:
+        super().__init__(failed, full)
+        self.failed, self.full = failed, full
+
+    def __str__(self) -> str:
+        first = "free some space" if self.full else "make it writable"
+        return f"{self.failed}; {first} or choose another --output"
+
+    def and_then(self, remedy: str) -> str:
+        """The message of a command that can be gone on with once there is room."""
+        return f"{self.failed}; free some space; {remedy}" if self.full else str(self)
+
+
+def cannot_write(what: object, error: BaseException) -> CannotWriteError:
+    """The error for something that could not be written.
+
+    Args:
+        what: A path, or what it is and where.
+        error: As it was raised: the system's, or that of a library which had it from the system.
+    """
+    number = _system_reason(error)
+    reason = os.strerror(number) if number else str(error).strip().splitlines()[0]
+    return CannotWriteError(f"cannot write {what}: {reason}", number in _FULL)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether there was no room left for what was to be written."""
+    return _system_reason(error) in _FULL
+
+
+def _system_reason(error: BaseException) -> int | None:
+    """The number of the system's error behind one: libraries raise their own instead, PyTorch's without the reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return cause.errno
+        if found := _SYSTEM_REASON.search(str(cause)):
+            return int(found[1])
+        cause = cause.__cause__ or cause.__context__
+    return None
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or nothing: a crash or a full disk never leaves half of it.
 
     Raises:
-        UserError: The folder cannot be written, or the disk is full.
+        CannotWriteError: The folder cannot be written, or the disk is full.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -27,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What a killed process leaves is ``.name.partial``, which the next attempt writes over.
 
     Raises:
-        UserError: The folder cannot be written, or the disk is full.
+        CannotWriteError: The folder cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -41,5 +96,4 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --output") from error
+        raise cannot_write(path, error) from error

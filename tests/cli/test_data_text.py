@@ -66,6 +66,7 @@ def test_what_one_class_for_every_row_reaches(data: TextData) -> None:
     share = max(Counter(data.evaluation["label"]).values()) / len(data.evaluation)
     assert no_better_line(data, [share + 0.01]) is None
     assert "It does no better than predicting" in str(no_better_line(data, [share + 1e-8]))
+    assert "1 of 2 runs does no better than predicting" in str(no_better_line(data, [share, 1.0]))
     assert "2 of 4 runs do no better than predicting" in str(no_better_line(data, [share, 1.0, None, share - 0.1]))
     assert no_better_line(dataclasses.replace(data, kind="regression"), [0.0]) is None
 
@@ -94,3 +95,20 @@ def test_compare_says_and_records_what_is_trained_on_and_measured(
     assert done.exit_code == 0, done.stderr
     assert "8 evaluation rows (8 of them with the text of a training row)" in done.stderr
     assert "evaluation_rows_in_training: 8" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_every_page_says_it_too(
+    cli: Cli, common: list[str], compare_two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = text.evaluate_all
+    monkeypatch.setattr(text, "evaluate_all", lambda *args: {**true(*args), "accuracy": 0.5})
+    assert cli(*compare_two, "--epochs", "1", "--output", tmp_path / "two").exit_code == 0
+    assert "4 of 4 runs do no better than predicting" in (tmp_path / "two/report.html").read_text()
+    (tmp_path / "two/report.html").unlink()
+    assert cli("report", tmp_path / "two").exit_code == 0
+    assert "4 of 4 runs do no better than predicting" in (tmp_path / "two/report.html").read_text()
+    assert cli("train", *common, "--epochs", "1", "--output", tmp_path / "one").exit_code == 0
+    assert cli("report", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "both.html").exit_code == 0
+    both = (tmp_path / "both.html").read_text()
+    assert f"<bdi>{tmp_path / 'one'}</bdi>: It does no better than predicting" in both  # at the top
+    assert both.count("It does no better than predicting") == 2  # and in its part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from command_line import Cli
 from deltasam.data import load_data
 from deltasam.diagnosis import Diagnostic, NotMeasuredError, Settings, Subject, diagnostic_names
 from deltasam.diagnosis.drawing import legends
+from deltasam.diagnostics.fidelity import rho_of
 
 HOSTILE = ["<script>window.hacked=1</script>", '=HYPERLINK("http://x","y")', "</td><img src=x onerror=window.hacked=1>"]
 COLUMNS = ["--text", "review", "--label", "verdict"]
@@ -161,6 +163,52 @@ def test_the_page_is_whole(diagnosed: tuple[Path, Any]) -> None:
     for name in diagnostic_names():
         assert f'<section class="diagnostic" id="{name}"' in page
     assert "2 checkpoints measured on 8 evaluation rows of reviews.csv: 9 of 9 diagnostics." in page
+
+
+def test_every_method_is_at_rho_unless_its_spec_gives_another(
+    cli: Cli, checkpoints: list[Path], hostile: Path, tmp_path: Path
+) -> None:
+    """The exact method is exact at --rho, and the page says at which radius each was taken."""
+    given = [checkpoints[0], "--data", hostile, *COLUMNS, *EXAMPLES, "--only", "fidelity,cost", "--rho", "0.1"]
+    done = cli("diagnose", *given, "--methods", "erm,per_instance_sam,sam", "--output", tmp_path / "one")
+    assert done.exit_code == 0, done.stderr
+    record = json.loads((tmp_path / "one/diagnosis.json").read_text())
+    assert [spec.partition(",")[0] for spec in record["facts"]["methods"]] == [
+        "erm", "per_instance_sam:rho=0.1", "sam:rho=0.1",
+    ]  # fmt: skip
+    (results,) = record["diagnostics"]["fidelity"]["results"].values()
+    erm, exact, sam = (result["mean"] for result in results)
+    assert erm["error"] == pytest.approx(1)
+    assert exact["error"] == pytest.approx(0, abs=1e-3)
+    assert sam["distance"] == pytest.approx(1, rel=1e-3)
+    page = text_of(tmp_path / "one/diagnosis.html")
+    nearest = "per_instance_sam:rho=0.1 comes nearest to one perturbation of length 0.1 per example (error 0.00,"
+    assert nearest in page
+    assert "rho is 0.1 in the exact perturbations and in every method that has one. A close" in page
+    assert "time of per_instance_sam:rho=0.1 over plain" in page
+
+    mixed = "per_instance_sam:rho=0.005,sam:rho=0.02,sam"  # defaults: still said, since --rho is another
+    done = cli("diagnose", *given, "--methods", mixed, "--output", tmp_path / "two")
+    assert done.exit_code == 0, done.stderr
+    page = text_of(tmp_path / "two/diagnosis.html")
+    assert "every method that has one, but for per_instance_sam:rho=0.005, sam:rho=0.02: part of their error" in page
+    assert "error of per_instance_sam:rho=0.005" in page
+
+
+def test_without_methods_all_are_at_rho(cli: Cli, checkpoints: list[Path], hostile: Path, tmp_path: Path) -> None:
+    given = [checkpoints[0], "--data", hostile, *COLUMNS, *EXAMPLES, "--only", "fidelity,cost", "--rho", "0.1"]
+    done = cli("diagnose", *given, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    record = json.loads((tmp_path / "out/diagnosis.json").read_text())["diagnostics"]
+    (fidelities,), (costs,) = (record[name]["results"].values() for name in ("fidelity", "cost"))
+    specs = [result["method"] for result in (*fidelities, *costs["methods"])]
+    assert {rho_of(spec) for spec in specs} == {0.1, None}
+    assert {spec.partition(":")[0] for spec in specs if rho_of(spec) is None} >= {"erm"}
+
+
+def text_of(page: Path) -> str:
+    """The words of a page."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", page.read_text())).split())
 
 
 def test_the_terminal_shows_numbers_and_readings(diagnosed: tuple[Path, Any], checkpoints: list[Path]) -> None:
@@ -314,6 +362,8 @@ def _turned(data: Any) -> Any:
         (["--split", "test"], "--split test: must be one of evaluation, training"),
         (["--rho", "0"], "--rho 0.0: must be a finite number above 0"),
         (["--methods", "samm"], "did you mean 'sam'"),
+        (["--methods", "sam,sam:rho=0.02"], "--methods: sam:rho=0.02,share=micro-batch is there twice"),
+        (["--methods", "sam@every=2"], "--methods sam@every=2: the radius of a schedule changes from step to step"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--max-length", "1000"], "--max-length 1000: the model reads at most 128 tokens"),
         (["--data", "missing.csv"], "missing.csv"),

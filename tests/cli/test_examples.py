@@ -130,7 +130,7 @@ def test_all_of_them_in_a_file(cli: Cli, compared: Path, tmp_path: Path) -> None
 def test_a_training(cli: Cli, trained: Path) -> None:
     done = cli("examples", trained, "--by", "weight", "--top", "2")
     assert done.exit_code == 0, done.stderr
-    assert "delta_sam seed 0, 32 training examples, clean labels" in done.stdout
+    assert "delta_sam seed 0, 32 training examples, no label noise added" in done.stdout
     assert "AUROC" not in done.stdout
     assert "label was" not in done.stdout
     frame = inspect_examples(trained)

@@ -32,6 +32,7 @@ def test_shows_every_method_and_says_what_it_means(cli: Cli, measure: list[str])
     assert "per_instance_sam" not in done.stdout
     assert "2 batches; ±: standard deviation" in done.stdout
     assert "error 0, cosine 1 and loss share 1 are exact" in words(done.stdout)
+    assert "one perturbation of length 0.02 per example" in words(done.stdout)
     assert "1.000" in done.stdout  # the error of plain training
 
 
@@ -42,7 +43,7 @@ def test_a_new_method_is_measured_by_itself(cli: Cli, measure: list[str], monkey
         name = "mine"
 
     monkeypatch.setitem(deltasam.Method.registry, "mine", Mine)
-    assert "mine " in cli(*measure, "--batches", "1").stdout
+    assert "mine:rho=0.02 " in cli(*measure, "--batches", "1").stdout
 
 
 def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_no_number_is_broken(cli: Cli, measure: list[str], monkeypatch: pytest.M
         (["--methods", "delta_smm"], "did you mean 'delta_sam'?"),
         (["--methods", "sam,sam:rho=0.02"], "--methods: sam:rho=0.02,share=micro-batch is there twice"),
         (["--methods", ","], "--methods: give at least one"),
+        (["--methods", "sam@every=2"], "--methods sam@every=2: the radius of a schedule changes from step to step"),
         (["--methods", "per_instance_sam:m=3"], "m=3 must divide"),
         (["--rho", "0"], "--rho 0.0: must be a finite number above 0"),
         (["--rho", "nan"], "--rho nan"),

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from command_line import Cli
+from deltasam.cli import main, options
 from deltasam.cli.app import app
 from deltasam.experiment.results import StepRecord
 from deltasam.experiment.training import Run
@@ -157,6 +158,48 @@ def test_ctrl_c_in_train(
     interrupt_at(0)
     assert cli("train", *common, "--output", tmp_path, "--resume").exit_code == 0
     assert (tmp_path / "metrics.json").exists()
+
+
+def test_ctrl_c_while_libraries_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "deltasam.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "deltasam.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; nothing was begun\n"
+
+
+def test_ctrl_c_before_anything_is_written(
+    cli: Cli, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is advised works: there is nothing to resume."""
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "load", _interrupted)
+        broken = cli("train", *common, "--output", tmp_path / "out")
+    assert broken.exit_code == 130
+    assert "stopped; nothing is kept yet, start again with the same command" in broken.stderr
+    assert "--resume" not in broken.stderr
+    assert not (tmp_path / "out").exists()
+    assert cli("train", *common, "--output", tmp_path / "out").exit_code == 0
+
+
+def test_ctrl_c_after_everything_is_written(
+    cli: Cli, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltasam.cli.train.no_better_line", _interrupted)
+    broken = cli("train", *common, "--output", tmp_path)
+    assert broken.exit_code == 130
+    assert f"stopped; the training is finished; model in {tmp_path}" in broken.stderr
+    assert (tmp_path / "metrics.json").exists()
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_damaged_checkpoint(cli: Cli, common: list[str], tmp_path: Path, interrupt_at: Callable[[int], None]) -> None:

@@ -140,4 +140,4 @@ def test_plots_show_the_numbers(model: nn.Module) -> None:
     errors, cosines, _ = ax.containers
     assert errors.lines[0].get_xdata() == pytest.approx([r.mean.error for r in results])
     assert len(cosines.lines[0].get_xdata()) == 2  # undefined for plain training
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["erm", "sam", "asam:rho=0.1"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["erm", "sam:rho=0.02", "asam:rho=0.1"]

@@ -20,6 +20,7 @@ from counting import Counting
 from deltasam import Method, reference
 from deltasam.diagnostics import Closeness, Fidelity, at_radius, default_methods, fidelity
 from deltasam.diagnostics.closeness import compare
+from deltasam.diagnostics.fidelity import rho_of, spec_with_rho
 from deltasam.diagnostics.measure import Bench
 
 RHO = 0.3
@@ -193,6 +194,8 @@ def test_a_gradient_that_is_not_finite_has_no_numbers(bad: float) -> None:
         ("sam:rho=0.5", "sam:rho=0.5"),
         ("sam: rho = 0.5", "sam: rho = 0.5"),
         ("asam:eta=0.1", "asam:eta=0.1,rho=0.1"),
+        ("sam@every=2", "sam:rho=0.1@every=2"),
+        ("sam:share=rank@every=2@last=0.5", "sam:share=rank,rho=0.1@every=2@last=0.5"),
         ("erm", "erm"),
         ("no_such", "no_such"),
     ],
@@ -210,6 +213,28 @@ def test_specs_get_the_radius_and_methods_keep_theirs(model: nn.Module) -> None:
         "sam:rho=0.2",
     ]
     assert [r.mean.distance for r in results] == [pytest.approx(x / RHO) for x in (0.3, 0.1, 0.2)]
+
+
+@pytest.mark.parametrize("rho", [0.02, 0.005, 0.1])  # two of them are defaults, which `short_spec` leaves out
+def test_a_label_always_has_the_radius(model: nn.Module, rho: float) -> None:
+    for name in ("sam", "per_instance_sam", "asam"):
+        spec = deltasam.make_method(f"{name}:rho={rho}", model).spec
+        assert rho_of(spec) == rho
+        assert spec_with_rho(spec) == f"{name}:rho={rho}"
+    assert rho_of("erm") is None
+    assert spec_with_rho("erm") == "erm"
+
+
+def test_a_result_knows_the_radius_that_it_is_compared_with(model: nn.Module) -> None:
+    (found,) = fidelity(model, closure_on(model), "sam:rho=0.1", rho=RHO)
+    assert (rho_of(found.method), found.exact_rho) == (0.1, RHO)
+
+
+def test_a_schedule_is_refused(model: nn.Module) -> None:
+    scheduled = deltasam.make_method("sam@every=2", model)
+    for method in ("sam@every=2", scheduled):
+        with pytest.raises(ValueError, match=r"has a schedule, so that its radius changes.* give sam:rho="):
+            fidelity(model, closure_on(model), [method], rho=RHO)
 
 
 def test_default_methods_come_from_the_registry(model: nn.Module) -> None:

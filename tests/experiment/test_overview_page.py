@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deltasam.errors import UserError
+from deltasam.experiment.one_class import OneClass
 from deltasam.experiment.overview import TableRow, answer, survey
 from deltasam.experiment.report import write_table_page
 
@@ -216,3 +217,12 @@ def test_print_is_on_white_and_whole(open_page, pages):
     page.set_viewport_size({"width": 720, "height": 1000})
     region = page.get_by_role("group", name="Table of tasks and methods")
     assert region.evaluate("r => r.scrollWidth <= r.clientWidth + 1")
+
+
+def test_tasks_on_which_runs_do_no_better_than_one_class_are_named(make_rows, tmp_path):
+    first, second = make_rows(2, 3)
+    known = [dataclasses.replace(run, one_class=OneClass("no", 0.99)) for run in first.results]
+    write_table_page([dataclasses.replace(first, results=known), second], "GLUE", {}, tmp_path / "page.html")
+    said = html.unescape((tmp_path / "page.html").read_text())
+    assert f"<li><bdi>{first.name}</bdi>: {len(known)} of {len(known)} runs do no better than predicting 'no'" in said
+    assert f"<bdi>{second.name}</bdi>: " not in said

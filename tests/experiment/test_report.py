@@ -13,9 +13,10 @@ import vl_convert
 
 from deltasam.errors import UserError
 from deltasam.experiment import rounding
+from deltasam.experiment.one_class import OneClass
 from deltasam.experiment.report import series, write_report
 from deltasam.experiment.report.charts import Charts
-from deltasam.experiment.results import EvaluationRecord, ExampleRecord, StepRecord
+from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
 from deltasam.experiment.setting import Setting, by_setting
 from deltasam.experiment.statistics import compare, conclusion
 
@@ -47,6 +48,22 @@ def test_the_answer_comes_first_and_the_table_next(make_results, tmp_path):
     text = page(results, tmp_path)
     answer = html.escape(conclusion(compare(results)), quote=False).replace("'", "&#39;")
     assert 0 < text.index(answer) < text.index("<table") < text.index("<figure")
+
+
+def test_runs_that_do_no_better_than_one_class_are_counted(make_results, tmp_path):
+    """The accuracies of the last evaluations, beside the share of the largest class; a hostile name stays text."""
+    results = make_results(METHODS, 3)
+    share = sorted(run.metrics["accuracy"] for run in results)[4]  # five of twelve
+    known = [dataclasses.replace(run, one_class=OneClass(HOSTILE[0], share)) for run in results]
+    again = [RunResult.from_json(run.to_json()) for run in known]
+    assert again == known
+    said = html.unescape(page(again, tmp_path))
+    assert f"5 of 12 runs do no better than predicting {HOSTILE[0]!r} for every row" in said
+    assert f"has an accuracy of {share:.4f} on the evaluation rows." in said
+    assert HOSTILE[0] not in page(again, tmp_path)
+    low = [dataclasses.replace(run, one_class=OneClass("yes", 0.1)) for run in results]
+    for nothing_to_say in (results, low):  # results of before, and runs that are all better
+        assert "no better than" not in page(nothing_to_say, tmp_path)
 
 
 @pytest.mark.parametrize(

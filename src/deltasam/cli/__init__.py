@@ -17,4 +17,7 @@ def main() -> None:
 
             print(f"error: {install_hint(error)}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:  # libraries take seconds to load; once they are, the application says how to go on
+            print("\nstopped; nothing was begun", file=sys.stderr)
+            sys.exit(130)
         app()

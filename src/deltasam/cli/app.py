@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 import deltasam
 from deltasam.cli.compare import compare
 from deltasam.cli.diagnose import diagnose
-from deltasam.cli.errors import build_hint, install_hint, refusal
+from deltasam.cli.errors import build_hint, full, install_hint, refusal
 from deltasam.cli.examples import examples
 from deltasam.cli.fidelity import fidelity
 from deltasam.cli.methods import methods
@@ -21,6 +21,7 @@ from deltasam.cli.reproduce import reproduce
 from deltasam.cli.train import train
 from deltasam.errors import UserError
 from deltasam.experiment.processes import joined
+from deltasam.whole_file import disk_is_full
 
 
 class Commands(TyperGroup):
@@ -43,6 +44,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except deltasam.NotCoveredError as error:
             raise UserError(refusal(error)) from error
+        except OSError as error:
+            if disk_is_full(error):
+                raise full(error) from error
+            raise
         except (ModuleNotFoundError, RuntimeError) as error:
             if hint := build_hint(error):
                 raise UserError(hint) from error

@@ -102,7 +102,7 @@ def compare(
         )
     where = find_launcher(launcher, workers, gpu=settings.device.startswith("cuda"))
     trackers = options.trackers(track, files=where.shares_disk)
-    with interruptible("go on with the same command"):
+    with interruptible(lambda: "go on with the same command"):
         _compare(output, choices, axes, settings, checkpoint_every, where, trackers)
 
 

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deltasam.experiment.one_class import no_better, one_class_of, quoted
+
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
 
 _MOST_CLASSES = 6
-_LETTERS = 40
 
 
 def data_line(data: TextData, sizes: Sequence[int]) -> str:
@@ -34,17 +35,7 @@ def no_better_line(data: TextData, accuracies: Sequence[float | None]) -> str | 
         data: What they were evaluated on.
         accuracies: Of the runs; None without one.
     """
-    if data.kind == "regression":
-        return None
-    ((label, count),) = Counter(data.evaluation["label"]).most_common(1)
-    share = count / len(data.evaluation)
-    # Accuracies are 32-bit numbers: the same share is off in the eighth digit.
-    beaten = sum(accuracy is not None and accuracy <= share + 1e-6 for accuracy in accuracies)
-    if not beaten:
-        return None
-    who = "It does" if len(accuracies) == 1 else f"{beaten} of {len(accuracies)} runs do"
-    constant = f"predicting {_quoted(data.label_names[label])} for every row"
-    return f"{who} no better than {constant}: that has an accuracy of {share:.4f} on the evaluation rows."
+    return no_better(one_class_of(data), accuracies)
 
 
 def _remarks(data: TextData) -> str:
@@ -65,10 +56,5 @@ def _labels(data: TextData) -> str:
     if len(data.label_names) > _MOST_CLASSES:
         return f"{len(data.label_names)} classes"
     counts = Counter(labels)
-    each = (f"{_quoted(name)} {100 * counts[i] / len(labels):.0f} %" for i, name in enumerate(data.label_names))
+    each = (f"{quoted(name)} {100 * counts[i] / len(labels):.0f} %" for i, name in enumerate(data.label_names))
     return f"classes: {', '.join(each)}"
-
-
-def _quoted(name: str) -> str:
-    """A name on one line, whatever is in it."""
-    return repr(name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import deltasam
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
@@ -56,7 +55,9 @@ def diagnose(
         str | None,
         typer.Option(help="Methods whose fidelity and cost are measured, separated by commas.", show_default="all"),
     ] = None,
-    rho: Annotated[float, typer.Option(help="Radius of perturbations.")] = 0.02,
+    rho: Annotated[
+        float, typer.Option(help="Radius of perturbations, and of every method whose spec gives none.")
+    ] = 0.02,
     seed: Annotated[int, typer.Option(help="Of the rows, random directions and dropout masks.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for numbers, pictures and the page.")] = Path("runs/diagnosis"),
     text: options.Text = None,
@@ -100,11 +101,11 @@ def diagnose(
     options.usable_seed(seed)
     training = options.train_config(ctx.params)
     names = _chosen(only, skip)
-    specs = None if methods is None else _methods(methods)
+    specs = None if methods is None else options.methods_at(methods, rho)
     checkpoints = options.distinct(checkpoints, "CHECKPOINT")
     choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
     choices = {k: v for k, v in choices.items() if k not in ("only", "skip")}
-    with interruptible(f"what was measured so far is in {output}"):
+    with interruptible(lambda: _what_is_kept(output)):
         from deltasam.diagnosis import Settings
 
         made = Settings(
@@ -119,6 +120,14 @@ def diagnose(
             seed=seed,
         )
         _diagnose(checkpoints, names, made, output, choices)
+
+
+def _what_is_kept(output: Path) -> str:
+    from deltasam.diagnosis.diagnosis import RESULTS
+
+    if (output / RESULTS).exists():
+        return f"what was measured so far is in {output}"
+    return "nothing is measured yet, start again with the same command"
 
 
 def _chosen(only: str | None, skip: str | None) -> list[str]:
@@ -141,10 +150,6 @@ def _known(text: str, option: str, known: list[str]) -> list[str]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{option} {name}: no such diagnostic; there are {', '.join(known)}{hint}")
     return options.distinct(names, option)
-
-
-def _methods(text: str) -> list[str]:
-    return options.distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
 
 
 def _diagnose(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from deltasam.errors import UserError
+from deltasam.whole_file import CannotWriteError, cannot_write, disk_is_full
 
 if TYPE_CHECKING:
     from deltasam import NotCoveredError
@@ -54,13 +57,28 @@ def refusal(error: NotCoveredError) -> str:
 
 
 @contextmanager
-def interruptible(remedy: str) -> Iterator[None]:
-    """Tell whoever presses Ctrl-C how to go on.
+def interruptible(remedy: Callable[[], str]) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C, or has no room left on the disk, how to go on.
+
+    Args:
+        remedy: Says what is kept and what to do, as it is by then.
 
     Raises:
         KeyboardInterrupt: With the remedy as its message.
+        UserError: A file could not be written; with the remedy.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"; {remedy}") from error
+        raise KeyboardInterrupt(f"; {remedy()}") from error
+    except CannotWriteError as error:
+        raise UserError(error.and_then(remedy())) from error
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(full(error).and_then(remedy())) from error
+
+
+def full(error: OSError) -> CannotWriteError:
+    """What a library has met that wrote by itself: a tracker, a cache."""
+    return cannot_write(error.filename or "a file", error)

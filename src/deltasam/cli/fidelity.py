@@ -82,22 +82,15 @@ def fidelity(
     options.usable_seed(seed)
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
     settings = options.train_config(params)
-    choices = options.resolved(params, settings, methods=_methods(methods, rho))
-    with interruptible("nothing is kept, start again"):
+    choices = options.resolved(params, settings, methods=options.methods_at(methods, rho))
+    with interruptible(lambda: "nothing is kept, start again"):
         _measure_and_show(output, choices, settings)
-
-
-def _methods(text: str | None, rho: float) -> list[str]:
-    from deltasam.diagnostics import at_radius, default_methods
-
-    specs = default_methods() if text is None else deltasam.split_specs(text)
-    return options.distinct([options.full_spec(at_radius(spec, rho)) for spec in specs], "--methods")
 
 
 def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: TrainConfig) -> None:
     from rich.console import Console
 
-    from deltasam.cli.fidelity_table import MEANING, fidelity_table
+    from deltasam.cli.fidelity_table import fidelity_table, meaning
     from deltasam.experiment.folder import check_folder
 
     if output is not None:
@@ -108,7 +101,7 @@ def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: Tr
         _save(output, results, {**choices, PROVENANCE: provenance(data)})
     console = Console()
     console.print(fidelity_table(results, choices["batches"]))
-    console.print(MEANING, markup=False, highlight=False)
+    console.print(meaning(results), markup=False, highlight=False)
     if output is not None:
         console.print(f"Numbers: {output / RESULTS}", markup=False, highlight=False, soft_wrap=True)
 

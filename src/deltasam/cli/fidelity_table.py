@@ -10,16 +10,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.experiment import rounding
-from deltasam.spec import short_spec
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity
 
-MEANING = (
-    "Error and cosine are of what a method adds to the plain gradient, beside what one perturbation per example adds: "
-    "error 0, cosine 1 and loss share 1 are exact; error 1 is no nearer than plain training, above 1 is farther off."
-)
 
 _COLUMNS = {
     "error": "error",
@@ -41,8 +37,17 @@ def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
         table.add_column(Text(title), justify="right", no_wrap=True)
     for result in results:
         cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
-        table.add_row(Text(short_spec(result.method)), *cells, Text(rounding.ratio(result.cost)))  # Text: no markup
+        table.add_row(Text(spec_with_rho(result.method)), *cells, Text(rounding.ratio(result.cost)))  # Text: no markup
     return table
+
+
+def meaning(results: Sequence[Fidelity]) -> str:
+    """What the numbers are, and beside which radius."""
+    return (
+        f"Error and cosine are of what a method adds to the plain gradient, beside what one perturbation of length "
+        f"{results[0].exact_rho:g} per example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no "
+        f"nearer than plain training, above 1 is farther off."
+    )
 
 
 def _mean_and_spread(mean: float, spread: float) -> Text:

@@ -14,6 +14,7 @@ from deltasam.cli.config_file import apply_config
 from deltasam.errors import UserError
 from deltasam.experiment.config import TrainConfig
 from deltasam.spec import full_spec as spec_of
+from deltasam.spec import split_specs
 
 if TYPE_CHECKING:
     from deltasam.data.dataset import TextData
@@ -126,6 +127,29 @@ def full_spec(spec: str) -> str:
         return spec_of(spec)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def methods_at(text: str | None, rho: float) -> list[str]:
+    """Full specs of the methods whose gradients are measured, at one radius where a spec gives none.
+
+    Args:
+        text: ``--methods``; None: every method with a radius but the exact one, and plain training.
+        rho: ``--rho``.
+
+    Raises:
+        UserError: There is no such method, one is there twice, or its radius follows a schedule.
+    """
+    from deltasam.diagnostics import at_radius, default_methods
+
+    specs = default_methods() if text is None else split_specs(text)
+    for spec in specs:
+        plain, at, _ = spec.partition("@")
+        if at:
+            raise UserError(
+                f"--methods {spec}: the radius of a schedule changes from step to step, and one is measured; "
+                f"write {plain}, with the rho to measure at"
+            )
+    return distinct([full_spec(at_radius(spec, rho)) for spec in specs], "--methods")
 
 
 def usable_seed(seed: int, option: str = "--seed") -> int:

@@ -80,7 +80,7 @@ def reproduce(
     folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
     where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
     trackers = options.trackers(track, files=where.shares_disk)
-    with interruptible("go on with the same command"):
+    with interruptible(lambda: "go on with the same command"):
         from deltasam.reproduce import Experiment
 
         experiment = Experiment(preset, folder, data_dir, find_device(device))
@@ -113,11 +113,15 @@ def _write(experiment: Experiment) -> None:
 def _print(experiment: Experiment) -> None:
     from rich.console import Console
 
+    from deltasam.experiment.one_class import each_no_better
     from deltasam.experiment.overview import TerminalTable, conclusion, survey
 
-    overview = survey(experiment.table())
+    rows = experiment.table()
+    overview = survey(rows)
     console = Console()
     console.print(TerminalTable(overview))
     console.print(conclusion(overview), markup=False, highlight=False)
+    for name, sentence in each_no_better({row.name: row.results for row in rows}).items():
+        console.print(f"{name}: {sentence}", markup=False, highlight=False)
     for what, name in (("Page", PAGE), ("Runs", RECORD)):
         console.print(f"{what}: {experiment.folder / name}", markup=False, highlight=False, soft_wrap=True)

@@ -86,7 +86,7 @@ def train(
     choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)
     trackers = options.trackers(track)
     processes.on_main(lambda: _check_output(output, choices, resume))
-    with interruptible(f"go on with the same command and --resume (output {output})"):
+    with interruptible(lambda: _how_to_go_on(output)):
         _fit(output, choices, _data(choices), settings, checkpoint_every, trackers)
 
 
@@ -106,6 +106,17 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
         raise UserError(f"the training in {output} is finished; choose another --output")
     if begun and not resume:
         raise UserError(f"{output} holds this training, unfinished; add --resume, or choose another --output")
+
+
+def _how_to_go_on(output: Path) -> str:
+    """What is kept of a training that was stopped, and which command goes on."""
+    from deltasam.experiment.folder import CONFIG
+
+    if (output / METRICS).exists():
+        return f"the training is finished; model in {output}"
+    if (output / CONFIG).exists():
+        return f"go on with the same command and --resume (output {output})"
+    return "nothing is kept yet, start again with the same command"
 
 
 def _fit(

@@ -52,11 +52,13 @@ class Fidelity:
         method: Its full spec, ``sam:rho=0.02``.
         batches: One entry per batch.
         cost: Seconds of ``backward`` over SAM's on the same batch; the median over the batches. Rough for few.
+        exact_rho: Radius of the exact perturbations that it is compared with; NaN where it is not known.
     """
 
     method: str
     batches: tuple[Closeness, ...]
     cost: float
+    exact_rho: float = math.nan
 
     @property
     def mean(self) -> Closeness:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from deltasam.diagnostics.axes import axes_or_new
+from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.timing import Call, TimedCalls
 from deltasam.method import Method
 from deltasam.passes import Closure
 from deltasam.per_example.record import NotCoveredError
-from deltasam.spec import full_spec, make_method, method_names, short_spec, split_specs
+from deltasam.spec import full_spec, make_method, method_names, split_specs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,7 @@ def plot_cost(result: Cost, ax: Axes | None = None) -> Axes:
         ax: Where; a new figure unless given.
     """
     ax = axes_or_new(ax)
-    names = [short_spec(m.method) for m in result.methods]
+    names = [spec_with_rho(m.method) for m in result.methods]
     left = [0.0] * len(names)
     for part in ("forward", "backward", "rest"):
         widths = [1000 * getattr(m, part) for m in result.methods]

@@ -16,7 +16,8 @@ from deltasam.diagnostics.put_back import put_back
 from deltasam.method import Method
 from deltasam.methods import ERM, SAM, PerInstanceSAM
 from deltasam.passes import Closure
-from deltasam.spec import hyperparameters, make_method, method_names, split_specs
+from deltasam.scheduled import Scheduled
+from deltasam.spec import hyperparameters, make_method, method_names, short_spec, split_specs
 
 
 def fidelity(
@@ -49,8 +50,8 @@ def fidelity(
         One result per method, in the order given.
 
     Raises:
-        ValueError: rho is not above 0, a method is unknown, is not for this model or cannot use the closure's loss, or
-            there is no closure or no method.
+        ValueError: rho is not above 0, a method is unknown, has a schedule, is not for this model or cannot use the
+            closure's loss, or there is no closure or no method.
     """
     rho = positive("fidelity", "rho", rho)
     chosen = [_made(m, model, rho) for m in _listed(methods)]
@@ -70,14 +71,32 @@ def default_methods() -> list[str]:
 def at_radius(spec: str, rho: float) -> str:
     """The spec with this rho, where the method has one and the spec does not give it.
 
-    An unknown method is left as it is: ``make_method`` says what there is.
+    An unknown method is left as it is: ``make_method`` says what there is. Schedules stay.
     """
-    name, _, arguments = spec.strip().partition(":")
+    plain, at, schedules = spec.strip().partition("@")
+    name, _, arguments = plain.partition(":")
     given = [a.strip() for a in arguments.split(",") if a.strip()]
     cls = Method.registry.get(name)
     if cls is None or "rho" not in hyperparameters(cls) or any(a.partition("=")[0].strip() == "rho" for a in given):
         return spec
-    return f"{name}:{','.join([*given, f'rho={rho!r}'])}"
+    return f"{name}:{','.join([*given, f'rho={rho!r}'])}{at}{schedules}"
+
+
+def rho_of(spec: str) -> float | None:
+    """The radius in a full spec; None for a method that has none."""
+    _, _, arguments = spec.partition("@")[0].partition(":")
+    given = dict(argument.split("=", 1) for argument in arguments.split(",") if argument)
+    return float(given["rho"]) if "rho" in given else None
+
+
+def spec_with_rho(spec: str) -> str:
+    """``short_spec`` with the radius, also where it is the method's default.
+
+    Args:
+        spec: A full spec.
+    """
+    rho = rho_of(spec)
+    return short_spec(spec) if rho is None else at_radius(short_spec(spec), rho)
 
 
 class _Contest:
@@ -117,7 +136,7 @@ class _Contest:
         if not self._costs[0]:
             raise ValueError("fidelity(closure=...): there is no closure in it; give one per batch")
         return [
-            Fidelity(method.spec, tuple(found), statistics.median(costs))
+            Fidelity(method.spec, tuple(found), statistics.median(costs), self._rho)
             for method, found, costs in zip(self._methods, self._found, self._costs, strict=True)
         ]
 
@@ -140,8 +159,12 @@ def _listed(methods: str | Sequence[str | Method] | None) -> Sequence[str | Meth
 
 
 def _made(method: str | Method, model: nn.Module, rho: float) -> Method:
-    if isinstance(method, str):
-        return make_method(at_radius(method, rho), model)
-    if method.model is not model:
+    made = make_method(at_radius(method, rho), model) if isinstance(method, str) else method
+    if made.model is not model:
         raise ValueError(f"fidelity: {method!r} was made for another model; make it for the one that is measured")
-    return method
+    if isinstance(made, Scheduled):
+        raise ValueError(
+            f"fidelity: {made.spec} has a schedule, so that its radius changes from step to step; give "
+            f"{made.spec.partition('@')[0]}, with the rho to measure at"
+        )
+    return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.closeness import Fidelity
-from deltasam.spec import short_spec
+from deltasam.diagnostics.fidelity import spec_with_rho
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def plot_fidelity(results: Sequence[Fidelity], ax: Axes | None = None) -> Axes:
         ax.errorbar(means, y, xerr=bars, fmt=marker, capsize=3, label=f"{number.replace('_', ' ')} (exact: {exact})")
     for x in (0, 1):
         ax.axvline(x, linestyle=":", linewidth=1, color="gray")
-    ax.set_yticks(range(len(results)), [short_spec(r.method) for r in results])
+    ax.set_yticks(range(len(results)), [spec_with_rho(r.method) for r in results])
     ax.invert_yaxis()
     ax.set(xlabel="mean over the batches, and standard deviation", ylabel="method")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
+from deltasam.experiment.one_class import OneClass
 from deltasam.experiment.setting import Setting
 from deltasam.spec import short_spec
 
@@ -96,6 +97,9 @@ class RunResult:
     """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
     wrong; empty where no noise was added, and in old results."""
 
+    one_class: OneClass | None = None
+    """What predicting one class for all evaluation rows reaches; None without classes, and in old results."""
+
     table: str = field(default="", repr=False, compare=False)
     """The whole table of examples, as the text of a CSV file; not part of ``to_json``, and not read back."""
 
@@ -131,6 +135,7 @@ class RunResult:
             data["reported"] = tuple(data.get("reported", ()))
             data["detection"] = {by: Detection(**x) for by, x in data.get("detection", {}).items()}
             data["setting"] = Setting(**data["setting"]) if data.get("setting") else None
+            data["one_class"] = OneClass(**data["one_class"]) if data.get("one_class") else None
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error

@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from deltasam.errors import UserError
 from deltasam.experiment.model import quiet_transformers
 from deltasam.experiment.training import Run
+from deltasam.whole_file import cannot_write
 
 
 def save_model(folder: Path, run: Run) -> None:
@@ -18,8 +18,10 @@ def save_model(folder: Path, run: Run) -> None:
     holds a whole model at any moment after the first.
 
     Raises:
-        UserError: The folder cannot be written, or the disk is full.
+        CannotWriteError: The folder cannot be written, or the disk is full; the model that was there stays whole.
     """
+    from safetensors import SafetensorError
+
     partial = folder / ".model.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -32,6 +34,5 @@ def save_model(folder: Path, run: Run) -> None:
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write the model to {folder}: {reason}; free some space") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise cannot_write(f"the model to {folder}", error) from error

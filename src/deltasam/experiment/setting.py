@@ -48,8 +48,8 @@ class Setting:
 
     @property
     def noise_title(self) -> str:
-        """In words: ``20 % label noise``, or ``clean labels``."""
-        return f"{100 * self.label_noise:g} % label noise" if self.label_noise else "clean labels"
+        """In words: ``20 % label noise``, or ``no label noise added``."""
+        return f"{100 * self.label_noise:g} % label noise" if self.label_noise else "no label noise added"
 
     def data_for(self, data: Data, seed: int) -> Data:
         """The data of the runs with a seed: all methods train on the same rows with the same wrong labels.

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import torch
 
-from deltasam.whole_file import replacing
+from deltasam.whole_file import cannot_write, replacing
 
 
 class DamagedError(ValueError):
@@ -24,9 +24,10 @@ def write_tensors(path: Path, content: Any) -> None:
     """
     with replacing(path) as temporary:
         try:
-            torch.save(content, temporary)
+            with temporary.open("wb") as file:  # given the path alone, PyTorch would keep the system's reason to itself
+                torch.save(content, file)
         except RuntimeError as error:  # what PyTorch makes of a failed write
-            raise OSError(str(error).splitlines()[0]) from error
+            raise cannot_write(path, error) from error
 
 
 def read_tensors(source: Path | IO[bytes]) -> Any:

@@ -182,6 +182,7 @@ class Run:
             seconds_per_step=seconds_per_step(self.steps),
             peak_memory_mib=self._peak_mib(),
             reported=self.data.reported,
+            one_class=self.task.one_class,
             steps=self.steps,
             evaluations=self.evaluations,
             examples=extremes(table),

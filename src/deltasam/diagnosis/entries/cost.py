@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from deltasam.diagnosis.diagnostic import Diagnostic, Number, Plot, one_each
 from deltasam.diagnosis.subject import Subject
-from deltasam.diagnostics import Cost, cost, plot_cost
+from deltasam.diagnostics import Cost, at_radius, cost, plot_cost
+from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.experiment.rounding import gibibytes
-from deltasam.spec import short_spec
+from deltasam.spec import method_names
 
 _ROUNDS = 3
 
@@ -23,12 +24,13 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
         (subject,) = subjects
         with subject.training():
             closures = subject.closures(by_length=False)[:1]
-            return cost(subject.model, closures, subject.settings.methods, rounds=_ROUNDS)
+            at_rho = [at_radius(name, subject.settings.rho) for name in method_names()]
+            return cost(subject.model, closures, subject.settings.methods or at_rho, rounds=_ROUNDS)
 
     def numbers(self, result: Cost) -> dict[str, Number]:
         """The ratio of each method over a plain forward and backward."""
         return {
-            f"time of {short_spec(m.method)} over plain": Number(m.ratio, None, _memory(m.peak_memory_mib))
+            f"time of {spec_with_rho(m.method)} over plain": Number(m.ratio, None, _memory(m.peak_memory_mib))
             for m in result.methods
         }
 
@@ -37,13 +39,13 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
         ranked = sorted(result.methods, key=lambda m: m.ratio)
         low, high = ranked[0], ranked[-1]
         return (
-            f"A step's gradients take {low.ratio:.2f} times as long as in plain training ({short_spec(low.method)}) to "
-            f"{high.ratio:.2f} times ({short_spec(high.method)})."
+            f"A step's gradients take {low.ratio:.2f} times as long as in plain training "
+            f"({spec_with_rho(low.method)}) to {high.ratio:.2f} times ({spec_with_rho(high.method)})."
         )
 
     def reading(self, result: Cost) -> str:
         """As the measure puts it, and what was not measured."""
-        refused = [f"Not measured: {short_spec(spec)}, {reason}" for spec, reason in result.refused.items()]
+        refused = [f"Not measured: {spec_with_rho(spec)}, {reason}" for spec, reason in result.refused.items()]
         return " ".join([result.reading, *refused])
 
     def plots(self, results: Mapping[str, Cost]) -> list[Plot]:

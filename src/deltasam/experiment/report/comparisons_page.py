@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltasam.experiment.one_class import each_no_better
 from deltasam.experiment.overview import answer, details
 from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.report.part import make_part, part_filters
@@ -44,5 +45,6 @@ def write_comparisons(gathered: Sequence[Gathered], notes: Sequence[str], path: 
         links={part.title: part.key for part in parts},
         answer=answer(overview),
         details=details(overview),
+        no_better=each_no_better({g.title: g.results for g in gathered}),
         notes=notes,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltasam.experiment.one_class import each_no_better
 from deltasam.experiment.overview import TableRow, answer, details, survey
 from deltasam.experiment.report.filters import filters
 from deltasam.experiment.report.overview_charts import OverviewCharts
@@ -38,6 +39,7 @@ def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, A
         title=title,
         answer=answer(overview),
         details=details(overview),
+        no_better=each_no_better({row.name: row.results for row in rows}),
         cards=overview_cards(overview),
         overview=overview,
         table_rows=rows,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deltasam.diagnostics.examples import NUMBERS
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.conclusion import conclusion
+from deltasam.experiment.one_class import runs_no_better
 from deltasam.experiment.report.charts import Charts
 from deltasam.experiment.report.figures import DETECTION, Figure, figures
 from deltasam.experiment.report.filters import Filter, filters
@@ -43,8 +44,9 @@ class Part:
 
     @property
     def answer(self) -> str:
-        """What the comparison shows, in words."""
-        return conclusion(self.comparison, unfinished=bool(self.missing))
+        """What the comparison shows, in words, and whether there was anything to compare."""
+        learned = runs_no_better(self.results)
+        return " ".join(filter(None, [conclusion(self.comparison, unfinished=bool(self.missing)), learned]))
 
     @property
     def cards(self) -> list[Card]:

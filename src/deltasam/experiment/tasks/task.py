@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING
 
+from deltasam.experiment.one_class import OneClass
 from deltasam.outputs import Output
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ class Task(abc.ABC):
         model: On its device.
         tokenizer: What was used for it; saved with the model.
         classes: The names of what it tells apart; empty where it predicts no class.
+        one_class: What one of them for every evaluation row reaches; None where it predicts no class.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     classes: tuple[str, ...] = ()
+    one_class: OneClass | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:

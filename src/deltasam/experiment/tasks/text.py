@@ -10,6 +10,7 @@ from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.metrics import evaluate_all
 from deltasam.experiment.model import load_classifier
 from deltasam.experiment.objective import example_losses, logits_of
+from deltasam.experiment.one_class import one_class_of
 from deltasam.experiment.tasks.task import Task
 from deltasam.outputs import Output
 
@@ -19,6 +20,7 @@ class TextTask(Task):
 
     def __init__(self, data: TextData, config: TrainConfig, device: str) -> None:
         self._kind, self._config, self.classes = data.kind, config, data.label_names
+        self.one_class = one_class_of(data)
         self.model, self.tokenizer = load_classifier(config, data)
         check_length(self.model, config.max_length)
         self.model.to(device).train()

@@ -308,7 +308,7 @@ class Single(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype == torch.float32 and result.requires_grad:
+        if isinstance(result, Tensor) and result.dtype == torch.float32 and result.requires_grad and result.numel():
             self.seen.add(getattr(func, "__name__", str(func)))
         return result
 

@@ -96,7 +96,7 @@ def settings(folder: Any, method: str, **options: Any) -> dict[str, Any]:
 
 
 def for_this_version(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that this version of transformers has: before version 5 its trainers cannot read rows in their order."""
+    """Arguments that this version of transformers has: before 5.0 no argument makes a trainer keep the rows' order."""
     if "train_sampling_strategy" in inspect.signature(transformers.TrainingArguments).parameters:
         return arguments
     arguments = dict(arguments)

@@ -99,7 +99,8 @@ def by_hand(model: Any, loss: Any, spec: str) -> Any:
     columns = data(loss)
     scores = columns.pop("score", None)
     for number in range(2):
-        features = [(model.preprocess if hasattr(model, "preprocess") else model.tokenize)(texts) for texts in columns.values()]
+        prepare = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        features = [prepare(texts) for texts in columns.values()]
         labels = None if scores is None else torch.tensor(scores)
 
         def run(call: Callable[..., Any], features: Any = features, labels: Any = labels) -> Tensor:

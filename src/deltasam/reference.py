@@ -76,7 +76,7 @@ def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
 def _places(model: nn.Module) -> dict[str, list[str]]:
     """Where each parameter and buffer is held, by its name: one place in each module that holds it.
 
-    ``functional_call`` puts a module that has two names back with another tensor than it had (all releases up to 2.15),
+    ``functional_call`` puts a module that has two names back with another tensor than it had (seen in 2.6, 2.13, 2.15),
     so the places that share a tensor are found here, every module under its first name.
     """
     held: dict[int, list[str]] = {}

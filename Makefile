@@ -4,7 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install test lint docs benchmark clean
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+OLDEST := .venv-oldest
+STACKS := tests/test_contracts.py tests/per_example tests/test_architectures.py tests/test_more_architectures.py \
+	tests/integrations
+
+.PHONY: demo install test test-oldest lint docs benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deltasam compare demo
@@ -13,6 +18,9 @@ install: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n auto --dist loadgroup
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest -n auto --dist loadgroup $(STACKS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -28,14 +36,19 @@ benchmark: $(VENV)/.installed
 $(VENV)/.demo: EXTRAS := cli,demo,diagnostics
 $(VENV)/.installed: EXTRAS := cli,demo,diagnostics,hessian,track,docs,dev
 
-$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+$(OLDEST)/.installed: EXTRAS := cli,demo,diagnostics,dev
+$(OLDEST)/.installed: constraints-oldest.txt
+
+$(VENV)/.demo $(VENV)/.installed: constraints.txt
+
+$(VENV)/.demo $(VENV)/.installed $(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(filter constraints%,$^) -e '.[$(EXTRAS)]'
 	@# Something here asks for torchvision, whose common build does not load beside a CPU build of torch; transformers
 	@# then does not load either. Nothing of ours needs it.
-	@if $(BIN)/pip show --quiet torchvision 2>/dev/null && ! $(BIN)/python -c "import torchvision" 2>/dev/null; then \
-		$(BIN)/pip uninstall --quiet --yes torchvision; fi
+	@if $(@D)/bin/pip show --quiet torchvision 2>/dev/null && ! $(@D)/bin/python -c "import torchvision" 2>/dev/null; then \
+		$(@D)/bin/pip uninstall --quiet --yes torchvision; fi
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) runs build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

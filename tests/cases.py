@@ -168,6 +168,8 @@ def make(name: str, dtype: torch.dtype = torch.float64, *, dropout: bool = True)
     for module in case.model.modules():
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
+        if hasattr(module, "dropout_prob") and not dropout:
+            module.dropout_prob = 0.0  # of the attention, in transformers before version 5
     with torch.no_grad():
         for parameter in case.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

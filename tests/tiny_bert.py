@@ -13,10 +13,13 @@ NEUTRAL = ("the", "film", "plot", "was", "is", "a", "very", "and", "story", "act
 
 def save_tiny_bert(folder: Path) -> Path:
     """An encoder with random weights and dropout, saved with its tokenizer."""
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
+    folder.mkdir(parents=True, exist_ok=True)
+    words = folder / "vocab.txt"
+    words.write_text("\n".join(vocabulary), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(words))
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary),

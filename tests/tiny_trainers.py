@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -90,7 +92,27 @@ def settings(folder: Any, method: str, **options: Any) -> dict[str, Any]:
         "max_grad_norm": 0.5, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
         "disable_tqdm": True, "train_sampling_strategy": "sequential", "per_device_train_batch_size": EXAMPLES,
     }  # fmt: skip
-    return {**plain, **options}
+    return for_this_version({**plain, **options})
+
+
+def for_this_version(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that this version of transformers has: before 5.0 no argument makes a trainer keep the rows' order."""
+    if "train_sampling_strategy" in inspect.signature(transformers.TrainingArguments).parameters:
+        return arguments
+    arguments = dict(arguments)
+    if arguments.pop("train_sampling_strategy") == "sequential":
+        _IN_ORDER.add(arguments["output_dir"])
+        transformers.Trainer._get_train_sampler = _sampler
+    return arguments
+
+
+_IN_ORDER: set[str] = set()
+_random_sampler = getattr(transformers.Trainer, "_get_train_sampler", None)
+
+
+def _sampler(trainer: Any, rows: Any = None) -> Any:
+    rows = trainer.train_dataset if rows is None else rows
+    return SequentialSampler(rows) if trainer.args.output_dir in _IN_ORDER else _random_sampler(trainer, rows)
 
 
 def weights_of(trained: nn.Module) -> Tensor:

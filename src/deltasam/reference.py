@@ -51,6 +51,7 @@ def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
     random = torch.get_rng_state()
     fixed = {name: b.detach().clone() for name, b in model.named_buffers()}
     fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    places = _places(model)
 
     def losses(copies: Sequence[Weights]) -> Tensor:
         torch.set_rng_state(random)
@@ -64,11 +65,25 @@ def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
         outputs = []
         for state in states:
             torch.set_rng_state(before)
-            outputs.append(functional_call(model, state, args, kwargs))
+            everywhere = {place: tensor for name, tensor in state.items() for place in places[name]}
+            outputs.append(functional_call(model, everywhere, args, kwargs, tie_weights=False))
         return tree_map(rows_of_each, *outputs) if len(outputs) > 1 else outputs[0]
 
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
     return losses, weights
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """Where each parameter and buffer is held, by its name: one place in each module that holds it.
+
+    ``functional_call`` puts a module that has two names back with another tensor than it had (seen in 2.6, 2.13, 2.15),
+    so the places that share a tensor are found here, every module under its first name.
+    """
+    held: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            held.setdefault(id(tensor), []).append(f"{prefix}.{key}".lstrip("."))
+    return {name: held[id(t)] for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
 def rows_of_each(*values: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -187,7 +188,9 @@ def test_resuming_is_as_if_it_had_never_stopped(spec: str, tmp_path: Path) -> No
     def train(checkpoint: str | None = None) -> Tensor:
         module, keep = Seeded(network()), L.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
         trainer = trainer_for(spec, callbacks=[keep], enable_checkpointing=True, max_epochs=3, limit_train_batches=5)
-        trainer.fit(module, DataLoader(data(), batch_size=BATCH), ckpt_path=checkpoint, weights_only=True)
+        known = inspect.signature(trainer.fit).parameters
+        safely = {"weights_only": True} if "weights_only" in known else {}  # Lightning has it from 2.6 on
+        trainer.fit(module, DataLoader(data(), batch_size=BATCH), ckpt_path=checkpoint, **safely)
         return flat(module.model)
 
     unbroken = train()
@@ -370,7 +373,7 @@ def test_a_trainer_fits_twice() -> None:
 
 
 def test_pytorch_lightning_is_the_same() -> None:
-    pl = pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning, the other name of Lightning")
+    pl = pytest.importorskip("pytorch_lightning", "2.6", "needs pytorch-lightning 2.6, the other name of Lightning")
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from deltasam import reference
 
 st = pytest.importorskip("sentence_transformers")
 datasets = pytest.importorskip("datasets")
-from sentence_transformers.base.losses import column_merging_disabled  # noqa: E402
-from sentence_transformers.base.modules import Transformer  # noqa: E402
-from sentence_transformers.sentence_transformer import losses as st_losses  # noqa: E402
-from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
+try:
+    from sentence_transformers.base.losses import column_merging_disabled
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer import losses as st_losses
+    from sentence_transformers.sentence_transformer.modules import Pooling
+except ImportError:  # before version 6
+    from sentence_transformers import losses as st_losses
+    from sentence_transformers.models import Pooling, Transformer
+
+    column_merging_disabled = nullcontext
 
 from deltasam.integrations.hf import MethodTrainerMixin  # noqa: E402
 from deltasam.integrations.sentence_transformers import (  # noqa: E402
@@ -40,7 +47,8 @@ SCORES = [0.9, 0.1, 0.4, 0.8]
 def encoder(tiny_model: Path) -> Callable[[], Any]:
     def make() -> Any:
         body = Transformer(str(tiny_model))
-        model = st.SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
+        width = getattr(body, "get_embedding_dimension", None) or body.get_word_embedding_dimension
+        model = st.SentenceTransformer(modules=[body, Pooling(width())], device="cpu")
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -93,7 +101,8 @@ def by_hand(model: Any, loss: Any, spec: str) -> Any:
     columns = data(loss)
     scores = columns.pop("score", None)
     for number in range(2):
-        features = [model.preprocess(texts) for texts in columns.values()]
+        prepare = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        features = [prepare(texts) for texts in columns.values()]
         labels = None if scores is None else torch.tensor(scores)
 
         def run(call: Callable[..., Any], features: Any = features, labels: Any = labels) -> Tensor:

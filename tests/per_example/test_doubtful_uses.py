@@ -110,6 +110,8 @@ def test_a_norm_in_a_wider_type_than_the_model(norm: nn.Module) -> None:
     """Its output has the type of its input, as without the engine."""
     model = nn.Sequential(linear(D, 6).bfloat16(), norm.float(), linear(6, C).bfloat16())
     x, y = batch(D)
+    if norm(torch.ones(2, 6).bfloat16()).dtype != torch.bfloat16:
+        pytest.skip("here PyTorch itself gives the output the type of the weight")
     closure = lambda: F.cross_entropy(model(x.bfloat16()).float(), y)  # noqa: E731
     plain = float(deltasam.ERM(model).backward(closure).loss)
     assert float(deltasam.PerInstanceSAM(model).backward(closure).loss) == pytest.approx(plain, rel=0.02)

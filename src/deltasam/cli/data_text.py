@@ -43,7 +43,7 @@ def _remarks(data: TextData) -> str:
     if known := data.evaluation_rows_in_training:
         remarks.append(f"{known} of them with the text of a training row")
     if data.kind == "classification" and (absent := set(data.train["label"]) - set(data.evaluation["label"])):
-        names = [_quoted(data.label_names[label]) for label in sorted(absent)]
+        names = [quoted(data.label_names[label]) for label in sorted(absent)]
         more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
         remarks.append(f"none of class {', '.join(names[:_MOST_CLASSES])}{more}")
     return f" ({'; '.join(remarks)})" if remarks else ""

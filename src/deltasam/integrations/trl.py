@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -144,7 +144,7 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
 
         def reference(**kwargs: Any) -> Any:
             model = self.accelerator.unwrap_model(self.model)
-            with _unseen(use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)):
+            with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
                 return InHalves(self.model)(**kwargs)
 
         self.ref_model = reference
@@ -152,18 +152,6 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
             yield
         finally:
             self.ref_model = None
-
-
-@contextmanager
-def _unseen(switch: AbstractContextManager[None]) -> Iterator[None]:
-    """Switching adapters sets ``requires_grad``, which to a method that sees every use of a weight looks like one."""
-    with torch._C.DisableTorchFunction():
-        switch.__enter__()
-    try:
-        yield
-    finally:
-        with torch._C.DisableTorchFunction():
-            switch.__exit__(None, None, None)
 
 
 def _by_pairs(trainer: MethodTrainerMixin) -> bool:

@@ -110,7 +110,8 @@ class Engine:
                 f"train on a number of rows that m divides (--train-size), or use m=1"
             )
         gradients = self._gradients(passes, record, loss, n // m)
-        due = passes.any_process(self._is_due(record.fingerprint(n)))
+        inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
+        due = passes.any_process(self._is_due(record.fingerprint(n)) or (inner and self._check))
         while due:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
 from deltasam.per_example.row_moves import RowMove, row_moves
 from deltasam.per_example.rules import Product
@@ -199,6 +200,9 @@ class Record(ParameterUses):
             self.uses.append(Use(get_gradient_edge(y), y.shape, y.dtype, parameters, product))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._open:
+            with torch._C.DisableTorchFunction():
+                refuse_packed([args, kwargs], "a method of single examples")
         super()._see_inputs(module, args, kwargs)
         given = [t for t in tensors_in((args, kwargs)) if t.ndim]
         if given:

@@ -61,11 +61,13 @@ _READS = frozenset(
         "is_nonzero",
     ]
 )
+_SETTINGS = frozenset(["requires_grad_", "rename_", "share_memory_", "detach_"])  # write no value
 _LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
 _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
 _DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
 _CAT = frozenset(["cat", "concat", "concatenate"])
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
@@ -176,7 +178,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
         if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
             return self._change(func, tensors, args, kwargs)
-        if (_in_place(name) and id(args[0]) in self._shared) or name in ("__setitem__", "__set__"):
+        if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__" or func is _SET_DATA:
             self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
             return func(*args, **kwargs)
         if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
@@ -446,7 +448,9 @@ def _first_axis(args: Any, kwargs: Any) -> bool:
 
 
 def _in_place(name: str) -> bool:
-    return name in ("__iadd__", "__imul__") or (name.endswith("_") and not name.endswith("__"))
+    return name in ("__iadd__", "__imul__") or (
+        name.endswith("_") and not name.endswith("__") and name not in _SETTINGS
+    )
 
 
 def _leads(found: list[Tensor], ndim: int) -> bool:

@@ -67,6 +67,7 @@ _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_li
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
 _DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
 _CAT = frozenset(["cat", "concat", "concatenate"])
+_OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # some of which exist with out= only
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
@@ -167,7 +168,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
         self.sees(tensors[0].device.type)
-        if (out := kwargs.get("out")) is not None:
+        if (out := kwargs.get("out")) is not None and not isinstance(func, _OPERATIONS):
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
         if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count
             return self._constant(func(*args, **kwargs))

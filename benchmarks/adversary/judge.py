@@ -88,15 +88,14 @@ class Truth:
     """The oracle's answers for a case, each computed once; and what the case is after a plain step."""
 
     def __init__(self, case: Case) -> None:
-        self.case = case
-        self.answer = cache(self._answer)
-        self.plain = cache(self._plain)
+        self.case, self.start = case, Generators()
+        self.plain = cache(lambda: Oracle(case.model, case.losses, None, self.start).plain_step())
+        self._oracle = cache(lambda only: Oracle(case.model, case.losses, only, self.start))
+        self._answer = cache(lambda spec, only: answer(case, self._oracle(only), spec, self.start))
 
-    def _plain(self) -> tuple[nn.Module, Generators]:
-        return Oracle(self.case.model, self.case.losses).plain_step()
-
-    def _answer(self, spec: str, only: frozenset[str] | None = None) -> Answer:
-        return answer(self.case, spec, only)
+    def answer(self, spec: str, only: frozenset[str] | None = None) -> Answer:
+        """What a spec should give."""
+        return self._answer(re.sub(",unsupported=[a-z]+", "", spec), only)
 
     def stable(self, spec: str, only: frozenset[str] | None = None) -> bool:
         """Whether the answer is finite and does not hang on the last bits of the weights."""
@@ -110,20 +109,19 @@ class Truth:
                 p.mul_(1 + 1e-13 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         case = copy.copy(self.case)
         case.model = near
-        moved = answer(case, spec, only)
+        moved = answer(case, Oracle(near, case.losses, only, self.start), spec, self.start)
         return difference(moved.gradient, wanted.gradient) < 1e-9 and _same_norms(moved.norms, wanted.norms) < 1e-9
 
 
-def answer(case: Case, spec: str, only: frozenset[str] | None = None) -> Answer:
+def answer(case: Case, oracle: Oracle, spec: str, start: Generators) -> Answer:
     """What a spec should give, by the oracle."""
     name, _, text = spec.partition(":")
     values = dict(piece.split("=") for piece in text.split(",") if piece)
     rho, m = float(values.get("rho", 0)), int(values.get("m", 1))
-    oracle = Oracle(case.model, case.losses, only)
     if name in ("per_instance_sam", "per_example_grad_norms") and case.outputs and case.loss_of:
-        return of_copies(case.model, case.outputs, case.loss_of, rho, case.n, m)
+        return of_copies(case.model, case.outputs, case.loss_of, rho, case.n, m, start)
     if name == "per_example_grad_norms":
-        return Answer({}, oracle.erm().loss, norms=oracle.example_norms() / (case.n if case.scalar else 1))
+        return Answer({}, oracle.loss(), norms=oracle.example_norms() / (case.n if case.scalar else 1))
     if name == "per_instance_sam":
         found = oracle.per_instance_sam(rho, m)
         if case.scalar and found.norms is not None:
@@ -154,8 +152,9 @@ class Subject:
         """Run a step on the case's batch, beginning at its state, and judge it."""
         case = truth.case
         become(self.model, case.model)
-        before = Generators()
         plain, after = truth.plain()
+        before = truth.start
+        before.restore()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -58,12 +58,21 @@ class Oracle:
         model: Is never run, only copied.
         losses: One per example [n].
         only: Names of the parameters that may be perturbed; None: all.
+        generators: The random state that every evaluation begins with; None: as it is now.
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, only: Collection[str] | None = None) -> None:
-        self._model, self._losses, self._generators = model, losses, Generators()
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Losses,
+        only: Collection[str] | None = None,
+        generators: Generators | None = None,
+    ) -> None:
+        self._model, self._losses, self._generators = model, losses, generators or Generators()
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._only = set(self._trained if only is None else only)
+        self._examples: dict[int, list[Gradient]] = {}
+        self._loss: Tensor | None = None
 
     def erm(self) -> Answer:
         """``grad mean_i L_i(w)``."""
@@ -110,19 +119,22 @@ class Oracle:
 
     def per_instance_sam(self, rho: float, m: int = 1) -> Answer:
         """``mean over groups of m examples of grad L_group(w + rho g_group / |g_group|)``."""
-        losses, _ = self._at()
-        n = len(losses)
+        gradients = self.example_gradients(m)
+        n = m * len(gradients)
         total: Gradient = {}
-        perturbed, norms = [], []
-        for start in range(0, n, m):
-            group = slice(start, start + m)
-            here, weights = self._at()
-            g = self._perturbed_part(_gradient(here[group].mean(), weights))
-            norms.append(norm(g) * m)
-            there, weights = self._at(_scaled(g, rho))
-            total = _sum(total, _gradient(there[group].sum() / n, weights))
-            perturbed.append(there[group].sum().detach() / n)
-        return Answer(total, losses.mean().detach(), torch.stack(perturbed).sum(), torch.stack(norms))
+        perturbed = []
+        for k, g in enumerate(gradients):
+            losses, weights = self._at(_scaled(g, rho))
+            share = losses[k * m : (k + 1) * m].sum() / n
+            total = _sum(total, _gradient(share, weights))
+            perturbed.append(share.detach())
+        return Answer(total, self.loss(), torch.stack(perturbed).sum(), self.example_norms(m))
+
+    def loss(self) -> Tensor:
+        """Mean loss []."""
+        if self._loss is None:
+            self._loss = self._at()[0].mean().detach()
+        return self._loss
 
     def example_norms(self, m: int = 1) -> Tensor:
         """Norm of the gradient of each group's summed losses [n / m]."""
@@ -130,12 +142,14 @@ class Oracle:
 
     def example_gradients(self, m: int = 1) -> list[Gradient]:
         """Gradient of each group's summed losses."""
-        n = len(self._at()[0])
-        found = []
-        for start in range(0, n, m):
-            losses, weights = self._at()
-            found.append(self._perturbed_part(_gradient(losses[start : start + m].sum(), weights)))
-        return found
+        if m not in self._examples:
+            n = len(self._at()[0])
+            found = []
+            for start in range(0, n, m):
+                losses, weights = self._at()
+                found.append(self._perturbed_part(_gradient(losses[start : start + m].sum(), weights)))
+            self._examples[m] = found
+        return self._examples[m]
 
     def delta_sam(self, rho: float) -> Answer:
         """SAM along ``grad mean_i p_i L_i``, ``p_i ~ |g_i|^(1/2) / max(|g_i|, mean / 10)``, at most 4 times the mean."""
@@ -197,6 +211,7 @@ def of_copies(
     rho: float,
     n: int,
     m: int = 1,
+    generators: Generators | None = None,
 ) -> Answer:
     """Per-instance SAM where examples interact in the loss: group k's rows come from copy k, run on the whole batch.
 
@@ -207,8 +222,9 @@ def of_copies(
         rho: Radius.
         n: Number of examples.
         m: Examples per group.
+        generators: As for ``Oracle``.
     """
-    generators = Generators()
+    generators = generators or Generators()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
 
     def run(steps: Sequence[Gradient | None]) -> tuple[Tensor, list[Gradient]]:
@@ -247,7 +263,7 @@ def moved_copy(model: nn.Module, step: Gradient | None) -> nn.Module:
 
 def norm(gradient: Gradient) -> Tensor:
     """Euclidean norm [] over all parameters."""
-    return torch.cat([v.flatten() for v in gradient.values()]).norm()
+    return torch.cat([torch.zeros(0), *(v.flatten() for v in gradient.values())]).norm()
 
 
 def difference(found: Gradient, wanted: Gradient) -> float:

@@ -140,12 +140,25 @@ def build(model_type: str, name: str, *, dropout: bool) -> nn.Module:
         size = sum(p.numel() for p in cls(copy.deepcopy(config)).parameters())
     if size > LARGEST:
         raise ValueError(f"{size / 1e6:.0f} million parameters after shrinking")
+    config._experts_implementation = "batched_mm"  # the default of mixtures of experts has no float64
     model = cls(config).double().train(dropout)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():  # gates, biases and norms that begin at 0 or 1 would hide mistakes
             p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     return model
+
+
+def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inputs to try in turn: all that fit; without images, which want tokens that stand for them; images alone."""
+    given = inputs(model)
+    yield given
+    if "pixel_values" in given and len(given) > 1:
+        yield {name: value for name, value in given.items() if name != "pixel_values"}
+    if "pixel_values" in given:
+        yield {"pixel_values": given["pixel_values"]}
+        frames = getattr(model.config, "num_frames", None) or 2
+        yield {"pixel_values": given["pixel_values"].unsqueeze(1).repeat(1, frames, 1, 1, 1)}
 
 
 def inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
@@ -196,8 +209,10 @@ def inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 def losses(model: nn.Module, given: Mapping[str, Tensor]) -> Tensor:
     """A fixed smooth function of each example's rows of the model's first output [n]."""
     output = model(**given)
-    n = len(next(iter(given.values())))
-    values = [output.logits] if isinstance(getattr(output, "logits", None), Tensor) else list(_tensors(output))
+    n = N
+    if isinstance(output, Mapping):  # similarities of all with all are a loss in which examples interact
+        output = {name: value for name, value in output.items() if not name.startswith(("logits_per", "loss"))}
+    values = [output["logits"]] if isinstance(output, Mapping) and "logits" in output else list(_tensors(output))
     rows = next(v for v in values if v.is_floating_point() and v.requires_grad and len(v) == n)
     rows = rows.double().flatten(1)
     return torch.sin(rows + torch.linspace(0, 3, rows.shape[1])).mean(1)
@@ -250,14 +265,17 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
         model = build(model_type, name, dropout=dropout)
     except Exception as error:
         return {"": Outcome("not built", f"{type(error).__name__}: {error}"[:120])}
-    try:
-        given = inputs(model)
-        case = Case(model, lambda m: losses(m, given), N)
-        truth = Truth(case)
-        if not truth.answer(SPECS[0]).loss.isfinite():
-            raise ValueError("the loss is not finite")
-    except Exception as error:
-        return {"": Outcome("not run", f"{type(error).__name__}: {error}"[:120])}
+    problem = "no inputs"
+    for given in candidates(model):
+        try:
+            truth = Truth(Case(model, lambda m, given=given: losses(m, given), N))
+            if truth.answer(SPECS[0]).loss.isfinite():
+                break
+            problem = "the loss is not finite"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"[:120]
+    else:
+        return {"": Outcome("not run", problem)}
     found = {}
     for spec in SWEPT:
         try:

@@ -292,13 +292,14 @@ def _ring(*_: Any) -> None:
     raise _Timeout
 
 
-def run(seed: int) -> tuple[int, dict[str, Outcome]]:
+def run(work: tuple[int, tuple[str, ...]]) -> tuple[int, dict[str, Outcome]]:
     """Judge the program of a seed within a time limit."""
+    seed, specs = work
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _ring)
     signal.alarm(SECONDS)
     try:
-        return seed, judge(source(plan(seed)), sequence=seed % 3 == 2)
+        return seed, judge(source(plan(seed)), specs, sequence=seed % 3 == 2)
     except _Timeout:
         return seed, {"": Outcome("crashed", f"took more than {SECONDS} s")}
     finally:
@@ -356,6 +357,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the source of --seed")
     parser.add_argument("--shrink", action="store_true", help="print the smallest part of --seed that fails")
     parser.add_argument("--spec", help="with --shrink or --file: one method (default: the first that fails; all)")
+    parser.add_argument("--methods", default="", help="only the methods whose spec contains this text")
     parser.add_argument("--causes", type=int, default=0, help="shrink that many failures and list them by their pieces")
     parser.add_argument("--output", type=Path, default=record.RESULTS / "programs.json", help="where the record goes")
     arguments = parser.parse_args()
@@ -390,10 +392,12 @@ def _print(found: dict[str, Outcome]) -> None:
 
 def _many(arguments: argparse.Namespace) -> None:
     first, last = map(int, arguments.seeds.split(":"))
+    specs = tuple(s for s in SPECS if arguments.methods in s)
+    work = [(seed, specs) for seed in range(first, last)]
     begun = time.monotonic()
     failures, pairs, refusals, programs = [], [], Counter(), Counter()
     with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=500) as pool:
-        for done, (seed, outcomes) in enumerate(pool.imap_unordered(run, range(first, last), chunksize=4), 1):
+        for done, (seed, outcomes) in enumerate(pool.imap_unordered(run, work, chunksize=4), 1):
             kind = CLASSES_OF_PROGRAMS[seed % 3]
             programs[f"{kind}: {worst(list(outcomes.values())).kind}"] += 1
             for spec, outcome in outcomes.items():
@@ -419,7 +423,7 @@ def _many(arguments: argparse.Namespace) -> None:
     print(f"{last - first} programs in {time.monotonic() - begun:.0f} s; {dict(programs)}")
     causes = _causes(failures, arguments.causes)
     record.write(arguments.output, {
-        "tool": "programs", "seeds": [first, last], "programs": dict(programs), "counts": found, "refusals": dict(refusals),
+        "tool": "programs", "seeds": [first, last], "methods": specs, "programs": dict(programs), "counts": found, "refusals": dict(refusals),
         "failures": failures, "causes": causes,
     })  # fmt: skip
     print(f"written to {arguments.output}")

@@ -31,7 +31,9 @@ def test_a_random_program_is_exact_or_refused(seed: int) -> None:
     assert not {spec: outcome for spec, outcome in found.items() if outcome.kind in FAILURES}
 
 
-@pytest.mark.parametrize("name", ["bert BertForSequenceClassification", "llama LlamaModel", "t5 T5EncoderModel", "vit ViTModel"])
+@pytest.mark.parametrize(
+    "name", ["bert BertForSequenceClassification", "llama LlamaModel", "t5 T5EncoderModel", "vit ViTModel"]
+)
 def test_a_model_class_is_exact(name: str) -> None:
     found = sweep.judge(*name.split(), dropout=False)
     assert {outcome.kind for outcome in found.values()} == {"exact"}

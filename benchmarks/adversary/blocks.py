@@ -159,8 +159,11 @@ class Source:
             return r.choice(known)
         name = self.name("p")
         size = ", ".join(map(str, shape))
-        self.init.append(f"self.{name} = nn.Parameter(0.6 * torch.randn({size}))" if shape else
-                         f"self.{name} = nn.Parameter(torch.tensor({r.uniform(0.5, 1.5):.3f}))")  # fmt: skip
+        self.init.append(
+            f"self.{name} = nn.Parameter(0.6 * torch.randn({size}))"
+            if shape
+            else f"self.{name} = nn.Parameter(torch.tensor({r.uniform(0.5, 1.5):.3f}))"
+        )
         known.append(f"self.{name}")
         return known[-1]
 
@@ -228,6 +231,10 @@ def vector(f: Callable[[Source, Random, int], str]) -> Callable[[Source, Random,
     return f
 
 
+# One choice of a list after the other: a line each would make a page of every block.
+# fmt: off
+# ruff: noqa: E501
+
 # Matrices of parameters [o, i].
 
 
@@ -246,7 +253,7 @@ def _pointwise_matrix(g: Source, r: Random, o: int, i: int) -> str:
     p = g.param(r, o, i)
     return r.choice([f"torch.tanh({p})", f"{p} ** 2", f"({p} - 0.1)", f"2 * {p}", f"F.relu({p})", f"{p}.clamp(-0.5, 0.5)",
                      f"torch.sin({p})", f"{p}.clone()", f"(-{p})", f"({p} / 3)", f"{p}.softmax(-1)", f"{p}.clone().mul_(0.5)",
-                     f"F.softplus({p})", f"torch.relu_({p} * 1.0)", f"({p} + {p}.detach()) / 2", f"F.normalize({p}, dim=-1)"])  # fmt: skip
+                     f"F.softplus({p})", f"torch.relu_({p} * 1.0)", f"({p} + {p}.detach()) / 2", f"F.normalize({p}, dim=-1)"])
 
 
 @matrix
@@ -277,7 +284,7 @@ def _weight_norm(g: Source, r: Random, o: int, i: int) -> str:
 @matrix
 def _straight_through(g: Source, r: Random, o: int, i: int) -> str:
     p = g.param(r, o, i)
-    return r.choice([f"{g.cls('Sign')}.apply({p})", f"({p} + ((8 * {p}).round() / 8 - {p}).detach())", f"{g.cls('Sign')}.apply({p}.T.contiguous()).T" if o == i else f"{g.cls('Sign')}.apply(2 * {p})"])  # fmt: skip
+    return r.choice([f"{g.cls('Sign')}.apply({p})", f"({p} + ((8 * {p}).round() / 8 - {p}).detach())", f"{g.cls('Sign')}.apply({p}.T.contiguous()).T" if o == i else f"{g.cls('Sign')}.apply(2 * {p})"])
 
 
 @matrix
@@ -307,7 +314,7 @@ def _sliced(g: Source, r: Random, o: int, i: int) -> str:
     return r.choice([f"{g.param(r, o + 2, i)}[1:-1]", f"{g.param(r, o, i + 1)}[:, :-1]", f"{g.param(r, 2, o, i)}[1]",
                      f"{g.param(r, 2, o, i)}.mean(0)", f"{g.param(r, o + 1, i)}[{g.buffer(f'torch.randint({o + 1}, ({o},))')}]",
                      f"{g.param(r, o * i)}.view({o}, {i})", f"{g.param(r, 2, o, i)}.unbind(0)[0]",
-                     f"{g.param(r, 2 * o, i)}.chunk(2)[1]", f"torch.narrow({g.param(r, o, i + 2)}, 1, 1, {i})"])  # fmt: skip
+                     f"{g.param(r, 2 * o, i)}.chunk(2)[1]", f"torch.narrow({g.param(r, o, i + 2)}, 1, 1, {i})"])
 
 
 @matrix
@@ -318,7 +325,7 @@ def _cayley(g: Source, r: Random, o: int, i: int) -> str:
     eye = f"torch.eye({o}, dtype={p}.dtype)"
     skew = g.let(f"{p} - {p}.T", "skew")
     return r.choice([f"torch.linalg.solve({eye} + {skew}, {eye} - {skew})", f"torch.matrix_exp({skew})",
-                     f"(({eye} - {skew}) @ torch.linalg.inv({eye} + {skew}))"])  # fmt: skip
+                     f"(({eye} - {skew}) @ torch.linalg.inv({eye} + {skew}))"])
 
 
 @matrix
@@ -326,7 +333,7 @@ def _dropped(g: Source, r: Random, o: int, i: int) -> str:
     p = g.param(r, o, i)
     return r.choice([f"F.dropout({p}, 0.3, self.training)", f"F.dropout(2 * {p}, 0.3, self.training, inplace=True)",
                      f"F.dropout(2 * {p}, 0.3, self.training)", f"F.alpha_dropout(2 * {p}, 0.3, self.training)",
-                     f"({p} * (torch.rand_like({p}) > 0.2))", f"({p} + 0.1 * torch.randn({o}, {i}))"])  # fmt: skip
+                     f"({p} * (torch.rand_like({p}) > 0.2))", f"({p} + 0.1 * torch.randn({o}, {i}))"])
 
 
 @matrix
@@ -335,7 +342,7 @@ def _composed(g: Source, r: Random, o: int, i: int) -> str:
                      f"({g.param(r, o)}[:, None] + {g.param(r, i)})", f"torch.diag({g.param(r, o)})" if o == i else g.param(r, o, i),
                      f"torch.tril({g.param(r, o, i)})", f"torch.lerp({g.param(r, o, i)}, {g.param(r, o, i)}, 0.3)",
                      f"{g.param(r, i)}.expand({o}, {i})", f"{g.param(r, 1, i)}.repeat({o}, 1)",
-                     f"sum(w * p for w, p in zip({g.param(r, 2)}.softmax(0), {g.param(r, 2, o, i)}))"])  # fmt: skip
+                     f"sum(w * p for w, p in zip({g.param(r, 2)}.softmax(0), {g.param(r, 2, o, i)}))"])
 
 
 @matrix
@@ -352,7 +359,7 @@ def _scattered(g: Source, r: Random, o: int, i: int) -> str:
     p = g.param(r, k)
     name = g.name("w")
     how = r.choice([f"{name}[{places}] = {p}", f"{name} = {name}.index_put(({places},), {p})", f"{name} = {name}.scatter(0, {places}, {p})",
-                    f"{name}.index_add_(0, {places}, {p})", f"{name}.scatter_(0, {places}, {p})"])  # fmt: skip
+                    f"{name}.index_add_(0, {places}, {p})", f"{name}.scatter_(0, {places}, {p})"])
     g.line(f"{name} = torch.zeros({o * i})\n{how}")
     return f"{name}.view({o}, {i})"
 
@@ -368,7 +375,7 @@ def _written(g: Source, r: Random, o: int, i: int) -> str:
     p = g.param(r, o, i)
     g.line(f"{name} = {r.choice([f'{p} * 1.0', f'{p}.clone()', f'torch.zeros({o}, {i})'])}")
     g.line(r.choice([f"{name}[0] = {g.param(r, i)}", f"{name}[:, :1] += {g.param(r, o, 1)}", f"{name}.add_({g.param(r, o, i)})",
-                     f"{name}.mul_({g.param(r, i)})", f"torch.add({name}, {p}, out={name}.detach())" if False else f"{name}.copy_({g.param(r, o, i)})"]))  # fmt: skip
+                     f"{name}.mul_({g.param(r, i)})", f"torch.add({name}, {p}, out={name}.detach())" if False else f"{name}.copy_({g.param(r, o, i)})"]))
     return name
 
 
@@ -388,27 +395,27 @@ def _pointwise_vector(g: Source, r: Random, d: int) -> str:
     p = g.param(r, d)
     return r.choice([f"{p}.abs()", f"torch.exp(0.1 * {p})", f"{p}.softmax(0)", f"(1 + {p})", f"{p}.cumsum(0)", f"{p}.flip(0)",
                      f"{p}.detach() + 0.5 * {p}", f"torch.sigmoid({p})", f"{p}.roll(1)", f"{g.cls('Sign')}.apply({p})",
-                     f"({p} - {p}.mean())", f"F.layer_norm({p}, ({d},))", f"({p} / {p}.norm())"])  # fmt: skip
+                     f"({p} - {p}.mean())", f"F.layer_norm({p}, ({d},))", f"({p} / {p}.norm())"])
 
 
 @vector
 def _from_matrix(g: Source, r: Random, d: int) -> str:
     p = g.param(r, d, 3)
     return r.choice([f"{p}.sum(1)", f"{p}[:, 0]", f"{p}.norm(dim=1)", f"({p} @ {g.param(r, 3)})", f"{p}.amax(1)",
-                     f"torch.mv({p}, {g.param(r, 3)})", f"{p}.mean(1)", f"{p}.logsumexp(1)"])  # fmt: skip
+                     f"torch.mv({p}, {g.param(r, 3)})", f"{p}.mean(1)", f"{p}.logsumexp(1)"])
 
 
 @vector
 def _from_scalar(g: Source, r: Random, d: int) -> str:
     s = g.param(r)
     return r.choice([f"{s}.expand({d})", f"{s} * torch.ones({d})", f"torch.stack([{s}] * {d})", f"{s}.repeat({d})",
-                     f"torch.full(({d},), 0.5) * {s}"])  # fmt: skip
+                     f"torch.full(({d},), 0.5) * {s}"])
 
 
 @vector
 def _joined(g: Source, r: Random, d: int) -> str:
     return r.choice([f"torch.cat([{g.param(r, 1)}, {g.param(r, d - 1)}])" if d > 1 else g.param(r, d), f"{g.param(r, d + 2)}[1:-1]",
-                     f"F.pad({g.param(r, d - 1)}, (0, 1))" if d > 1 else g.param(r, d), f"F.dropout(2 * {g.param(r, d)}, 0.2, self.training)"])  # fmt: skip
+                     f"F.pad({g.param(r, d - 1)}, (0, 1))" if d > 1 else g.param(r, d), f"F.dropout(2 * {g.param(r, d)}, 0.2, self.training)"])
 
 
 # Ordinary blocks: examples are kept apart.
@@ -437,14 +444,14 @@ def products(g: Source, r: Random, h: str) -> str:
         f"torch.chain_matmul({rows}, {w}, {g.matrix(r)}).view_as({h})", f"torch.mm({w}, {rows}.T).T.view_as({h})",
         f"torch.linalg.multi_dot([{rows}, {w}, {g.matrix(r)}]).view_as({h})",
         f"torch.baddbmm({v}, {h}, {w}.repeat({n}, 1, 1))", f"torch.mul({h}.unsqueeze(2), {w}).sum(-1)",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
 def token_mixing(g: Source, r: Random, h: str) -> str:
     w = g.matrix(r, g.t, g.t)
     return g.let(r.choice([f"{w} @ {h}", f"torch.einsum('st,ntd->nsd', {w}, {h})", f"F.linear({h}.transpose(1, 2), {w}).transpose(1, 2)",
-                           f"torch.matmul({w}, {h}) + {g.vector(r)}", f"torch.tril({w}) @ {h}", f"{w}.softmax(-1) @ {h}"]))  # fmt: skip
+                           f"torch.matmul({w}, {h}) + {g.vector(r)}", f"torch.tril({w}) @ {h}", f"{w}.softmax(-1) @ {h}"]))
 
 
 @ordinary
@@ -453,7 +460,7 @@ def layer(g: Source, r: Random, h: str) -> str:
     one = g.module(r.choice([f"nn.Linear({d}, {d})", f"nn.Linear({d}, {d}, bias=False)", f"nn.LayerNorm({d})", f"nn.RMSNorm({d})", f"nn.PReLU({d})" if g.t == d else "nn.PReLU()",
                              f"nn.utils.parametrizations.weight_norm(nn.Linear({d}, {d}))", f"nn.utils.parametrizations.orthogonal(nn.Linear({d}, {d}))",
                              f"nn.utils.parametrizations.spectral_norm(nn.Linear({d}, {d}))", f"nn.Sequential(nn.Linear({d}, 2), nn.Tanh(), nn.Linear(2, {d}))",
-                             f"nn.TransformerEncoderLayer({d}, 2, 8, 0.0, batch_first=True)", f"nn.TransformerEncoderLayer({d}, 2, 8, 0.1, batch_first=True, norm_first=True)"]))  # fmt: skip
+                             f"nn.TransformerEncoderLayer({d}, 2, 8, 0.0, batch_first=True)", f"nn.TransformerEncoderLayer({d}, 2, 8, 0.1, batch_first=True, norm_first=True)"]))
     return g.let(f"{one}({h})") if r.random() < 0.7 else g.let(f"{one}(torch.tanh({one}({h})))")
 
 
@@ -461,7 +468,7 @@ def layer(g: Source, r: Random, h: str) -> str:
 def activation(g: Source, r: Random, h: str) -> str:
     return g.let(r.choice([f"torch.tanh({h})", f"torch.sin({h})", f"torch.sigmoid({h})", f"F.gelu({h})", f"F.silu({h})", f"F.softplus({h})",
                            f"F.relu({h})", f"F.leaky_relu({h}, 0.1)", f"{h}.softmax(-1)", f"{h}.softmax(1)", f"F.normalize({h}, dim=-1)",
-                           f"F.prelu({h}, {g.param(r, 1)})", f"F.glu(torch.cat([{h}, {h}.flip(-1)], -1), -1)", f"{h}.clamp(-1, 1)", f"torch.atan({h}) * {g.param(r)}"]))  # fmt: skip
+                           f"F.prelu({h}, {g.param(r, 1)})", f"F.glu(torch.cat([{h}, {h}.flip(-1)], -1), -1)", f"{h}.clamp(-1, 1)", f"torch.atan({h}) * {g.param(r)}"]))
 
 
 @ordinary
@@ -470,7 +477,7 @@ def norm(g: Source, r: Random, h: str) -> str:
     rms = f"{h} * torch.rsqrt({h}.pow(2).mean(-1, keepdim=True) + 1e-3)"
     return g.let(r.choice([f"F.layer_norm({h}, ({d},), {w}, {v}, 1e-3)", f"F.layer_norm({h}, ({d},), {w}, None, 1e-3)", f"F.rms_norm({h}, ({d},), {w}, 1e-3)", f"{w} * ({rms})", f"({rms}) * (1 + {w})",
                            f"F.group_norm({h}.transpose(1, 2), 2, {w}, {v}, 1e-3).transpose(1, 2)", f"F.layer_norm({h}, ({g.t}, {d}), {g.matrix(r, g.t, d)}, None, 1e-3)",
-                           f"({h} - {h}.mean((1, 2), keepdim=True)) * {w}", f"{h} / (1 + {h}.norm(dim=(1, 2), keepdim=True)) * {w} + {v}"]))  # fmt: skip
+                           f"({h} - {h}.mean((1, 2), keepdim=True)) * {w}", f"{h} / (1 + {h}.norm(dim=(1, 2), keepdim=True)) * {w} + {v}"]))
 
 
 @ordinary
@@ -485,8 +492,8 @@ def convolution(g: Source, r: Random, h: str) -> str:
         f"F.conv_transpose1d({across}, {k3}, {v}, padding=1).transpose(1, 2)", f"{g.module(f'nn.Conv1d({d}, {d}, 3, padding=1)')}({across}).transpose(1, 2)",
         f"(F.unfold({h}[:, None], 3, padding=1).view({h}.shape[0], 9, {t}, {d}) * {g.param(r, 9, 1, 1)}).sum(1)",
         f"F.conv1d(F.pad({across}, (2, 0)), {k3} / {g.param(r)}).transpose(1, 2)",
-        f"{g.module(f'nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.Conv2d(2, 1, 1))')}({h}[:, None])[:, 0]",
-    ]))  # fmt: skip
+        f"{g.module('nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.Conv2d(2, 1, 1))')}({h}[:, None])[:, 0]",
+    ]))
 
 
 @ordinary
@@ -506,7 +513,7 @@ def attention(g: Source, r: Random, h: str) -> str:
         f"torch.softmax({scores} * {g.param(r)}, -1) @ {v}",
         f"torch.softmax({g.param(r, 1, d)}.expand({h}.shape[0], -1, -1) @ {k}.mT, -1) @ {v} + {h}",
         f"torch.softmax(torch.cat([{g.param(r, 1, d)}.expand({h}.shape[0], 1, {d}), {q}], 1)[:, 1:] @ {k}.mT, -1) @ {v}",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
@@ -519,7 +526,7 @@ def multihead(g: Source, r: Random, h: str) -> str:
 def gate(g: Source, r: Random, h: str) -> str:
     return g.let(r.choice([f"{h} * torch.sigmoid({h} @ {g.matrix(r)})", f"{h} + {g.param(r)} * torch.tanh({h})", f"F.silu(F.linear({h}, {g.matrix(r)})) * F.linear({h}, {g.matrix(r)})",
                            f"torch.lerp({h}, torch.tanh({h}), {g.vector(r)})", f"{g.param(r)} * {h} + (1 - {g.param(r)}) * torch.sin({h})", f"F.bilinear({h}, {h}, {g.param(r, g.d, g.d, g.d)} * 0.3)",
-                           f"torch.pow({h}.abs() + 0.5, {g.vector(r)})", f"torch.softmax({h} / (0.5 + {g.param(r)}), -1)"]))  # fmt: skip
+                           f"torch.pow({h}.abs() + 0.5, {g.vector(r)})", f"torch.softmax({h} / (0.5 + {g.param(r)}), -1)"]))
 
 
 @ordinary
@@ -535,7 +542,7 @@ def positions(g: Source, r: Random, h: str) -> str:
         f"torch.cat([{g.vector(r)}.expand({n}, 1, {d}), {h}], dim=1)[:, :-1]", f"{h} + torch.cat([{p}.unsqueeze(0)] * {n})",
         f"{h} + {g.module(f'nn.Embedding({t + 1}, {d})')}({at})", f"{h} + {g.module(f'nn.Embedding({t + 1}, {d})')}((mask.cumsum(1) - 1).clamp(min=0))", f"{h} + {table}[(mask.cumsum(1) - 1).clamp(min=0)]",
         f"{h} + {p}.unsqueeze(0).repeat_interleave({n}, 0)", f"{h} + {p}.broadcast_to({h}.shape)", f"{h} + {p}.expand_as({h})", f"{h} + torch.zeros_like({h}).add({p})",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
@@ -548,14 +555,14 @@ def embeddings(g: Source, r: Random, h: str) -> str:
         f"F.one_hot(ids, 6).to({h}.dtype) @ {p}", f"{g.module(f'nn.Embedding(6, {d}, padding_idx=0)')}(ids)", f"{p}.index_select(0, ids.flatten()).view({n}, -1, {d})", f"F.embedding(ids, {p}, scale_grad_by_freq=True)",
         f"{p}[ids.reshape(-1)].view({n}, -1, {d})", f"F.embedding(ids[:, :1], {p}, padding_idx=0)", f"{g.module(f'nn.EmbeddingBag(6, {d}, mode=chr(115) + chr(117) + chr(109))')}(ids)[:, None]", f"F.embedding(ids, {g.param(r, 6, 2)} @ {g.param(r, 2, d)}, padding_idx=0)",
         f"torch.gather({p}.expand({n}, -1, -1), 1, ids[..., None].expand(-1, -1, {d}))", f"F.embedding_bag(ids, {p}, mode='mean')[:, None]", f"{p}.take_along_dim(ids.reshape(-1, 1), 0).view({n}, -1, {d})", f"torch.stack([{p}[row] for row in ids])",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
 def masking(g: Source, r: Random, h: str) -> str:
     m, v = "mask[..., None]", g.vector(r)
     return g.let(r.choice([f"{h}.masked_fill(~{m}, 0.1)", f"{h} * {m}", f"torch.where({m}, {h}, {v})", f"{h} * {m} + {v} * ~{m}", f"torch.where({m}, F.linear({h}, {g.matrix(r)}), {h})",
-                           f"{h}.masked_fill(~{m}, 0.0).sum(1, keepdim=True) / mask.sum(1)[:, None, None] * {v} + {h}", f"torch.where({h} > 0, {h}, {v} * {h})", f"torch.maximum({h}, {v})"]))  # fmt: skip
+                           f"{h}.masked_fill(~{m}, 0.0).sum(1, keepdim=True) / mask.sum(1)[:, None, None] * {v} + {h}", f"torch.where({h} > 0, {h}, {v} * {h})", f"torch.maximum({h}, {v})"]))
 
 
 @ordinary
@@ -564,7 +571,7 @@ def in_place(g: Source, r: Random, h: str) -> str:
     v = g.vector(r)
     g.line(r.choice([f"{h}[:, 0] = {v}", f"{h} += {v}", f"{h}.mul_({v})", f"{h}[..., :2] *= {g.param(r, 2)}", f"{h}[mask] = {v}", f"{h}[:, 0] += F.linear({h}[:, -1].clone(), {g.matrix(r)})",
                      f"{h}[~mask] = {v}.to({h}.dtype)", f"{h}.add_(F.linear({h}, {g.matrix(r)}).detach() * {v})", f"{h}.masked_fill_(mask[..., None], 0.3).add_({v})", f"{h}.copy_({h}.detach() * {v})",
-                     f"{h}[:, :1].mul_({v})", f"{h}[:, 0], {h}[:, -1] = {v}, {v} * 2", f"torch.tanh_({h})", f"{h}.addcmul_({h}.detach(), {v})"]))  # fmt: skip
+                     f"{h}[:, :1].mul_({v})", f"{h}[:, 0], {h}[:, -1] = {v}, {v} * 2", f"torch.tanh_({h})", f"{h}.addcmul_({h}.detach(), {v})"]))
     return h
 
 
@@ -573,7 +580,7 @@ def dropout(g: Source, r: Random, h: str) -> str:
     v = g.vector(r)
     return g.let(r.choice([f"F.dropout({h}, 0.3, self.training)", f"F.dropout1d({h}, 0.3, self.training)", f"{g.module('nn.Dropout(0.2)')}({h})", f"F.alpha_dropout({h}, 0.2, self.training)",
                            f"{h} * (torch.rand_like({h}) > 0.2)", f"{h} + 0.1 * torch.randn_like({h}) * {v}", f"{h} * torch.bernoulli(torch.full_like({h}, 0.8))", f"{h} + F.dropout({v} * 1.0, 0.3, self.training)",
-                           f"{h} * (torch.rand({h}.shape[0], 1, 1) > 0.2)", f"F.feature_alpha_dropout({h}, 0.2, self.training)", f"{h} + F.dropout({v}.expand_as({h}), 0.3, self.training)", f"F.dropout(F.linear({h}, {g.matrix(r)}), 0.2, self.training, inplace=True)"]))  # fmt: skip
+                           f"{h} * (torch.rand({h}.shape[0], 1, 1) > 0.2)", f"F.feature_alpha_dropout({h}, 0.2, self.training)", f"{h} + F.dropout({v}.expand_as({h}), 0.3, self.training)", f"F.dropout(F.linear({h}, {g.matrix(r)}), 0.2, self.training, inplace=True)"]))
 
 
 @ordinary
@@ -598,7 +605,7 @@ def fixed_loop(g: Source, r: Random, h: str) -> str:
 @ordinary
 def custom(g: Source, r: Random, h: str) -> str:
     return g.let(r.choice([f"{g.cls('Round')}.apply({h})", f"{g.cls('Linear')}.apply({h}, {g.matrix(r)})", f"{g.cls('Linear')}.apply({h}, {g.param(r, g.d, g.d)})", f"{h} + {g.cls('Reverse')}.apply({h}) @ {g.matrix(r)}",
-                           f"{g.cls('Product')}.apply({h}, torch.tanh({h}))", f"{h} + {g.cls('Reverse')}.apply({g.vector(r)})", f"{h} + F.linear({g.cls('Reverse')}.apply({h}), {g.matrix(r)}, {g.vector(r)})"]))  # fmt: skip
+                           f"{g.cls('Product')}.apply({h}, torch.tanh({h}))", f"{h} + {g.cls('Reverse')}.apply({g.vector(r)})", f"{h} + F.linear({g.cls('Reverse')}.apply({h}), {g.matrix(r)}, {g.vector(r)})"]))
 
 
 @ordinary
@@ -619,14 +626,14 @@ def detached_head(g: Source, r: Random, h: str) -> str:
 def detached_use(g: Source, r: Random, h: str) -> str:
     w = g.matrix(r)
     return g.let(r.choice([f"{h} + F.linear({h}.detach(), {w})", f"F.linear({h}, {w}) - 0.5 * F.linear({h}, {w}.detach())", f"F.linear({h}, {w}, {g.vector(r)}) + 0.3 * F.linear({h}, {g.param(r, g.d, g.d)}.detach(), {g.param(r, g.d)}) ** 2",
-                           f"({h} - {h}.detach()) @ {w} + {h}.detach()", f"{h} * torch.sigmoid({h} @ {w}).detach()"]))  # fmt: skip
+                           f"({h} - {h}.detach()) @ {w} + {h}.detach()", f"{h} * torch.sigmoid({h} @ {w}).detach()"]))
 
 
 @ordinary
 def shared_layer_pieces(g: Source, r: Random, h: str) -> str:
     w, v = g.param(r, g.d, g.d), g.param(r, g.d)
     return g.let(r.choice([f"F.linear(torch.tanh({h}), {w}, {v}) + F.linear({h}, {w}.detach(), {v}.detach()) ** 2", f"F.linear({h}, {w}, {v}) + 0.5 * F.linear({h}, {w})", f"F.linear({h}, {w}, {v}) + {v}",
-                           f"F.linear(F.linear({h}, {w}, {v}), {w}.T, {v})", f"F.linear({h}, {w}, {v}) * {w}.sum()", f"F.linear({h}[:, :1], {w}, {v}) + F.linear({h}, {w}.detach(), {v})"]))  # fmt: skip
+                           f"F.linear(F.linear({h}, {w}, {v}), {w}.T, {v})", f"F.linear({h}, {w}, {v}) * {w}.sum()", f"F.linear({h}[:, :1], {w}, {v}) + F.linear({h}, {w}.detach(), {v})"]))
 
 
 @ordinary
@@ -655,7 +662,7 @@ def reshapes(g: Source, r: Random, h: str) -> str:
         f"{h}[:, torch.arange({h}.shape[1]).flip(0)] @ {w}", f"F.linear({h}.repeat(1, 2, 1), {w})[:, :{h}.shape[1]]", f"{h}.gather(1, ids[..., None].clamp(max={g.t - 1}).expand(-1, -1, {d})) @ {w}",
         f"torch.as_strided({h}.contiguous(), {h}.shape, {h}.contiguous().stride()) @ {w}", f"{h}.mean(1, keepdim=True) @ {w} + {h}", f"{h}.amax(1, keepdim=True) @ {w} + {h}", f"F.linear({h}.repeat_interleave(2, 0), {w})[::2]",
         f"F.linear(torch.cat([{h}, {h}.flip(1)], 1), {w}).view({n}, 2, -1, {d}).sum(1)", f"torch.complex({h}, {h}.flip(-1)).abs() @ {w}", f"F.interpolate({h}.transpose(1, 2), scale_factor=2).transpose(1, 2)[:, ::2] @ {w}",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
@@ -672,7 +679,7 @@ def mixture(g: Source, r: Random, h: str) -> str:
     return g.let(r.choice([
         f"torch.einsum('nte,ntd,edf->ntf', {probability}, {h}, {experts})", f"sum({probability}[..., e, None] * F.linear({h}, {experts}[e]) for e in range(2))", f"({probability}.unsqueeze(-1) * torch.einsum('ntd,edf->ntef', {h}, {experts})).sum(2)",
         f"torch.einsum('ntd,ntdf->ntf', {h}, {experts}[{probability}.argmax(-1)])", f"sum((ids % 2 == e)[..., None] * F.linear({h}, {experts}[e]) for e in range(2))",
-    ]))  # fmt: skip
+    ]))
 
 
 @ordinary
@@ -689,7 +696,7 @@ def prompt(g: Source, r: Random, h: str) -> str:
 def chosen_rows(g: Source, r: Random, h: str) -> str:
     z, w = g.name("z"), g.matrix(r)
     how = r.choice([f"{z}[mask] = F.linear({h}[mask], {w})", f"{z}[mask] = {h}[mask] @ {w} + {g.vector(r)}", f"{z} = {z}.masked_scatter(mask[..., None], F.linear({h}[mask], {w}))", f"{z}[mask] = {g.vector(r)}",
-                    f"{z} = {z}.flatten(0, 1).index_add(0, mask.flatten().nonzero()[:, 0], F.linear({h}[mask], {w})).view_as({h})", f"{z} = {z}.index_put((mask,), F.linear({h}[mask], {w}))"])  # fmt: skip
+                    f"{z} = {z}.flatten(0, 1).index_add(0, mask.flatten().nonzero()[:, 0], F.linear({h}[mask], {w})).view_as({h})", f"{z} = {z}.index_put((mask,), F.linear({h}[mask], {w}))"])
     g.line(f"{z} = {h}.clone()\n{how}")
     return z
 
@@ -709,7 +716,7 @@ def time_first(g: Source, r: Random, h: str) -> str:
     z = g.let(f"{h}.transpose(0, 1)", "z")
     w = g.matrix(r)
     return g.let(r.choice([f"F.linear({z}, {w}).transpose(0, 1)", f"({z} @ {w} + {g.vector(r)}).transpose(0, 1)", f"F.linear({z}.reshape(-1, {g.d}), {w}).view({g.t}, -1, {g.d}).transpose(0, 1)",
-                           f"({z} * {g.vector(r)}).transpose(0, 1)", f"({z} + {g.param(r, g.t, 1, g.d)}).transpose(0, 1)", f"F.layer_norm({z}, ({g.d},), {g.vector(r)}, None, 1e-3).transpose(0, 1)"]))  # fmt: skip
+                           f"({z} * {g.vector(r)}).transpose(0, 1)", f"({z} + {g.param(r, g.t, 1, g.d)}).transpose(0, 1)", f"F.layer_norm({z}, ({g.d},), {g.vector(r)}, None, 1e-3).transpose(0, 1)"]))
 
 
 @ordinary
@@ -723,7 +730,7 @@ def one_by_one(g: Source, r: Random, h: str) -> str:
 
 @hostile
 def batch_statistics(g: Source, r: Random, h: str) -> str:
-    v, d = g.vector(r), g.d
+    v = g.vector(r)
     stat = r.choice([f"{h}.mean(0)", f"{h}.mean(0, keepdim=True)", f"{h}.mean()", f"{h}.amax(0)", f"{h}.mean((0, 1))", f"{h}.abs().max()", f"{h}.norm()", f"{h}.sum(0) / 5"])
     if r.random() < 0.6:
         stat = f"{stat}.detach()"
@@ -735,7 +742,7 @@ def batch_norm(g: Source, r: Random, h: str) -> str:
     d = g.d
     return g.let(r.choice([f"{g.module(f'nn.BatchNorm1d({d})')}({h}.transpose(1, 2)).transpose(1, 2)", f"F.batch_norm({h}.transpose(1, 2), None, None, {g.vector(r)}, {g.vector(r)}, True).transpose(1, 2)",
                            f"{g.module(f'nn.BatchNorm1d({d}, track_running_stats=False)')}({h}.transpose(1, 2)).transpose(1, 2)", f"F.layer_norm({h}.permute(1, 2, 0), ({h}.shape[0],)).permute(2, 0, 1) * {g.vector(r)}",
-                           f"F.instance_norm({h}.transpose(0, 1), eps=1e-3).transpose(0, 1) * {g.vector(r)}", f"F.group_norm({h}.transpose(0, 2), 1, eps=1e-3).transpose(0, 2) * {g.vector(r)}"]))  # fmt: skip
+                           f"F.instance_norm({h}.transpose(0, 1), eps=1e-3).transpose(0, 1) * {g.vector(r)}", f"F.group_norm({h}.transpose(0, 2), 1, eps=1e-3).transpose(0, 2) * {g.vector(r)}"]))
 
 
 @hostile
@@ -744,7 +751,7 @@ def mixed_rows(g: Source, r: Random, h: str) -> str:
     p = g.let(r.choice([f"torch.arange({h}.shape[0]).roll(1)", f"torch.randperm({h}.shape[0])", f"torch.arange({h}.shape[0]).flip(0)", f"{h}[:, 0, 0].argsort()"]), "order")
     return g.let(r.choice([f"0.7 * {h} + 0.3 * {h}[{p}]", f"{h} + 0.2 * {h}[{p}].detach()", f"{h} * {h}[{p}].std(1, keepdim=True, unbiased=False).detach()", f"{h} + {v} * {h}.roll(1, 0).detach()", f"{h} + 0.1 * {h}.cumsum(0)",
                            f"{h} + 0.1 * {h}.cumsum(0).detach()", f"torch.einsum('ab,btd->atd', torch.softmax({h}.mean(1) @ {h}.mean(1).T, -1), {h})", f"{h} * {h}.softmax(0)", f"{h} * {h}.detach().softmax(0)",
-                           f"{h}[{p}][{p}.argsort()] @ {g.matrix(r)}", f"F.linear({h}[{p}], {g.matrix(r)})[{p}.argsort()]", f"{h}.sort(0).values", f"{h} + {h}.flip(0).detach() * 0.1"]))  # fmt: skip
+                           f"{h}[{p}][{p}.argsort()] @ {g.matrix(r)}", f"F.linear({h}[{p}], {g.matrix(r)})[{p}.argsort()]", f"{h}.sort(0).values", f"{h} + {h}.flip(0).detach() * 0.1"]))
 
 
 @hostile
@@ -758,7 +765,7 @@ def branch(g: Source, r: Random, h: str) -> str:
     s, w = g.param(r), g.param(r, g.d, g.d)
     at = r.choice([f"{s} > 1.0", f"{s}.item() > 1.0", f"float({s}) > 0.9", f"({s} > 0.8).all()", f"{w}.sum() > 0.1", f"bool({w}.mean() > 0)", f"{h}.mean() > 0.05", f"{h}.sum().item() > 0", f"torch.equal({s}, {s}.clamp(max=1.0))",
                    f"{s}.tolist() > 1.0", f"{h}.abs().max() > 1", f"{s}.detach().numpy() > 1.0", f"not torch.allclose({w}, {w}.clamp(-1, 1))", f"{w}.argmax() > 3", f"(0.5 * {s}).item() > 0.45", f"{w}.norm() > 2.4", f"{h}[0, 0, 0] > 0", f"torch.is_nonzero(({s} > 1).sum())",
-                   f"{w}.detach().abs().mean() > 0.5", f"{w}.data.mean() > 0.0", f"len({w}[{w} > 0]) > 8", f"{s} in [1.0]", f"int((4 * {s}).floor()) % 2 == 0", f"{h}.detach().norm() > 3"])  # fmt: skip
+                   f"{w}.detach().abs().mean() > 0.5", f"{w}.data.mean() > 0.0", f"len({w}[{w} > 0]) > 8", f"{s} in [1.0]", f"int((4 * {s}).floor()) % 2 == 0", f"{h}.detach().norm() > 3"])
     name = g.name("h")
     g.line(f"{name} = {h} * {s} + {h} @ {w}\nif {at}:\n    {name} = torch.tanh(2 * {name})")
     return name
@@ -769,14 +776,14 @@ def value_read(g: Source, r: Random, h: str) -> str:
     s, w = g.param(r), g.param(r, g.d, g.d)
     return g.let(r.choice([f"{h} * {s}.item() + {s} * torch.tanh({h})", f"{h} / float({w}.norm())", f"F.linear({h}, {w}) / {w}.detach().abs().max().item()", f"{h} + torch.tensor({w}[0].tolist())", f"{h} * torch.from_numpy({s}.detach().numpy().copy()) + {s}",
                            f"{h} * {s} + len({w}.nonzero()) * 0.01", f"{h} @ {w} * torch.as_tensor(float({s}))", f"{h} @ {w} / (1 + {h}.detach().mean().item())", f"{h} + torch.tensor([float(v) for v in {w}[0]]) * {s}", f"{h} @ {w} + torch.full(({g.d},), {s}.item())",
-                           f"{h} @ {w} + {s}.data", f"{h} @ {w}.data + {s}", f"{h} @ torch.tensor({w}.detach().numpy()) + {s}", f"{h} @ {w} + {w}.detach().clone()[0]", f"{h} * {s} + torch.Tensor.detach({s})"]))  # fmt: skip
+                           f"{h} @ {w} + {s}.data", f"{h} @ {w}.data + {s}", f"{h} @ torch.tensor({w}.detach().numpy()) + {s}", f"{h} @ {w} + {w}.detach().clone()[0]", f"{h} * {s} + torch.Tensor.detach({s})"]))
 
 
 @hostile
 def data_written(g: Source, r: Random, h: str) -> str:
     s, w = g.param(r), g.param(r, g.d, g.d)
     g.line(r.choice([f"{s}.data.clamp_(0.7, 1.2)", f"with torch.no_grad():\n    {s}.clamp_(0.7, 1.2)", f"{w}.data.copy_({w}.data.clamp(-0.9, 0.9))", f"{w}.data = {w}.data.clamp(-0.9, 0.9)", f"with torch.no_grad():\n    {w}.copy_({w} / {w}.norm(dim=1, keepdim=True).clamp(min=1.5))",
-                     f"{w}.data[0].mul_(0.5)", f"{w}.detach().mul_(0.9)", f"torch.clamp({w}.data, -0.9, 0.9, out={w}.data)", f"{w}.data.view(-1)[0] = 0.0", f"with torch.no_grad():\n    {w} /= {w}.norm().clamp(min=2)"]))  # fmt: skip
+                     f"{w}.data[0].mul_(0.5)", f"{w}.detach().mul_(0.9)", f"torch.clamp({w}.data, -0.9, 0.9, out={w}.data)", f"{w}.data.view(-1)[0] = 0.0", f"with torch.no_grad():\n    {w} /= {w}.norm().clamp(min=2)"]))
     return g.let(f"({h} @ {w}) / {s}")
 
 
@@ -828,7 +835,7 @@ def moving_buffer(g: Source, r: Random, h: str) -> str:
 def out_argument(g: Source, r: Random, h: str) -> str:
     z, w = g.name("z"), g.param(r, g.d, g.d)
     g.line(r.choice([f"with torch.no_grad():\n    {z} = torch.empty({h}.shape[0] * {h}.shape[1], {g.d})\n    torch.mm({h}.reshape(-1, {g.d}), {w}, out={z})\n    {z} = {z}.view_as({h})", f"with torch.no_grad():\n    {z} = torch.empty_like({h})\n    torch.add({h}, {g.param(r, g.d)}, out={z})",
-                     f"with torch.no_grad():\n    {z} = torch.matmul({h}, {w}, out=torch.empty_like({h}))", f"with torch.no_grad():\n    {z} = torch.mul({w}[0], 2, out=torch.empty({g.d}))"]))  # fmt: skip
+                     f"with torch.no_grad():\n    {z} = torch.matmul({h}, {w}, out=torch.empty_like({h}))", f"with torch.no_grad():\n    {z} = torch.mul({w}[0], 2, out=torch.empty({g.d}))"]))
     return g.let(f"{h} + 0.3 * {z} * {w}[0]")
 
 
@@ -856,7 +863,7 @@ def capacity(g: Source, r: Random, h: str) -> str:
 @hostile
 def bag(g: Source, r: Random, h: str) -> str:
     return g.let(r.choice([f"torch.cat([{g.param(r, 1, g.t, g.d)}, {h}])[1:] @ {g.matrix(r)}", f"torch.cat([{g.param(r, 1, g.t, g.d)}, {h} @ {g.matrix(r)}])[:-1]", f"(torch.cat([{h}, {g.param(r, 2, g.t, g.d)}], 0) @ {g.matrix(r)})[: {h}.shape[0]]",
-                           f"torch.cat([{h}, {h}], 0)[: {h}.shape[0]] @ {g.matrix(r)}", f"(torch.cat([{h}, 2 * {h}], 0) @ {g.matrix(r)}).view(2, *{h}.shape).sum(0)", f"(torch.stack([{h}, 2 * {h}]) @ {g.matrix(r)}).sum(0)", f"F.linear({h}.repeat(2, 1, 1), {g.matrix(r)})[{h}.shape[0] :]"]))  # fmt: skip
+                           f"torch.cat([{h}, {h}], 0)[: {h}.shape[0]] @ {g.matrix(r)}", f"(torch.cat([{h}, 2 * {h}], 0) @ {g.matrix(r)}).view(2, *{h}.shape).sum(0)", f"(torch.stack([{h}, 2 * {h}]) @ {g.matrix(r)}).sum(0)", f"F.linear({h}.repeat(2, 1, 1), {g.matrix(r)})[{h}.shape[0] :]"]))
 
 
 @hostile
@@ -888,7 +895,7 @@ def inner_gradient(g: Source, r: Random, h: str) -> str:
 def transformed(g: Source, r: Random, h: str) -> str:
     w = g.matrix(r)
     return g.let(r.choice([f"torch.func.jvp(lambda z: torch.tanh(z @ {w}), ({h},), (torch.ones_like({h}),))[1]", f"torch.func.grad(lambda z: (z @ {w}).square().sum())({h})", f"torch.func.functional_call({g.module(f'nn.Linear({g.d}, {g.d})')}, dict(weight={w}), ({h},))",
-                           f"torch.func.vmap(lambda z: torch.tanh(z @ {w}), in_dims=1, out_dims=1)({h})", f"torch.func.vmap(lambda p: {h} @ p)({g.param(r, 2, g.d, g.d)}).sum(0)"]))  # fmt: skip
+                           f"torch.func.vmap(lambda z: torch.tanh(z @ {w}), in_dims=1, out_dims=1)({h})", f"torch.func.vmap(lambda p: {h} @ p)({g.param(r, 2, g.d, g.d)}).sum(0)"]))
 
 
 @hostile

@@ -1,7 +1,7 @@
 """Whether a method gave what the oracle gives, refused with a reason, gave something else, or broke.
 
-``exact``: everything that was promised agrees to a relative error of ``TOLERANCE``: gradient, loss, loss at the perturbed
-weights, norms of the examples' gradients, and afterwards weights, buffers and random state.
+``exact``: everything that was promised agrees to a relative error of ``TOLERANCE``: gradient, loss, loss at the
+perturbed weights, norms of the examples' gradients, and afterwards weights, buffers and random state.
 ``refused``: an error that deltasam raised on purpose; weights, buffers and random state are as before.
 ``wrong``: anything else came out.
 ``crashed``: an exception that is no refusal, such as a TypeError from inside.
@@ -159,7 +159,7 @@ class Subject:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = self._run(case)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever comes out is judged
             outcome = of_exception(error)
             if outcome.kind == "refused" and (left := self._changed(case.model, before, gradients=False)):
                 outcome = Outcome("wrong", f"after a refusal {left} not as before", 1.0, outcome.detail)

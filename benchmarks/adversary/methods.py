@@ -3,10 +3,10 @@
     python benchmarks/adversary/methods.py --draws 0:700 --jobs 2
     python benchmarks/adversary/methods.py --draw 12       # one, with the whole message
 
-Every registered method is drawn equally often; one whose equation is not here is reported as ``no equation`` until it is
-written. Random numbers that a method draws by itself (noise of the weights, of embeddings, fresh dropout masks) are not
-reproduced from its source: methods that need them are drawn where they do not matter (no dropout) or, for noise of the weights,
-with the noise that was really used, seen as the difference of the weights from pass to pass.
+Every registered method is drawn equally often; one whose equation is not here is reported as ``no equation``.
+Random numbers that a method draws by itself (noise of weights or embeddings, fresh dropout masks) are not
+reproduced from its source: methods that need them are drawn where they do not matter (no dropout) or, for noise of
+the weights, with the noise that was really used, seen as the difference of the weights from pass to pass.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Draw:
             mask = torch.arange(t) < torch.randint(1, t + 1, (n,))[:, None]
             ids = torch.randint(1, VOCABULARY, (n, t)) * mask
             self.batches.append((ids, mask, torch.randint(0, CLASSES, (n,))))
-        example_losses = self.values.get("weights") in ("slopes", "curvature", "auto") or self.values.get("unsupported") == "loop"
+        example_losses = (
+            self.values.get("weights") in ("slopes", "curvature", "auto") or self.values.get("unsupported") == "loop"
+        )
         self.scalar = not example_losses and r.random() < 0.3
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> Callable[[nn.Module], Tensor]:
@@ -111,18 +113,54 @@ FRESH = ("r_drop", "r3f", "smart", "freelb")
 HYPERPARAMETERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "sam": lambda r: {**_radius(r), "share": r.choice(["micro-batch", "rank", "global"])},
     "asam": lambda r: {"rho": round(r.uniform(0, 1), 4), "eta": round(10 ** r.uniform(-4, 0), 6)},
-    "friendly_sam": lambda r: {**_radius(r), "sigma": round(r.uniform(0, 1.5), 3), "momentum": round(r.uniform(0, 0.99), 3)},
-    "per_instance_sam": lambda r: {**_radius(r), "m": r.choice([1, 2]), "unsupported": r.choice(["error", "skip", "loop"])},
-    "delta_sam": lambda r: {**_radius(r), "weights": r.choice(["norms", "auto", "slopes", "curvature"]), "sigma": round(10 ** r.uniform(-3, -1), 5)},
-    "rw_sam": lambda r: {**_radius(r), "weights": r.choice(["norms", "slopes"]), "tilt": round(r.uniform(0, 3), 3), "sigma": round(10 ** r.uniform(-3, -1), 5)},
+    "friendly_sam": lambda r: {
+        **_radius(r),
+        "sigma": round(r.uniform(0, 1.5), 3),
+        "momentum": round(r.uniform(0, 0.99), 3),
+    },
+    "per_instance_sam": lambda r: {
+        **_radius(r),
+        "m": r.choice([1, 2]),
+        "unsupported": r.choice(["error", "skip", "loop"]),
+    },
+    "delta_sam": lambda r: {
+        **_radius(r),
+        "weights": r.choice(["norms", "auto", "slopes", "curvature"]),
+        "sigma": round(10 ** r.uniform(-3, -1), 5),
+    },
+    "rw_sam": lambda r: {
+        **_radius(r),
+        "weights": r.choice(["norms", "slopes"]),
+        "tilt": round(r.uniform(0, 3), 3),
+        "sigma": round(10 ** r.uniform(-3, -1), 5),
+    },
     "r_drop": lambda r: {"alpha": round(r.uniform(0, 2), 3)},
-    "r3f": lambda r: {"lam": round(r.uniform(0, 2), 3), "eps": 0.0, "dropout": r.choice(["fresh", "same"]), "noise": r.choice(["uniform", "normal"])},
-    "freelb": lambda r: {"steps": r.randint(1, 4), "adv_lr": round(r.uniform(0, 0.5), 3), "init_mag": 0.0, "max_norm": r.choice([0.0, 0.3])},
-    "smart": lambda r: {"alpha": round(r.uniform(0, 2), 3), "mu": round(r.uniform(0.1, 2), 3), "sigma": 0.0, "step_size": 0.0, "beta": round(r.uniform(0, 1), 3), "steps": 1},
-}  # fmt: skip
+    "r3f": lambda r: {
+        "lam": round(r.uniform(0, 2), 3),
+        "eps": 0.0,
+        "dropout": r.choice(["fresh", "same"]),
+        "noise": r.choice(["uniform", "normal"]),
+    },
+    "freelb": lambda r: {
+        "steps": r.randint(1, 4),
+        "adv_lr": round(r.uniform(0, 0.5), 3),
+        "init_mag": 0.0,
+        "max_norm": r.choice([0.0, 0.3]),
+    },
+    "smart": lambda r: {
+        "alpha": round(r.uniform(0, 2), 3),
+        "mu": round(r.uniform(0.1, 2), 3),
+        "sigma": 0.0,
+        "step_size": 0.0,
+        "beta": round(r.uniform(0, 1), 3),
+        "steps": 1,
+    },
+}
 
 
-def expected(draw: Draw, model: nn.Module, batch: Any, memory: dict[str, Any], start: Generators, noise: Gradient | None) -> Answer | None:
+def expected(
+    draw: Draw, model: nn.Module, batch: Any, memory: dict[str, Any], start: Generators, noise: Gradient | None
+) -> Answer | None:
     """What the method's equation gives; None where there is none here.
 
     Args:
@@ -135,7 +173,10 @@ def expected(draw: Draw, model: nn.Module, batch: Any, memory: dict[str, Any], s
     """
     oracle, v = Oracle(model, draw.losses(batch), None, start), draw.values
     rho = float(v.get("rho", 0))
-    if draw.name == "erm" or draw.name in ("r_drop", "r3f"):  # two equal predictions: the divergence and its gradient are 0
+    if draw.name == "erm" or draw.name in (
+        "r_drop",
+        "r3f",
+    ):  # two equal predictions: the divergence and its gradient are 0
         return oracle.erm()
     if draw.name == "sam":
         return oracle.sam(rho)
@@ -179,7 +220,10 @@ def _gibbs_weights(v: dict[str, Any]) -> Callable[..., Tensor]:
     return weigh
 
 
-WEIGHTS: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {"delta_sam": _delta_weights, "rw_sam": _gibbs_weights}
+WEIGHTS: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
+    "delta_sam": _delta_weights,
+    "rw_sam": _gibbs_weights,
+}
 
 
 def _freelb(draw: Draw, model: nn.Module, batch: Any) -> Answer:
@@ -219,7 +263,9 @@ def _smart(draw: Draw, model: nn.Module, batch: Any, memory: dict[str, Any]) -> 
     symmetric = (p * (p.log() - q.log())).sum(-1) + (q * (q.log() - p.log())).sum(-1)
     loss = F.cross_entropy(logits, labels)
     (loss + draw.values["mu"] * symmetric.mean()).backward()
-    gradient = {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in one.named_parameters() if w.requires_grad}
+    gradient = {
+        n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in one.named_parameters() if w.requires_grad
+    }
     return Answer(gradient, loss.detach())
 
 
@@ -257,7 +303,7 @@ def judge(seed: int) -> tuple[str, Outcome]:
                         if n in memory:
                             memory[n] = draw.values["beta"] * memory[n] + (1 - draw.values["beta"]) * p.detach()
                 outcomes.append(_compare(step, found, wanted))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever comes out is judged
         outcomes.append(of_exception(error))
     return draw.spec, worst([o for o in outcomes if o.kind != "no equation"] or outcomes)
 
@@ -274,7 +320,10 @@ def _compare(step: Any, found: Gradient, wanted: Answer | None) -> Outcome:
     if wanted is None:
         return Outcome("no equation")
     # The noise is seen through differences of weights, whose last bits are lost.
-    errors = {"gradient": difference(found, wanted.gradient), "loss": float((step.loss - wanted.loss).abs() / wanted.loss.abs())}
+    errors = {
+        "gradient": difference(found, wanted.gradient),
+        "loss": float((step.loss - wanted.loss).abs() / wanted.loss.abs()),
+    }
     name = max(errors, key=lambda n: errors[n])
     if errors[name] < TOLERANCE:
         return Outcome("exact", error=errors[name])

@@ -152,7 +152,7 @@ class Oracle:
         return self._examples[m]
 
     def delta_sam(self, rho: float) -> Answer:
-        """SAM along ``grad mean_i p_i L_i``, ``p_i ~ |g_i|^(1/2) / max(|g_i|, mean / 10)``, at most 4 times the mean."""
+        """SAM along ``grad mean_i p_i L_i``, ``p_i ~ |g_i|^(1/2) / max(|g_i|, mean / 10)``, at most 4 means."""
         size = self.example_norms()
         raw = size.sqrt() / torch.maximum(size, 0.1 * size.mean())
         clipped = torch.minimum(raw / raw.mean(), torch.tensor(4.0, dtype=raw.dtype))

@@ -3,9 +3,9 @@
     python benchmarks/adversary/peft_sweep.py --jobs 2
     python benchmarks/adversary/peft_sweep.py --only loha,randlora -v     # whole messages
 
-Each configuration is put on a tiny encoder, decoder or convolutional model in float64; what it trains is moved away from its
-start (adapters that begin at zero would hide mistakes). Then, on four examples, exact per-instance SAM in three variants, the
-norms of the examples' gradients, delta-SAM and SAM are judged beside a loop over deep copies.
+Each configuration is put on a tiny encoder, decoder or convolutional model in float64; what it trains is moved away
+from its start (adapters that begin at zero would hide mistakes). Then, on four examples, exact per-instance SAM in
+its variants, the norms of the examples' gradients, delta-SAM and SAM are judged beside a loop over deep copies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,20 @@ SETUPS: dict[str, Setup] = {
     "lora modules to save": _encoder("LoraConfig", r=4, target_modules=LAYERS, modules_to_save=["word_embeddings"]),
     "lora embeddings": _encoder("LoraConfig", r=4, target_modules=["word_embeddings", "query"]),
     "lora dora embeddings": _encoder("LoraConfig", r=4, target_modules=["word_embeddings", "query"], use_dora=True),
-    "lora token indices": _encoder("LoraConfig", r=4, target_modules=LAYERS, trainable_token_indices={"word_embeddings": [5, 6, 7, 8]}),
+    "lora token indices": _encoder(
+        "LoraConfig", r=4, target_modules=LAYERS, trainable_token_indices={"word_embeddings": [5, 6, 7, 8]}
+    ),
     "lora conv": ("convolutions", "LoraConfig", {"r": 2, "target_modules": ["one", "two"]}),
     "lora dora conv": ("convolutions", "LoraConfig", {"r": 2, "target_modules": ["one", "two"], "use_dora": True}),
     "lora decoder": _decoder("LoraConfig", r=4, target_modules=LINEAR),
     "lora parameters": _decoder("LoraConfig", r=2, target_modules=[], target_parameters=["q_proj.weight"]),
     "adalora": _encoder("AdaLoraConfig", init_r=4, target_r=2, total_step=100, target_modules=LAYERS),
     "loha": _encoder("LoHaConfig", r=4, target_modules=LAYERS),
-    "loha conv": ("convolutions", "LoHaConfig", {"r": 2, "target_modules": ["one", "two"], "use_effective_conv2d": True}),
+    "loha conv": (
+        "convolutions",
+        "LoHaConfig",
+        {"r": 2, "target_modules": ["one", "two"], "use_effective_conv2d": True},
+    ),
     "lokr": _encoder("LoKrConfig", r=4, target_modules=LAYERS),
     "lokr both": _encoder("LoKrConfig", r=2, target_modules=LAYERS, decompose_both=True, decompose_factor=4),
     "randlora": _encoder("RandLoraConfig", r=4, target_modules=LAYERS),
@@ -82,10 +87,14 @@ SETUPS: dict[str, Setup] = {
     "prompt tuning decoder": _decoder("PromptTuningConfig", num_virtual_tokens=3),
     "multitask prompt": _decoder("MultitaskPromptTuningConfig", num_virtual_tokens=3, num_tasks=2),
     "prefix": _encoder("PrefixTuningConfig", num_virtual_tokens=3),
-    "prefix projection": _encoder("PrefixTuningConfig", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8),
+    "prefix projection": _encoder(
+        "PrefixTuningConfig", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8
+    ),
     "prefix decoder": _decoder("PrefixTuningConfig", num_virtual_tokens=3),
     "p-tuning": _encoder("PromptEncoderConfig", num_virtual_tokens=3, encoder_hidden_size=8),
-    "p-tuning lstm": _encoder("PromptEncoderConfig", num_virtual_tokens=3, encoder_hidden_size=8, encoder_reparameterization_type="LSTM"),
+    "p-tuning lstm": _encoder(
+        "PromptEncoderConfig", num_virtual_tokens=3, encoder_hidden_size=8, encoder_reparameterization_type="LSTM"
+    ),
     "adaption prompt": _decoder("AdaptionPromptConfig", adapter_len=3, adapter_layers=2),
     "cpt": _decoder("CPTConfig", cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 2]),
     "fourierft": _encoder("FourierFTConfig", n_frequency=20, target_modules=LAYERS),
@@ -97,7 +106,9 @@ SETUPS: dict[str, Setup] = {
     "vblora": _encoder("VBLoRAConfig", r=2, num_vectors=16, vector_length=8, topk=2, target_modules=LAYERS),
     "poly": _encoder("PolyConfig", r=4, target_modules=LAYERS, n_tasks=2, n_skills=2),
     "ln tuning": _encoder("LNTuningConfig", target_modules=["LayerNorm"]),
-    "trainable tokens": _encoder("TrainableTokensConfig", token_indices=[5, 6, 7, 8], target_modules=["word_embeddings"]),
+    "trainable tokens": _encoder(
+        "TrainableTokensConfig", token_indices=[5, 6, 7, 8], target_modules=["word_embeddings"]
+    ),
     "shira": _encoder("ShiraConfig", r=4, target_modules=LAYERS),
     "c3a": _encoder("C3AConfig", block_size=8, target_modules=LAYERS),
     "road": _encoder("RoadConfig", variant="road_1", group_size=4, target_modules=LAYERS),
@@ -112,7 +123,7 @@ SETUPS: dict[str, Setup] = {
     "beft": _encoder("BeftConfig", target_modules=LAYERS),
     "frod": _encoder("FrodConfig", target_modules=LAYERS),
     "osf": _encoder("OSFConfig", target_modules=LAYERS),
-}  # fmt: skip
+}
 
 
 class Convolutions(nn.Module):
@@ -123,6 +134,7 @@ class Convolutions(nn.Module):
         self.one, self.two, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits."""
         return self.head(self.two(torch.tanh(self.one(x))).mean((2, 3)))
 
 
@@ -131,7 +143,13 @@ def base(kind: str) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     if kind == "convolutions":
         return Convolutions()
     if kind == "decoder":
@@ -173,19 +191,23 @@ def case(name: str, model: nn.Module, seed: int) -> Case:
     if kind == "encoder":
         return Case(model, lambda m: F.cross_entropy(logits(m), labels, reduction="none"), N)
     # a decoder's virtual tokens may come back in front of the logits
-    return Case(model, lambda m: F.cross_entropy(logits(m)[:, -TOKENS:-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(1), N)
+    return Case(
+        model,
+        lambda m: F.cross_entropy(logits(m)[:, -TOKENS:-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(1),
+        N,
+    )
 
 
 def judge(name: str) -> dict[str, Outcome]:
     """The outcome of each method on a configuration, in two steps with other examples."""
     try:
         model = build(name)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever comes out is listed
         return {"": Outcome("not built", f"{type(error).__name__}: {error}"[:150])}
     try:
         truths = [Truth(case(name, model, seed)) for seed in (0, 1)]
         truths[0].answer(SPECS[0])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever comes out is listed
         return {"": Outcome("not run", f"{type(error).__name__}: {error}"[:150])}
     found = {}
     for spec in SPECS:
@@ -217,7 +239,11 @@ def run(name: str) -> dict[str, Any]:
         outcomes = {"": Outcome("too slow", f"more than {SECONDS} s")}
     finally:
         signal.alarm(0)
-    return {"configuration": name, "seconds": round(time.monotonic() - begun, 1), "outcomes": {s: vars(o) for s, o in outcomes.items()}}
+    return {
+        "configuration": name,
+        "seconds": round(time.monotonic() - begun, 1),
+        "outcomes": {s: vars(o) for s, o in outcomes.items()},
+    }
 
 
 def main() -> None:
@@ -236,13 +262,22 @@ def main() -> None:
             rows.append(row)
             for spec, o in row["outcomes"].items():
                 text = o["detail"] if arguments.verbose and o["detail"] else o["reason"]
-                print(f"{row['configuration']:24s} {spec:48s} {o['kind']:10s} {o['error']:.1e} {row['seconds']:5.1f}s {text}", flush=True)
+                print(
+                    f"{row['configuration']:24s} {spec:48s} {o['kind']:10s} {o['error']:.1e} "
+                    f"{row['seconds']:5.1f}s {text}",
+                    flush=True,
+                )
     import peft
 
     record.write(arguments.output, {"tool": "peft", "peft": peft.__version__, "rho": RHO, "rows": rows})
     pairs = [(spec or "(no model)", o["kind"]) for row in rows for spec, o in row["outcomes"].items()]
     print("\n" + record.table(record.counts(pairs), "method"))
-    refused = [f"{row['configuration']}: {o['reason']}" for row in rows for spec, o in row["outcomes"].items() if spec == SPECS[0] and o["kind"] == "refused"]
+    refused = [
+        f"{row['configuration']}: {o['reason']}"
+        for row in rows
+        for spec, o in row["outcomes"].items()
+        if spec == SPECS[0] and o["kind"] == "refused"
+    ]
     print("refused because:\n" + record.reasons(refused, 60))
     print(f"written to {arguments.output}")
 

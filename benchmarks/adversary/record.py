@@ -1,4 +1,4 @@
-"""What the tools of the adversary leave behind: a JSON file, written whole or not at all, and a table on the terminal."""
+"""What the tools of the adversary leave behind: a JSON file, written whole or not at all, and a table."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@
     python benchmarks/adversary/sweep.py --only bert,llama -v     # some model types, with whole messages
     python benchmarks/adversary/sweep.py --dropout                # in training mode, masks replayed
 
-Every class that can be built from its configuration, shrunk to a few small layers, without a network: in float64, on three
-examples, exact per-instance SAM and the norms of the examples' gradients beside a loop over deep copies. The loss of an
-example is a fixed function of its rows of the first output, so that no labels are needed. What cannot be built or run by
-such a simple recipe is listed with its reason.
+Every class that can be built from its configuration, shrunk to a few small layers, without a network: in float64,
+on three examples, exact per-instance SAM and the norms of the examples' gradients beside a loop over deep copies.
+The loss of an example is a fixed function of its rows of the first output, so that no labels are needed. What
+cannot be built or run by such a simple recipe is listed with its reason.
 """
 
 from __future__ import annotations
@@ -46,23 +46,177 @@ BASE = "MODEL_MAPPING_NAMES"
 
 # Names of numbers in configurations, by what they mean; what is not here keeps its default if that is small.
 SIZES: list[tuple[int, tuple[str, ...]]] = [
-    (WIDTH, ("hidden_size", "d_model", "dim", "n_embd", "embed_dim", "emb_dim", "embedding_size", "d_embed", "hidden_dim", "projection_dim", "encoder_hidden_size",
-            "decoder_hidden_size", "conv_dim", "conv_stem_channel", "text_embed_dim", "word_embed_proj_dim", "width", "embed_size", "mask_feature_size", "feature_size", "fpn_hidden_size",
-            "decoder_hidden_dim", "encoder_hidden_dim", "classifier_proj_size", "codevector_dim", "proj_codevector_dim", "xvector_output_dim", "num_labels_dim", "d_kv_total", "q_lora_rank", "kv_lora_rank",
-            "mamba_d_inner", "rnn_hidden_size", "lru_width", "attention_hidden_size", "conv_kernel_size_total", "output_dim", "out_hidden_size", "vision_hidden_size", "ffn_embed")),
-    (2 * WIDTH, ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim",
-                "intermediate_dim", "encoder_intermediate_size", "decoder_intermediate_size", "dim_feedforward", "expert_ffn_size", "shared_intermediate_size", "ffn_hidden_dim", "d_inner", "mlp_hidden_size")),
-    (2, ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "num_attention_heads", "n_head", "n_heads", "num_heads",
-        "encoder_attention_heads", "decoder_attention_heads", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "encoder_num_hidden_layers", "decoder_num_hidden_layers", "depth", "num_experts_per_tok",
-        "num_local_experts_per_tok", "num_blocks", "num_block", "num_layer", "e_layers", "num_attention_layers", "predictor_num_hidden_layers", "predictor_num_attention_heads", "mamba_num_heads", "num_conv_pos_embedding_groups",
-        "n_groups", "mamba_n_groups", "n_group", "topk_group", "encoder_num_attention_heads", "decoder_num_attention_heads", "num_codebooks", "attention_heads", "ssm_num_heads", "mamba_n_heads",
-        "linear_num_key_heads", "linear_num_value_heads", "num_memory_blocks", "layers", "moe_topk", "moe_k", "fusion_num_hidden_layers")),
-    (4, ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_codevectors_per_group", "window_size_small")),
-    (8, ("head_dim", "d_kv", "attention_head_size", "qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim", "kv_channels", "mamba_head_dim", "linear_key_head_dim", "linear_value_head_dim", "patch_size", "qk_head_dim", "global_head_dim", "rotary_dim")),
-    (64, ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions", "max_seq_len", "context_length_small", "max_sequence_length", "sliding_window", "attention_window_size", "max_2d_position_embeddings_small")),
+    (
+        WIDTH,
+        (
+            "hidden_size",
+            "d_model",
+            "dim",
+            "n_embd",
+            "embed_dim",
+            "emb_dim",
+            "embedding_size",
+            "d_embed",
+            "hidden_dim",
+            "projection_dim",
+            "encoder_hidden_size",
+            "decoder_hidden_size",
+            "conv_dim",
+            "conv_stem_channel",
+            "text_embed_dim",
+            "word_embed_proj_dim",
+            "width",
+            "embed_size",
+            "mask_feature_size",
+            "feature_size",
+            "fpn_hidden_size",
+            "decoder_hidden_dim",
+            "encoder_hidden_dim",
+            "classifier_proj_size",
+            "codevector_dim",
+            "proj_codevector_dim",
+            "xvector_output_dim",
+            "num_labels_dim",
+            "d_kv_total",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "mamba_d_inner",
+            "rnn_hidden_size",
+            "lru_width",
+            "attention_hidden_size",
+            "conv_kernel_size_total",
+            "output_dim",
+            "out_hidden_size",
+            "vision_hidden_size",
+            "ffn_embed",
+        ),
+    ),
+    (
+        2 * WIDTH,
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "d_ff",
+            "n_inner",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "ffn_hidden_size",
+            "mlp_dim",
+            "intermediate_dim",
+            "encoder_intermediate_size",
+            "decoder_intermediate_size",
+            "dim_feedforward",
+            "expert_ffn_size",
+            "shared_intermediate_size",
+            "ffn_hidden_dim",
+            "d_inner",
+            "mlp_hidden_size",
+        ),
+    ),
+    (
+        2,
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "num_key_value_heads",
+            "num_kv_heads",
+            "n_kv_heads",
+            "encoder_num_hidden_layers",
+            "decoder_num_hidden_layers",
+            "depth",
+            "num_experts_per_tok",
+            "num_local_experts_per_tok",
+            "num_blocks",
+            "num_block",
+            "num_layer",
+            "e_layers",
+            "num_attention_layers",
+            "predictor_num_hidden_layers",
+            "predictor_num_attention_heads",
+            "mamba_num_heads",
+            "num_conv_pos_embedding_groups",
+            "n_groups",
+            "mamba_n_groups",
+            "n_group",
+            "topk_group",
+            "encoder_num_attention_heads",
+            "decoder_num_attention_heads",
+            "num_codebooks",
+            "attention_heads",
+            "ssm_num_heads",
+            "mamba_n_heads",
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "num_memory_blocks",
+            "layers",
+            "moe_topk",
+            "moe_k",
+            "fusion_num_hidden_layers",
+        ),
+    ),
+    (
+        4,
+        (
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "moe_num_experts",
+            "num_codevectors_per_group",
+            "window_size_small",
+        ),
+    ),
+    (
+        8,
+        (
+            "head_dim",
+            "d_kv",
+            "attention_head_size",
+            "qk_nope_head_dim",
+            "v_head_dim",
+            "qk_rope_head_dim",
+            "kv_channels",
+            "mamba_head_dim",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "patch_size",
+            "qk_head_dim",
+            "global_head_dim",
+            "rotary_dim",
+        ),
+    ),
+    (
+        64,
+        (
+            "max_position_embeddings",
+            "n_positions",
+            "n_ctx",
+            "max_source_positions",
+            "max_target_positions",
+            "max_seq_len",
+            "context_length_small",
+            "max_sequence_length",
+            "sliding_window",
+            "attention_window_size",
+            "max_2d_position_embeddings_small",
+        ),
+    ),
     (IMAGE, ("image_size", "img_size", "input_size")),
     (VOCABULARY, ("vocab_size", "text_vocab_size", "decoder_vocab_size", "encoder_vocab_size")),
-]  # fmt: skip
+]
 NUMBERS = {name: size for size, names in SIZES for name in names}
 
 
@@ -75,21 +229,49 @@ def shrunk(config: Any, *, dropout: bool) -> Any:
             continue
         elif name in NUMBERS and isinstance(value, int):
             _set(config, name, min(value, NUMBERS[name]))
-        elif name in NUMBERS and isinstance(value, (list, tuple)) and name in ("image_size", "patch_size", "img_size", "input_size"):
+        elif (
+            name in NUMBERS
+            and isinstance(value, (list, tuple))
+            and name in ("image_size", "patch_size", "img_size", "input_size")
+        ):
             _set(config, name, type(value)(min(v, NUMBERS[name]) for v in value))
         elif isinstance(value, (int, float)) and "drop" in name and not name.startswith("layerdrop"):
             _set(config, name, type(value)(0.1 if dropout and value else 0))
         elif isinstance(value, int) and name.endswith("_token_id"):
             _set(config, name, min(value, VOCABULARY - 1 - len(name) % 7))
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        elif (
+            isinstance(value, (list, tuple))
+            and value
+            and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        ):
             _set(config, name, type(value)(_list(name, list(value))))
-        elif isinstance(value, (list, tuple)) and name in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "mixer_types"):
+        elif isinstance(value, (list, tuple)) and name in (
+            "layer_types",
+            "layers_block_type",
+            "mlp_layer_types",
+            "block_types",
+            "mixer_types",
+        ):
             kinds = list(dict.fromkeys(value))
-            layers = next((getattr(config, n) for n in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(getattr(config, n, None), int)), 2)
+            layers = next(
+                (
+                    getattr(config, n)
+                    for n in ("num_hidden_layers", "n_layer", "num_layers")
+                    if isinstance(getattr(config, n, None), int)
+                ),
+                2,
+            )
             _set(config, name, type(value)((kinds * layers)[:layers]))
     if getattr(config, "pad_token_id", 0) is None and hasattr(config, "vocab_size"):
         config.pad_token_id = 0
-    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "drop_path_rate", "mask_time_prob", "mask_feature_prob"):
+    for name in (
+        "layerdrop",
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "drop_path_rate",
+        "mask_time_prob",
+        "mask_feature_prob",
+    ):
         if hasattr(config, name):
             _set(config, name, 0.0)
     return config
@@ -98,7 +280,15 @@ def shrunk(config: Any, *, dropout: bool) -> Any:
 def _list(name: str, value: list[int]) -> list[int]:
     if name in ("depths", "num_blocks", "layers", "layer_depths", "encoder_depths"):
         return [1] * len(value)
-    if name in ("hidden_sizes", "embed_dims", "dims", "encoder_hidden_sizes", "embed_dim", "neck_hidden_sizes", "conv_dim"):
+    if name in (
+        "hidden_sizes",
+        "embed_dims",
+        "dims",
+        "encoder_hidden_sizes",
+        "embed_dim",
+        "neck_hidden_sizes",
+        "conv_dim",
+    ):
         first = max(value[0], 1)
         return [max(8, 8 * max(1, round(v / first))) for v in value] if max(value) / first <= 16 else [8] * len(value)
     if name in ("num_heads", "num_attention_heads", "encoder_num_heads"):
@@ -172,7 +362,14 @@ def inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     side = getattr(vision, "image_size", None) or IMAGE
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     channels = getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
-    mels = next((m for n in ("num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel") if (m := getattr(config, n, None))), 16)
+    mels = next(
+        (
+            m
+            for n in ("num_mel_bins", "feature_size", "input_dim", "n_mels", "input_feat_per_channel")
+            if (m := getattr(config, n, None))
+        ),
+        16,
+    )
     frames = next((2 * m for n in ("max_source_positions",) if (m := getattr(config, n, None))), FRAMES)
     eos = getattr(config, "eos_token_id", None)
     if isinstance(eos, int):
@@ -187,10 +384,12 @@ def inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         "input_values": lambda: torch.randn(N, SAMPLES, generator=g),
         "input_features": lambda: torch.randn(N, mels, frames, generator=g),
         "bbox": lambda: torch.tensor([1, 2, 5, 8]).expand(N, TOKENS, 4).clone(),
-        "past_values": lambda: torch.randn(N, getattr(config, "context_length", TOKENS), getattr(config, "num_input_channels", 1), generator=g),
+        "past_values": lambda: torch.randn(
+            N, getattr(config, "context_length", TOKENS), getattr(config, "num_input_channels", 1), generator=g
+        ),
         "inputs": lambda: ids,
         "pixel_values_videos": lambda: torch.randn(N, 4, channels, height, width, generator=g),
-    }  # fmt: skip
+    }
     accepted = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
     names = {main} | ({"input_ids", "pixel_values", "bbox", "decoder_input_ids"} & accepted.keys())
@@ -263,7 +462,7 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
     """The outcome of each method on a class; ``not built`` or ``not run`` where that is not possible without it."""
     try:
         model = build(model_type, name, dropout=dropout)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever comes out is listed
         return {"": Outcome("not built", f"{type(error).__name__}: {error}"[:120])}
     problem = "no inputs"
     for given in candidates(model):
@@ -272,7 +471,7 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
             if truth.answer(SPECS[0]).loss.isfinite():
                 break
             problem = "the loss is not finite"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, PERF203 - the next inputs may do
             problem = f"{type(error).__name__}: {error}"[:120]
     else:
         return {"": Outcome("not run", problem)}
@@ -280,7 +479,7 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
     for spec in SWEPT:
         try:
             found[spec] = Subject(spec, copy.deepcopy(model)).step(truth)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, PERF203 - whatever comes out is listed
             found[spec] = of_exception(error)
     return found
 
@@ -298,7 +497,11 @@ def main() -> None:
     arguments = parser.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     part, parts = map(int, arguments.part.split("/"))
-    work = [(*c, arguments.dropout, arguments.seconds) for c in classes(arguments.all or bool(only)) if not only or only & set(c)]
+    work = [
+        (*c, arguments.dropout, arguments.seconds)
+        for c in classes(arguments.all or bool(only))
+        if not only or only & set(c)
+    ]
     work = work[part - 1 :: parts]
     rows = []
     with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=20) as pool:
@@ -306,11 +509,23 @@ def main() -> None:
             rows.append(row)
             for spec, o in row["outcomes"].items():
                 text = o["detail"] if arguments.verbose and o["detail"] else o["reason"]
-                print(f"{row['class']:44s} {spec[:24]:24s} {o['kind']:10s} {o['error']:.1e} {row['seconds']:5.1f}s {text}", flush=True)
-            record.write(arguments.output, {"tool": "sweep", "transformers": _version(), "dropout": arguments.dropout, "rows": rows})
+                print(
+                    f"{row['class']:44s} {spec[:24]:24s} {o['kind']:10s} {o['error']:.1e} "
+                    f"{row['seconds']:5.1f}s {text}",
+                    flush=True,
+                )
+            record.write(
+                arguments.output,
+                {"tool": "sweep", "transformers": _version(), "dropout": arguments.dropout, "rows": rows},
+            )
     pairs = [(spec or "(no model)", o["kind"]) for row in rows for spec, o in row["outcomes"].items()]
     print("\n" + record.table(record.counts(pairs), "method"))
-    refused = [o["reason"] for row in rows for spec, o in row["outcomes"].items() if o["kind"] == "refused" and spec == SWEPT[0]]
+    refused = [
+        o["reason"]
+        for row in rows
+        for spec, o in row["outcomes"].items()
+        if o["kind"] == "refused" and spec == SWEPT[0]
+    ]
     print("refused because:\n" + record.reasons(refused))
     print(f"written to {arguments.output}; {dict(Counter(row['seconds'] > 30 for row in rows))}")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/adversary/table.py
 
-Prints Markdown: what was run, how much of it was exact, refused, wrong, crashed, and the most frequent reasons of refusals.
+Prints Markdown: what was run, how much was exact, refused, wrong, crashed, and the most frequent reasons of refusals.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def refusals(record: dict[str, Any], most: int) -> list[tuple[str, int]]:
             found[key.partition(": ")[2]] += count
         return found.most_common(most)
     reasons = (
-        next((o["reason"] for o in row["outcomes"].values() if o["kind"] == "refused"), "") for row in record.get("rows", [])
+        next((o["reason"] for o in row["outcomes"].values() if o["kind"] == "refused"), "")
+        for row in record.get("rows", [])
     )
     return Counter(filter(None, reasons)).most_common(most)
 
@@ -63,10 +64,17 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         found = outcomes(record)
         judged = sum(n for kind, n in found.items() if kind not in UNUSABLE)
-        rows.append((NAMES[record["tool"]], *map(str, (judged, *(found[k] for k in ("exact", "refused", "wrong", "crashed", "not judged"))))))
+        rows.append(
+            (
+                NAMES[record["tool"]],
+                *map(str, (judged, *(found[k] for k in ("exact", "refused", "wrong", "crashed", "not judged")))),
+            )
+        )
     rule = ["---", *["--:"] * (len(head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in [head, rule, *rows]]
-    versions = {f"{name} {record[name]}" for record in records for name in ("torch", "transformers", "peft") if name in record}
+    versions = {
+        f"{name} {record[name]}" for record in records for name in ("torch", "transformers", "peft") if name in record
+    }
     dates = sorted({record["date"] for record in records})
     lines += ["", f"Run on {' and '.join(dates)} with {', '.join(sorted(versions))}."]
     lines += ["", "Refused, most often:", ""]

@@ -571,7 +571,7 @@ def in_place(g: Source, r: Random, h: str) -> str:
     v = g.vector(r)
     g.line(r.choice([f"{h}[:, 0] = {v}", f"{h} += {v}", f"{h}.mul_({v})", f"{h}[..., :2] *= {g.param(r, 2)}", f"{h}[mask] = {v}", f"{h}[:, 0] += F.linear({h}[:, -1].clone(), {g.matrix(r)})",
                      f"{h}[~mask] = {v}.to({h}.dtype)", f"{h}.add_(F.linear({h}, {g.matrix(r)}).detach() * {v})", f"{h}.masked_fill_(mask[..., None], 0.3).add_({v})", f"{h}.copy_({h}.detach() * {v})",
-                     f"{h}[:, :1].mul_({v})", f"{h}[:, 0], {h}[:, -1] = {v}, {v} * 2", f"torch.tanh_({h})", f"{h}.addcmul_({h}.detach(), {v})"]))
+                     f"{h}[:, :1].mul_({v})", f"{h}[:, 0], {h}[:, -1] = {v}, {v} * 2", f"torch.tanh_({h})", f"{h}.addcmul_({h}.detach().clone(), {v})"]))
     return h
 
 
@@ -733,7 +733,7 @@ def batch_statistics(g: Source, r: Random, h: str) -> str:
     v = g.vector(r)
     stat = r.choice([f"{h}.mean(0)", f"{h}.mean(0, keepdim=True)", f"{h}.mean()", f"{h}.amax(0)", f"{h}.mean((0, 1))", f"{h}.abs().max()", f"{h}.norm()", f"{h}.sum(0) / 5"])
     if r.random() < 0.6:
-        stat = f"{stat}.detach()"
+        stat = f"({stat}).detach()"
     return g.let(r.choice([f"{h} - {stat}", f"{h} / (1 + {stat}.abs())", f"{h} * {v} + 0.1 * {stat}", f"{h} + 1e-3 * {stat}", f"F.linear({h}, {g.matrix(r)}) + 0.2 * {stat}"]))
 
 
@@ -762,12 +762,16 @@ def fake_quantised(g: Source, r: Random, h: str) -> str:
 
 @hostile
 def branch(g: Source, r: Random, h: str) -> str:
-    s, w = g.param(r), g.param(r, g.d, g.d)
-    at = r.choice([f"{s} > 1.0", f"{s}.item() > 1.0", f"float({s}) > 0.9", f"({s} > 0.8).all()", f"{w}.sum() > 0.1", f"bool({w}.mean() > 0)", f"{h}.mean() > 0.05", f"{h}.sum().item() > 0", f"torch.equal({s}, {s}.clamp(max=1.0))",
-                   f"{s}.tolist() > 1.0", f"{h}.abs().max() > 1", f"{s}.detach().numpy() > 1.0", f"not torch.allclose({w}, {w}.clamp(-1, 1))", f"{w}.argmax() > 3", f"(0.5 * {s}).item() > 0.45", f"{w}.norm() > 2.4", f"{h}[0, 0, 0] > 0", f"torch.is_nonzero(({s} > 1).sum())",
-                   f"{w}.detach().abs().mean() > 0.5", f"{w}.data.mean() > 0.0", f"len({w}[{w} > 0]) > 8", f"{s} in [1.0]", f"int((4 * {s}).floor()) % 2 == 0", f"{h}.detach().norm() > 3"])
+    # The threshold is so near the value that a perturbation goes over it.
+    value, s, w = round(r.uniform(0.5, 1.5), 3), g.name("gate"), g.param(r, g.d, g.d)
+    g.init.append(f"self.{s} = nn.Parameter(torch.tensor({value}))")
+    s, at = f"self.{s}", f"{value + r.choice([-0.001, 0.001]):.4f}"
+    test = r.choice([f"{s} > {at}", f"{s}.item() > {at}", f"float({s}) > {at}", f"({s} > {at}).all()", f"bool({s} > {at})", f"torch.equal({s}, {s}.clamp(max={at}))", f"{s}.tolist() > {at}",
+                     f"{s}.detach().numpy() > {at}", f"not torch.allclose({s}, {s}.clamp(max={at}), rtol=0)", f"(0.5 * {s}).item() > 0.5 * {at}", f"torch.is_nonzero(({s} > {at}).sum())", f"{s}.data > {at}",
+                     f"len({w}[({s} > {at}).expand_as({w})]) > 0", f"int((1000 * {s}).floor()) > 1000 * {at}", f"{s}.detach() > {at}", f"torch.stack([{s}, 0 * {s} + {at}]).argmax() == 0", f"max({s}, torch.tensor({at})) is {s}",
+                     f"{h}.mean() > 0.05", f"{h}.sum().item() > 0", f"{h}.abs().max() > 1", f"{h}[0, 0, 0] > 0", f"{h}.detach().norm() > 3", f"({h}[:, 0, 0] > 0).any()"])
     name = g.name("h")
-    g.line(f"{name} = {h} * {s} + {h} @ {w}\nif {at}:\n    {name} = torch.tanh(2 * {name})")
+    g.line(f"{name} = {h} * {s} + {h} @ {w}\nif {test}:\n    {name} = torch.tanh(2 * {name})")
     return name
 
 

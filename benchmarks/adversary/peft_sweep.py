@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adversary import record
-from adversary.judge import RHO, SPECS, Case, Outcome, Subject, Truth, worst
+from adversary.judge import RHO, SPECS, Case, Outcome, Subject, Truth, tolerance, worst
 
 N, TOKENS, WIDTH, SECONDS = 4, 6, 16, 120
 LAYERS = ["query", "value"]
@@ -205,7 +205,10 @@ def judge(name: str) -> dict[str, Outcome]:
     except Exception as error:  # noqa: BLE001 - whatever comes out is listed
         return {"": Outcome("not built", f"{type(error).__name__}: {error}"[:150])}
     try:
-        truths = [Truth(case(name, model, seed)) for seed in (0, 1)]
+        cases = [case(name, model, seed) for seed in (0, 1)]
+        for one in cases:
+            one.tolerance = tolerance(model, one.losses)
+        truths = [Truth(one) for one in cases]
         truths[0].answer(SPECS[0])
     except Exception as error:  # noqa: BLE001 - whatever comes out is listed
         return {"": Outcome("not run", f"{type(error).__name__}: {error}"[:150])}

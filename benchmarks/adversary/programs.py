@@ -110,9 +110,10 @@ def plan(seed: int) -> Plan:
     loss = r.choices(list(LOSSES), [4, 2, 2, 1])[0]
     scalar = loss == "in batch" or r.random() < 0.25
     pieces = [_piece(r, "ordinary", f"{seed}-{i}") for i in range(r.randint(1, 5))]
-    if kind == "hostile":
+    if kind == "hostile":  # after something that has parameters: rows of the data may interact
+        pieces[0] = replace(pieces[0], name="linear")
         for i in range(r.randint(1, 2)):
-            pieces.insert(r.randint(0, len(pieces)), _piece(r, "hostile", f"{seed}-h{i}"))
+            pieces.insert(r.randint(1, len(pieces)), _piece(r, "hostile", f"{seed}-h{i}"))
     ragged, train = r.random() < 0.3, r.random() < 0.85
     first = {"n": n, "t": t, "ragged": ragged, "task": 0, "train": train, "frozen": 0, "seed": 0}
     steps = [first, {**first, "seed": 1}]

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from adversary import record
-from adversary.judge import SPECS, Case, Outcome, Subject, Truth, of_exception
+from adversary.judge import SPECS, Case, Outcome, Subject, Truth, of_exception, tolerance
 
 N, TOKENS, IMAGE, SAMPLES, FRAMES = 3, 6, 32, 2000, 24
 WIDTH, HEADS, VOCABULARY, LARGEST = 16, 2, 99, 3_000_000
@@ -467,11 +467,13 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
     problem = "no inputs"
     for given in candidates(model):
         try:
-            truth = Truth(Case(model, lambda m, given=given: losses(m, given), N))
+            case = Case(model, lambda m, given=given: losses(m, given), N)
+            case.tolerance = tolerance(model, case.losses)
+            truth = Truth(case)
             if truth.answer(SPECS[0]).loss.isfinite():
                 break
             problem = "the loss is not finite"
-        except Exception as error:  # noqa: BLE001, PERF203 - the next inputs may do
+        except Exception as error:  # noqa: BLE001 - the next inputs may do
             problem = f"{type(error).__name__}: {error}"[:120]
     else:
         return {"": Outcome("not run", problem)}

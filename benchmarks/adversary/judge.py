@@ -265,8 +265,9 @@ def become(model: nn.Module, state: nn.Module) -> None:
     """Bring a model to the state of another, in place: weights, buffers, modes, Python attributes, no gradients."""
     for one, other in zip(model.modules(), state.modules(), strict=True):
         one.training = other.training
-        kept = {k: copy.deepcopy(v) for k, v in vars(other).items() if not k.startswith("_") and k != "training"}
-        vars(one).update({k: v for k, v in kept.items() if not isinstance(v, nn.Module)})
+        for name, value in vars(other).items():
+            if not name.startswith("_") and isinstance(value, (Tensor, int, float, str, type(None))):
+                vars(one)[name] = value.detach().clone() if isinstance(value, Tensor) else value
     buffers = dict(model.named_buffers())
     with torch.no_grad():
         for name, p in state.named_parameters():

@@ -375,7 +375,9 @@ def inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     if isinstance(eos, int):
         ids[:, -1] = eos
     mask = torch.ones(N, TOKENS, dtype=torch.long)
-    mask[1, TOKENS - 2 :] = 0
+    mask[1, 1:3] = 0  # not at the end, where some read the class
+    pad = getattr(text, "pad_token_id", None)
+    ids[1, 1:3] = pad if isinstance(pad, int) and 0 <= pad < vocabulary else 0
     shapes = {
         "input_ids": lambda: ids,
         "attention_mask": lambda: mask,

@@ -1,0 +1,1 @@
+"""Random programs, models and methods against an oracle that shares nothing with the library."""

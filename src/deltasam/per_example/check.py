@@ -124,13 +124,16 @@ class Check:
         self._norms = gradients.norms().detach()
         self._radius, self._looks, self._seed = self._far(), Looks(self._groups), seed
         self._group = self._drawn(seed)
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        # Of sharded weights this process has whole ones while they are used, which are those that were recorded.
+        self._whole = list(record.parameters.values()) if passes.sharded else None
+        trained = (name for name, p in model.named_parameters() if p.requires_grad)
+        self._names = list(record.parameters if passes.sharded else trained)
         dtypes = {*(use.dtype for use in record.uses), *(p.dtype for p in model.parameters()), losses.dtype}
         self._tolerance = rounding_of(*(d for d in dtypes if d.is_floating_point), *record.lowered)
 
     def verdict(self) -> Verdict:
         """Run the check."""
-        plain = plain_run(self._model, self._passes, self._n, self._examples(self._group))
+        plain = plain_run(self._model, self._passes, self._n, self._examples(self._group), self._whole)
         size = weight_space.norm(plain.total)
         if not size.isfinite():
             return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
@@ -160,8 +163,6 @@ class Check:
         parameters = self._record.parameters
         found = dict(zip(parameters, self._gradients.totals(parameters.values()), strict=True))
         aligned = [found.get(name) for name in self._names]
-        if self._passes.sharded:
-            aligned = self._passes.mean_over_processes(aligned)
         reason = (
             "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
             "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
@@ -208,7 +209,7 @@ class Check:
         if told_apart:
             return Verdict(self._other_example(plain, rows, found), losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
-            found = self._passes.grad(probe.shown[LOSSES].sum())
+            found = self._passes.grad(probe.shown[LOSSES].sum(), self._whole)
         return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
 
     def _interacting(self, separation: Separation) -> dict[str, str]:

@@ -84,7 +84,9 @@ class Plain:
     own: list[Tensor | None]
 
 
-def plain_run(model: nn.Module, passes: Passes, examples: int, drawn: slice) -> Plain:
+def plain_run(
+    model: nn.Module, passes: Passes, examples: int, drawn: slice, whole: Sequence[nn.Parameter] | None = None
+) -> Plain:
     """Run the closure once more, untouched.
 
     Args:
@@ -92,17 +94,18 @@ def plain_run(model: nn.Module, passes: Passes, examples: int, drawn: slice) -> 
         passes: Of the step; the first one has run.
         examples: The number of examples.
         drawn: Those whose part of the gradient is wanted.
+        whole: The weights that are used where those of the model are sharded: ``total`` is of these.
     """
     with returned_by(model) as returned, passes.at() as point:
         shown = [losses_of(point.output), *returned]
         del point
         loss, scale = shown[LOSSES].sum(), passes.loss_scale()
-        # Sharded weights have gradients that are means over all processes, not of one example of one of them.
+        # Sharded weights cannot be moved for one example of one process.
         through = () if passes.sharded else separating(shown, examples, passes.params)
         tensors = [shown[i] for i in through]
         found = passes.grad(loss, tensors, retain_graph=True) if tensors else []
         slopes = [t.new_zeros(t.shape) if s is None else s / scale for t, s in zip(tensors, found, strict=True)]
-        total = passes.grad(loss, retain_graph=bool(through))
+        total = passes.grad(loss, whole, retain_graph=bool(through))
         own = passes.grad(through_rows(tensors, slopes, drawn)) if through else []
         return Plain([t.detach() for t in shown], total, through, slopes, own)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 import deltasam
 import own_copies
+from deltasam.per_example import outer
+from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.perturbed import Perturbed
 
 N, T, D, C = 4, 6, 8, 3
 RHO = 0.1
@@ -424,3 +428,68 @@ def test_one_example_is_checked_once() -> None:
         calls.clear()
         method.backward(lambda: (calls.append(0), F.cross_entropy(model(x), y))[1])
     assert len(calls) == 2
+
+
+# The check shares nothing with what it checks: an engine that is wrong is refused, wherever it is wrong.
+
+
+def wrong_place_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Products that are kept by their memory: right values, wrong gradients, and only where weights have moved."""
+    monkeypatch.setattr(outer, "_in_graph", lambda x: None)
+    return "second_head_on_detached"
+
+
+def wrong_norms(monkeypatch: pytest.MonkeyPatch) -> str:
+    true = ExampleGradients.norms
+    monkeypatch.setattr(ExampleGradients, "norms", lambda self: true(self) * torch.linspace(1, 1.01, self.groups))
+    return "gradient_reversal"
+
+
+def wrong_totals(monkeypatch: pytest.MonkeyPatch) -> str:
+    true = ExampleGradients._total
+    monkeypatch.setattr(
+        ExampleGradients, "_total", lambda self, p: None if true(self, p) is None else 1.1 * true(self, p)
+    )
+    return "gradient_reversal"
+
+
+def wrong_second_pass(monkeypatch: pytest.MonkeyPatch) -> str:
+    true = Perturbed.product
+    monkeypatch.setattr(Perturbed, "product", lambda self, run, product: true(self, run, product) * (1 + 1e-5))
+    return "gradient_reversal"
+
+
+def wrong_movement(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights that are moved too far, in the second pass."""
+    true = ExampleGradients.scale
+    monkeypatch.setattr(ExampleGradients, "scale", lambda self, factors: true(self, factors * (1 + 1e-5)))
+    return "gradient_reversal"
+
+
+def wrong_examples(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every example moves as its neighbour should."""
+    true = ExampleGradients.scale
+
+    def scale(self: ExampleGradients, factors: Tensor) -> None:
+        true(self, factors)
+        rolled = {
+            k: replace(g, outers=tuple(replace(t, b=t.b.roll(1, 0)) for t in g.outers)) for k, g in self.of.items()
+        }
+        self.of = {k: g if g.dense is None else replace(g, dense=g.dense.roll(1, 0)) for k, g in rolled.items()}
+
+    monkeypatch.setattr(ExampleGradients, "scale", scale)
+    return "gradient_reversal"
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(
+    "sabotage",
+    [wrong_place_in_the_graph, wrong_norms, wrong_totals, wrong_second_pass, wrong_movement, wrong_examples],
+    ids=lambda f: f.__name__,
+)
+def test_a_wrong_engine_is_refused(sabotage: Any, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, losses = problem(sabotage(monkeypatch))
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    with pytest.raises(deltasam.NotCoveredError):
+        method.backward(lambda: losses(model) if reduction == "none" else losses(model).mean())
+    assert all(p.grad is None for p in model.parameters())

@@ -115,39 +115,6 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
-class Written(nn.Module):
-    """A parameter is written into a tensor of the examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head, self.token = nn.Linear(D, D), nn.Linear(D, C), nn.Parameter(torch.randn(D))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x)).clone()
-        h[:, 0] = self.token
-        return self.head(h.mean(1))
-
-
-def written_into() -> Problem:
-    return of_numbers(Written(), T, D)
-
-
-class Aligned(nn.Module):
-    """A parameter with a row for each place in the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(D, D), nn.Linear(D, C)
-        self.places = nn.Parameter(torch.randn(N, D))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.first(x)) + self.places)
-
-
-def row_for_each_place() -> Problem:
-    return of_numbers(Aligned(), D)
-
-
 class OneByOne(nn.Module):
     """The examples are not an axis, but a Python loop."""
 
@@ -309,8 +276,6 @@ REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     seen_and_hidden: (r"first\.weight: has a gradient that its uses do not explain", ["first.weight"]),
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),
     embedding_with_max_norm: (r"0\.weight: max_norm", ["0.weight"]),
-    written_into: (r"token: __setitem__ writes into a tensor", ["token"]),
-    row_for_each_place: (r"places: add combines it with the examples, but not one value with each", ["places"]),
     loop_over_examples: (r"linear\.weight.*meets 6 rows, which 4 examples do not divide", []),
     mapped_inside: (r"linear\.weight", ["linear.weight", "linear.bias"]),
     scripted: (r"0\.weight, 0\.bias: has a gradient that its uses do not explain", ["0.weight", "0.bias"]),

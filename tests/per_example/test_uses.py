@@ -430,6 +430,137 @@ class StackOfMatrices(Tokens):
         return torch.tanh(torch.matmul(x, self.linear.weight[None]) + self.linear.bias)
 
 
+class Token(Tokens):
+    """One vector that is put among the tokens of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(D))
+
+
+@use
+class TokenExpanded(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.cat([self.token.expand(len(x), 1, -1), x], 1)))
+
+
+@use
+class TokenRepeated(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.cat([self.token.repeat(len(x), 1, 1), x], 1)))
+
+
+@use
+class TokenStacked(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        rows = torch.cat([torch.stack([self.token] * (len(x) - 1)), self.token[None]]) if len(x) > 1 else self.token[None]
+        return torch.tanh(self.linear(torch.cat([rows[:, None], x], 1)))
+
+
+@use
+class TokenForMaskedPlaces(Token):
+    """SpecAugment: as many places as it happens."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h, mask = torch.tanh(self.linear(x)), torch.zeros(x.shape[:2], dtype=torch.bool)
+        mask[0, 0] = mask[-1] = True
+        h = h.clone()
+        h[mask] = self.token.to(h.dtype)
+        return h * h
+
+
+@use
+class TokenWritten(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(x)).clone()
+        h[:, 0] = self.token
+        h[..., -1, 2:5] = (2 * self.token)[2:5]
+        h[torch.arange(len(x)), torch.zeros(len(x)).long(), :2] += self.token[:2]
+        return h * h
+
+
+@use
+class ScoresWritten(Tokens):
+    """Values with axes of their own, in a part of every example."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = F.pad(torch.tanh(self.linear(x)), (0, 0, 2, 0))
+        h[:, :2] = self.head.weight[:2]
+        h[:, None, 0] = self.norm.bias[None, None, None]
+        return h * h
+
+
+@use
+class WrittenIntoZeros(Token):
+    """First the token, which no example has met, then the examples."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), x.shape[1] + 1, D, dtype=x.dtype)
+        h[:, 0] = self.token
+        h[:, 0, 0] = 1
+        h[:, 1:] = x
+        return torch.tanh(self.linear(h))
+
+
+@use
+class RowForEachPlace(Tokens):
+    """A parameter with a row for each place in the batch: of an example's copy only one row counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(N, 1, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x) + self.places[: len(x)])
+
+
+@use
+class PositionIds(Tokens):
+    """The same ids for every example, made up in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(16, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        ids = torch.arange(x.shape[1]).repeat(len(x), 1)
+        return torch.tanh(self.linear(x + self.positions[ids] * self.positions[ids - x.shape[1]]))
+
+
+@use
+class RecurrentFromZeros(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        h, states = torch.zeros(len(x), D, dtype=x.dtype), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.linear(h) + x[:, t])
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+@use
+class LongShortTermMemoryByHand(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_x, self.of_h = nn.Linear(D, 4 * D), nn.Linear(D, 4 * D)
+
+    def middle(self, x: Tensor) -> Tensor:
+        h, c = torch.zeros(2, len(x), D, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            enter, forget, leave, value = (self.of_x(x[:, t]) + self.of_h(h)).chunk(4, -1)
+            c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(value)
+            h = torch.sigmoid(leave) * torch.tanh(c)
+        return h[:, None]
+
+
+@use
+class GatedCellFromZeros(GatedCell):
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), D, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return h[:, None]
+
+
 @pytest.mark.parametrize("name", USES)
 def test_is_exact(name: str) -> None:
     assert_exact(*problem(USES[name]()))

@@ -178,6 +178,13 @@ def _embedding(
     return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
 
 
+@_for(PRODUCTS, torch.Tensor.__getitem__)
+def _rows_of_table(input: Tensor, index: Any) -> Product | None:
+    if input.ndim != 2 or not isinstance(index, Tensor) or not index.ndim or index.dtype not in (torch.int32, torch.int64):
+        return None
+    return Lookup(index.long() % len(input), input, None, axis=0)  # -1 is the last row
+
+
 @_for(MASKED, F.embedding)
 def _padded_embedding(
     input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any

@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
 from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Masked, Product
+from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_in
+from deltasam.per_example.writes import values_of_owners, written
 from deltasam.sharded import is_sharded, sharded_modules
 
 # Functions for which a leading axis of 1 means: the same for every example.
@@ -51,6 +52,7 @@ _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_li
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
 _DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
 _CAT = frozenset(["cat", "concat", "concatenate"])
+_NO_AXIS = "; where a loss is the sum of several terms, return one loss per example"
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
@@ -159,10 +161,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
             return func(*args, **kwargs)
         fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
-        if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
-            return self._change(func, tensors, args, kwargs)
-        if (_in_place(name) and id(args[0]) in self._shared) or name in ("__setitem__", "__set__"):
-            self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
+        if name == "__setitem__" or (_in_place(name) and id(args[0]) in self._shared):
+            return self._write(func, name, tensors, args, kwargs, fixed=fixed)
+        if name == "__set__":
+            self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
         if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
             self.refuse(self._parameters(args, kwargs), reason)
@@ -237,9 +239,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
         if name == "repeat" and result.ndim == found[0].ndim > 0 and result.shape[1:] == found[0].shape[1:]:
             return self._repeat(found[0], len(result) // len(found[0]))
-        reader = PRODUCTS.get(func) if name == "embedding" and self._shared[id(found[0])].is_parameter else None
-        lookup = reader(*args, **kwargs) if reader else None
-        self._keep(result, func, args, kwargs, lookup)
+        reader = PRODUCTS.get(func) if self._shared[id(found[0])].is_parameter else None
+        product = _read(reader, args, kwargs) if reader else None
+        self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
         return result
 
     def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -249,16 +251,60 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         times = torch.Tensor.mul_ if inplace else torch.mul
         return self.__torch_function__(times, (), (value, self._constants.setdefault(id(mask), mask)))
 
-    def _change(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Tensor:
-        """A shared value that is changed in place becomes another one."""
+    # Writing in place.
+
+    def _write(self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: Any, *, fixed: bool) -> Any:
+        """A function that changes its first argument, which is shared, or is given what is."""
+        target, *others = args
         before = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
-        written = _memory(args[0])
-        if any(_memory(p) == written for p in before[id(args[0])].parameters):  # .data, .detach()
-            self.refuse(before[id(args[0])].parameters, "the forward pass writes into its memory")
+        parameters = self._parameters(args, kwargs)
+        memory = _memory(target)
+        if any(_memory(p) == memory for p in parameters):  # .data, .detach()
+            self.refuse(parameters, "the forward pass writes into its memory")
             return func(*args, **kwargs)
+        if name == "__setitem__" and any(id(t) in before for t in tensors_in(others[0])):
+            self.refuse(parameters, "the places that the forward pass writes into depend on it")
+            return func(*args, **kwargs)
+        if not fixed and id(target) in before:
+            return self._write_into_rows(func, name, args, kwargs)
+        if not fixed:
+            return self._write_among_examples(*args)
+        if name == "__setitem__":
+            source = target if id(target) in before else target.clone()
+            func(*args, **kwargs)
+            self._constants.pop(id(target), None)
+            self._shared[id(target)] = shared.computed(target, written, (source, *others), kwargs, before)
+            return None
         result = func(*args, **kwargs)
         self._shared[id(result)] = shared.computed(result, func, args, kwargs, before)
         return result
+
+    def _write_into_rows(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Examples are written into a shared value, which has a row for each of them from now on."""
+        try:
+            rows = self._rows(self._shared[id(args[0])])
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} writes examples into it ({error})")
+            return func(*args, **kwargs)
+        args[0].copy_(rows)
+        del self._shared[id(args[0])]
+        return self.__torch_function__(func, (), args, kwargs)
+
+    def _write_among_examples(self, target: Tensor, index: Any, value: Tensor) -> None:
+        """A shared value is written into a tensor of the examples: for each its own."""
+        parameters = self._shared[id(value)].parameters
+        try:
+            copies = self._spread(self._shared[id(value)], len(target), value.ndim + 1)
+            own = values_of_owners(target, index, copies)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            self.refuse(parameters, f"it is written into a tensor of the examples in a way that copies cannot follow ({error})")
+            own = value
+        target[index] = own
+        self.met(parameters, target)
 
     def _repeat(self, value: Tensor, count: int) -> Tensor:
         found = self._shared[id(value)]
@@ -321,14 +367,29 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         return result
 
     def _aligned(self, value: Tensor, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """The shared value has rows of its own for every example: ids that were made up for each, say."""
-        found = self._shared[id(value)]
-        if found.lookup is None:
-            self.refuse(found.parameters, f"{name} combines it with the examples, but not one value with each")
+        """The shared value has a row of its own for every example: ids or a state that were made up for each, say."""
+        return self._with_rows([value], func, name, args, kwargs)
+
+    def _with_rows(self, values: list[Tensor], func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Call a function with values whose row i is that of example i, made of its copies of the parameters."""
+        try:
+            # Constants among them: the same as tensors of the examples.
+            rows = {id(t): self._rows(self._shared[id(t)]) if id(t) in self._shared else t.view_as(t) for t in values}
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
             return func(*args, **kwargs)
-        rows = self._product(lambda: value.view_as(value), found.lookup)
-        args, kwargs = map_tensors(lambda t: rows if t is value else t, (args, kwargs))
+        args, kwargs = map_tensors(lambda t: rows.get(id(t), t), (args, kwargs))
         return self.__torch_function__(func, (), args, kwargs)
+
+    def _rows(self, value: Shared) -> Tensor:
+        """A shared value with as many rows as there are examples [B, ...]: of each the row of its own copy."""
+        if value.lookup is not None:
+            return self._product(lambda: value.value.view_as(value.value), value.lookup)
+        count = len(value.value)
+        own = torch.arange(count, device=value.value.device)
+        return value.copies({id(p): self.copies(p, count) for p in value.parameters})[own, own]
 
     def _with_copies(self, func: Any, name: str, args: Any, kwargs: Any, count: int, ndim: int) -> Any:
         try:
@@ -364,12 +425,13 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def _vmap(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Any other function, mapped over examples and their copies of the parameters."""
         parameters = self._parameters(args, kwargs)
-        count = next((len(t) for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim), None)
+        tensors = tensors_in((args, kwargs))
+        count = next((len(t) for t in tensors if self._of_examples(t) and t.ndim), None)
         if count is None:
-            self.refuse(parameters, f"{name} has no axis of examples")
+            self.refuse(parameters, f"{name} has no axis of examples{_NO_AXIS}")
             return func(*args, **kwargs)
-        found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
-        rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
+        found = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
+        rows = {id(t): t for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}
 
         device = next(iter(rows.values())).device.type
         lower = name in _LOWERED and torch.is_autocast_enabled(device)
@@ -382,7 +444,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
                     t = row[id(t)][None]
                 return t.to(torch.get_autocast_dtype(device)) if lower and t.dtype == torch.float32 else t
 
-            return func(*map_tensors(pick, args), **map_tensors(pick, kwargs)).squeeze(0)
+            result = func(*map_tensors(pick, args), **map_tensors(pick, kwargs))
+            if result.ndim and len(result) != 1:
+                raise ValueError("its result does not have the examples as the first axis")
+            return result.squeeze(0)
 
         try:
             copies = {id(p): self.copies(p, count) for p in parameters}
@@ -395,6 +460,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
+            others = [t for t in tensors if id(t) not in rows and t.ndim and len(t) == count and not _is_parameter(t)]
+            if others:
+                return self._with_rows(others, func, name, args, kwargs)
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
         self.refuse(parameters, reason)
         return func(*args, **kwargs)
@@ -412,6 +480,10 @@ def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return reader(*args, **kwargs)
     except TypeError:
         return None
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter)
 
 
 def _memory(tensor: Tensor) -> int:

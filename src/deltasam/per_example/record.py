@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from deltasam.per_example.closeness import close
 from deltasam.per_example.row_moves import RowMove, row_moves
 from deltasam.per_example.rules import Product
-from deltasam.per_example.shared import tensors_in
+from deltasam.per_example.shared import tensors_given
 from deltasam.per_example.uses import ParameterUses
 
 
@@ -167,12 +166,19 @@ class Record(ParameterUses):
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """Note why these parameters are not covered."""
-        self.refusals.update((self.names[id(p)], reason) for p in parameters)
+        for p in parameters:
+            name = self.names[id(p)]
+            self.refusals[name] = reason + _instead(self._model, name, p)
 
     def sees(self, device: str) -> None:
         """Note in which precision autocast computes."""
         if self._open and torch.is_autocast_enabled(device):
             self.lowered.add(torch.get_autocast_dtype(device))
+
+    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+        """Note the precision of the result: in a model of float64 some layers compute in float32."""
+        if self._open and isinstance(result, Tensor) and result.is_floating_point():
+            self.lowered.add(result.dtype)
 
     def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
@@ -197,7 +203,7 @@ class Record(ParameterUses):
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._see_inputs(module, args, kwargs)
-        given = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        given = [t for t in tensors_given((args, kwargs)) if t.ndim]
         if given:
             self._calls.add(frozenset(len(t) for t in given))
             self._lengths |= set(given[0].shape[1:2])
@@ -214,6 +220,18 @@ class Record(ParameterUses):
 
 def tensors_of(output: Any) -> list[Tensor]:
     """The tensors with a graph in what a model returned."""
-    if dataclasses.is_dataclass(output) or isinstance(output, Mapping):
-        output = list((output if isinstance(output, Mapping) else vars(output)).values())
-    return [t for t in tensors_in(output) if t.grad_fn is not None]
+    return [t for t in tensors_given(output) if t.grad_fn is not None]
+
+
+def _instead(model: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    """What is exact in place of a use that is not, where the module that the parameter is of has a choice."""
+    owner = model
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part, owner)
+    how = getattr(getattr(owner, "config", None), "_experts_implementation", None)
+    if how in (None, "batched_mm") or getattr(owner, "num_experts", None) != len(parameter):
+        return ""
+    return (
+        f" (experts by {how!r}: the tokens of all examples are sorted by expert; "
+        f"model.set_experts_implementation('batched_mm') is exact)"
+    )

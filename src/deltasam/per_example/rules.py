@@ -248,6 +248,30 @@ def _strange(options: dict[str, Any]) -> str | None:
     return None
 
 
+# What vmap cannot do; and what is exact in its place.
+
+
+@_for(REFUSALS, "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
+def _grouped(*_: Any, **__: Any) -> str:
+    return "meets rows in the order of the experts that they are sent to, not of the examples"
+
+
+@_for(REFUSALS, "lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(*_: Any, **__: Any) -> str:
+    return (
+        "a recurrent layer with packed sequences, projections or dropout between its layers is one function that cannot "
+        "be given a copy for each example; pad instead of packing, and use one layer at a time with nn.Dropout between"
+    )
+
+
+@_for(REFUSALS, "multi_head_attention_forward")
+def _attention(*_: Any, **__: Any) -> str:
+    return (
+        "nn.MultiheadAttention without an axis of examples, or with add_bias_kv or add_zero_attn, is one function that "
+        "cannot be given a copy for each example; use nn.Linear layers and F.scaled_dot_product_attention"
+    )
+
+
 @_for(AFFINES, F.layer_norm)
 def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5

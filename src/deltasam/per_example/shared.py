@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -129,6 +129,19 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     tensors: list[Tensor] = []
     _collect(arguments, tensors)
     return tensors
+
+
+def tensors_given(arguments: Any) -> list[Tensor]:
+    """The tensors that a model is given or returns: in mappings of any kind and dataclasses as well, however deep."""
+    if isinstance(arguments, Tensor):
+        return [arguments]
+    if isinstance(arguments, Mapping):
+        arguments = list(arguments.values())
+    elif is_dataclass(arguments) and not isinstance(arguments, type):
+        arguments = [getattr(arguments, field.name, None) for field in fields(arguments)]
+    elif not isinstance(arguments, (list, tuple)):
+        return []
+    return [t for argument in arguments for t in tensors_given(argument)]
 
 
 def map_tensors(function: Callable[[Any], Any], arguments: Any) -> Any:

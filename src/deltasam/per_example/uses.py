@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
 from deltasam.per_example.backwards import BACKWARDS
+from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
-from deltasam.per_example.shared import Shared, map_tensors, tensors_in
+from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in
 from deltasam.per_example.writes import values_of_owners, written
 from deltasam.sharded import is_sharded, sharded_modules
 
@@ -41,6 +42,7 @@ _LOWERED = frozenset([
     "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
 ])
 # fmt: on
+_SUMS = frozenset(["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract"])
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
 _READS = frozenset([
@@ -77,6 +79,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
         others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared and not is_sharded(t))
         self._constants: dict[int, Tensor] = {id(t): t for t in others}
+        self._given: set[int] = set()  # with how many rows the model was called
         self._known: set[int] | None = {id(p) for p in model.parameters()} if sharded_modules(model) else None
 
     def __enter__(self) -> ParameterUses:
@@ -107,10 +110,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """What the model is given for every example is no constant, even if the closure has just made it."""
-        tensors = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        tensors = [t for t in tensors_given((args, kwargs)) if t.ndim]
         for t in tensors:  # the first one may have one row for all examples
             if len(t) == len(tensors[0]) or (len(tensors[0]) == 1 and t.ndim > 1):
                 self._constants.pop(id(t), None)
+        self._given.update(len(t) for t in tensors[:1])
 
     @abc.abstractmethod
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
@@ -166,7 +170,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if name == "__set__":
             self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
-        if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
+        if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:
+            return result
+        if (against := REFUSALS.get(func) or REFUSALS.get(name)) and (reason := against(*args, **kwargs)):
             self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         if fixed:
@@ -319,6 +325,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
                 if isinstance(item, Tensor):
                     self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i)
 
+    def _by_parts(self, parts: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A function that consists of others, each of which is seen; None if it cannot be written so."""
+        with self:
+            return _read(parts, args, kwargs)
+
     # Uses with copies: one value per example, broadcast or mapped.
 
     def _affine(self, affine: Affine) -> Tensor:
@@ -358,13 +369,29 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _not_yet(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """No axis of examples is in sight: masks and the like are constants here."""
-        result = func(*args, **kwargs)
         others = [t for t in tensors_in((args, kwargs)) if id(t) not in self._shared]
-        if any(t.requires_grad for t in others):
-            self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples")
-        else:
+        if not any(t.requires_grad for t in others):
+            result = func(*args, **kwargs)
             self._keep(result, func, args, kwargs)
-        return result
+            return result
+        if name in _SUMS and len(self._given) == 1:
+            return self._term(func, name, args, kwargs)
+        self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples{_NO_AXIS}")
+        return func(*args, **kwargs)
+
+    def _term(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """A term of parameters alone in a loss of all examples: its mean over the examples' copies."""
+        (count,) = self._given
+        try:
+            copies = {id(p): self.copies(p, count) for p in self._parameters(args, kwargs)}
+            found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
+            means = {key: value.copies(copies).mean(0) for key, value in found.items()}
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
+            return func(*args, **kwargs)
+        return func(*map_tensors(lambda t: means.get(id(t), t), args), **kwargs)
 
     def _aligned(self, value: Tensor, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """The shared value has a row of its own for every example: ids or a state that were made up for each, say."""
@@ -428,7 +455,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         tensors = tensors_in((args, kwargs))
         count = next((len(t) for t in tensors if self._of_examples(t) and t.ndim), None)
         if count is None:
-            self.refuse(parameters, f"{name} has no axis of examples{_NO_AXIS}")
+            self.refuse(parameters, f"{name} has no axis of examples")
             return func(*args, **kwargs)
         found = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
         rows = {id(t): t for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}

@@ -36,7 +36,7 @@ def batch_norm() -> Problem:
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.mix = nn.Embedding(9, D), nn.MultiheadAttention(D, 2, batch_first=True)
+        self.embed, self.mix = nn.Embedding(9, D), nn.MultiheadAttention(D, 2, batch_first=True, add_zero_attn=True)
         self.head = nn.Linear(D, C)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -54,10 +54,11 @@ class Recurrent(nn.Module):
         self.embed, self.rnn, self.head = nn.Embedding(9, D), nn.LSTM(D, D, batch_first=True), nn.Linear(D, C)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.rnn(self.embed(ids))[0][:, -1])
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(ids), torch.tensor([T, 5, 5, 1]), batch_first=True)
+        return self.head(self.rnn(packed)[1][0][0])
 
 
-def lstm() -> Problem:
+def packed_lstm() -> Problem:
     return of_tokens(Recurrent())
 
 
@@ -268,10 +269,13 @@ class First(nn.Module):
 REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     batch_norm: (r"\n  1: BatchNorm1d in training mode", []),
     multihead_attention: (
-        r"mix\.in_proj_weight.*multi_head_attention_forward",
+        r"mix\.in_proj_weight.*use nn\.Linear layers and F\.scaled_dot_product_attention",
         ["mix.in_proj_weight", "mix.in_proj_bias", "mix.out_proj.weight", "mix.out_proj.bias"],
     ),
-    lstm: (r"rnn\.weight_ih_l0.*lstm", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"]),
+    packed_lstm: (
+        r"rnn\.weight_ih_l0.*pad instead of packing",
+        ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"],
+    ),
     custom_function: (r"scale: has a gradient that its uses do not explain", ["scale"]),
     seen_and_hidden: (r"first\.weight: has a gradient that its uses do not explain", ["first.weight"]),
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),

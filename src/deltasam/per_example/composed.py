@@ -1,8 +1,8 @@
 """Functions of PyTorch that do many things in one call, written as the several functions that they consist of.
 
-What one of them is given is no row of examples (attention and recurrent layers have time in front), so it cannot be given
-copies; the linear layers in it are products like any other. Results lie in memory as those of PyTorch do, since a dropout after
-them draws its mask in that order. A function returns None for arguments that it does not know.
+They cannot be given a copy of their weights for each example, having time in front or no rule in ``vmap``; the linear
+layers in them are products like any other. Results lie in memory as those of PyTorch do, since a dropout after them
+draws its mask in that order. A function returns None for arguments that it does not know.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _of_step(step: Step) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def cell(
         input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
     ) -> Any:
-        state = step(F.linear(input, w_ih, b_ih), hx if isinstance(hx, (tuple, list)) else (hx,), w_hh, b_hh)
-        return state if isinstance(hx, (tuple, list)) else state[0]
+        state = step(F.linear(input, w_ih, b_ih), (hx,) if isinstance(hx, Tensor) else tuple(hx), w_hh, b_hh)
+        return state[0] if isinstance(hx, Tensor) else state
 
     def layers(
         input: Tensor,
@@ -153,10 +153,11 @@ def _of_step(step: Step) -> tuple[Callable[..., Any], Callable[..., Any]]:
         batch_first: bool,
     ) -> tuple[Tensor, ...] | None:
         directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
-        uneven = len(weights) != num_layers * directions * each  # a projection
-        if not isinstance(weights, (tuple, list)) or uneven or (dropout and training) or input.ndim != 3:
+        # Packed sequences have other arguments, projections more weights.
+        known = isinstance(weights, (tuple, list)) and len(weights) == num_layers * directions * each
+        if not known or (dropout and training) or input.ndim != 3:
             return None
-        begins = hx if isinstance(hx, (tuple, list)) else (hx,)
+        begins = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         x = input if batch_first else input.transpose(0, 1)
         ends: list[State] = []
         for layer in range(num_layers):

@@ -130,7 +130,8 @@ class Record(ParameterUses):
             ratio = rows / examples
             return "as long as the input" if ratio in self._lengths - {1} else ratio
 
-        uses = tuple((use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses)
+        names = self.names
+        uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
         return examples == 1, self.hooked, uses, frozenset(map(of_each, self._batches(examples))), moves
 

@@ -180,7 +180,8 @@ def _embedding(
 
 @_for(PRODUCTS, torch.Tensor.__getitem__)
 def _rows_of_table(input: Tensor, index: Any) -> Product | None:
-    if input.ndim != 2 or not isinstance(index, Tensor) or not index.ndim or index.dtype not in (torch.int32, torch.int64):
+    is_ids = isinstance(index, Tensor) and index.ndim and index.dtype in (torch.int32, torch.int64)
+    if input.ndim != 2 or not is_ids:
         return None
     return Lookup(index.long() % len(input), input, None, axis=0)  # -1 is the last row
 
@@ -259,8 +260,8 @@ def _grouped(*_: Any, **__: Any) -> str:
 @_for(REFUSALS, "lstm", "gru", "rnn_tanh", "rnn_relu")
 def _recurrent(*_: Any, **__: Any) -> str:
     return (
-        "a recurrent layer with packed sequences, projections or dropout between its layers is one function that cannot "
-        "be given a copy for each example; pad instead of packing, and use one layer at a time with nn.Dropout between"
+        "a recurrent layer with packed sequences, projections or dropout between its layers is one function that "
+        "cannot be given a copy for each example; pad instead of packing, and have one layer in each module"
     )
 
 

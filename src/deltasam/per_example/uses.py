@@ -45,10 +45,24 @@ _LOWERED = frozenset([
 _SUMS = frozenset(["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract"])
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
-_READS = frozenset([
-    "item", "tolist", "numpy", "__float__", "__int__", "__index__", "__bool__", "__complex__", "__array__",
-    "__contains__", "__dlpack__", "equal", "allclose", "is_nonzero",
-])
+_READS = frozenset(
+    [
+        "item",
+        "tolist",
+        "numpy",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__bool__",
+        "__complex__",
+        "__array__",
+        "__contains__",
+        "__dlpack__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    ]
+)
 _LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
 _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
 _DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
@@ -307,7 +321,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
-            self.refuse(parameters, f"it is written into a tensor of the examples in a way that copies cannot follow ({error})")
+            self.refuse(parameters, f"is written among the examples in a way that copies cannot follow ({error})")
             own = value
         target[index] = own
         self.met(parameters, target)

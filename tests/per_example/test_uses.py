@@ -506,6 +506,16 @@ class WrittenIntoZeros(Token):
 
 
 @use
+class ActivationInPlace(Tokens):
+    """A linear layer's output of three axes is a view of its rows, and is written into."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.linear(x), 0.3, inplace=True)
+        h[:, 0] = 0
+        return h
+
+
+@use
 class RowForEachPlace(Tokens):
     """A parameter with a row for each place in the batch: of an example's copy only one row counts."""
 

@@ -106,6 +106,13 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(mask, -torch.inf)
 
 
+@_is("_weight_norm")
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|``, with a norm for each place along ``dim``, or one of all for -1."""
+    others = [axis for axis in range(v.ndim) if axis != dim] if dim >= 0 else list(range(v.ndim))
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True).view(g.shape))
+
+
 # Recurrent cells: a step from what the input gives [n, gates], the state, and the recurrent weight and bias.
 
 

@@ -200,7 +200,7 @@ class Record(ParameterUses):
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            self.uses.append(Use(get_gradient_edge(y), y.shape, y.dtype, parameters, product))
+            self.uses.append(Use(get_gradient_edge(_written_to(y, product)), y.shape, y.dtype, parameters, product))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._see_inputs(module, args, kwargs)
@@ -217,6 +217,17 @@ class Record(ParameterUses):
         """With how many rows the model was called. Where its arguments differ, so many as are known, or came out."""
         known_ones = {*known} or self._returned_rows
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
+
+
+def _written_to(y: Tensor, product: Product | None) -> Tensor:
+    """Where the gradient of what came out of a use is seen, also if y is written into afterwards.
+
+    A linear layer's output of three axes is a view of its rows: a write changes the place of the view in the graph, but
+    not that of the rows.
+    """
+    if product is None or not product.x.is_floating_point() or not y._is_view() or y._base is None:
+        return y
+    return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
 
 
 def tensors_of(output: Any) -> list[Tensor]:

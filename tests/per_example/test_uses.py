@@ -510,9 +510,9 @@ class ActivationInPlace(Tokens):
     """A linear layer's output of three axes is a view of its rows, and is written into."""
 
     def middle(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.linear(x), 0.3, inplace=True)
-        h[:, 0] = 0
-        return h
+        h = self.linear(x)
+        h[:, 0] = 0.5
+        return F.leaky_relu(h, 0.3, inplace=True)
 
 
 @use

@@ -25,7 +25,7 @@ from deltasam.per_example.backwards import BACKWARDS
 from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in
-from deltasam.per_example.writes import values_of_owners, written
+from deltasam.per_example.writes import out_of_place, values_of_owners, written
 from deltasam.sharded import is_sharded, sharded_modules
 
 # Functions for which a leading axis of 1 means: the same for every example.
@@ -179,7 +179,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
             return func(*args, **kwargs)
         fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
-        if name == "__setitem__" or (_in_place(name) and id(args[0]) in self._shared):
+        if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
             return self._write(func, name, tensors, args, kwargs, fixed=fixed)
         if name == "__set__":
             self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
@@ -289,14 +289,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._write_into_rows(func, name, args, kwargs)
         if not fixed:
             return self._write_among_examples(*args)
-        if name == "__setitem__":
-            source = target if id(target) in before else target.clone()
-            func(*args, **kwargs)
-            self._constants.pop(id(target), None)
-            self._shared[id(target)] = shared.computed(target, written, (source, *others), kwargs, before)
-            return None
+        again = written if name == "__setitem__" else func if id(target) in before else out_of_place(name)
+        source = target if id(target) in before else target.clone()
         result = func(*args, **kwargs)
-        self._shared[id(result)] = shared.computed(result, func, args, kwargs, before)
+        self._constants.pop(id(target), None)
+        self._shared[id(target)] = shared.computed(target, again, (source, *others), kwargs, before)
         return result
 
     def _write_into_rows(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ def written(x: Tensor, index: Any, value: Any) -> Tensor:
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     value = value.reshape(value.shape[max(0, value.ndim - places.ndim) :]).expand(places.shape)
     return x.flatten().scatter(0, places.flatten(), value.flatten()).view(x.shape)
+
+
+def out_of_place(name: str) -> Callable[..., Tensor]:
+    """The function that computes what an in-place one writes, as a new tensor.
+
+    Args:
+        name: Of the in-place one, a method of tensors.
+    """
+    if name == "copy_":
+        return lambda x, value, **_: written(x, ..., value)
+    return getattr(Tensor, name.replace("__i", "__") if name.startswith("__") else name.removesuffix("_"))
 
 
 def values_of_owners(x: Tensor, index: Any, values: Tensor) -> Tensor:

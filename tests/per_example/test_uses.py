@@ -516,6 +516,62 @@ class ActivationInPlace(Tokens):
 
 
 @use
+class IdsOfOneRow(Token):
+    """Kept in an attribute, for all examples: no buffer, and no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt, self.ids = nn.Embedding(3, D), torch.arange(3)[None]
+
+    def middle(self, x: Tensor) -> Tensor:
+        prompt = torch.tanh(self.linear(self.prompt(self.ids))).repeat(len(x), 1, 1)
+        return torch.cat([prompt.to(x), x], 1)
+
+
+@use
+class MadeInPlace(Tokens):
+    """A rotation that begins as zeros and ones, as adapters make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.angles = nn.Parameter(torch.randn(2, 6))
+
+    def middle(self, x: Tensor) -> Tensor:
+        skew, (rows, columns) = torch.zeros(2, 4, 4, dtype=x.dtype), torch.triu_indices(4, 4, 1)
+        skew[:, rows, columns] = self.angles
+        skew = skew - skew.transpose(1, 2)
+        rotation = torch.eye(4, dtype=x.dtype).repeat(2, 1, 1)
+        rotation.add_(skew, alpha=2.0)
+        rotation *= 0.5
+        copied = torch.zeros(2, 4, 4, dtype=x.dtype)
+        copied.copy_(rotation)
+        return torch.einsum("...rk,rkc->...rc", x.unflatten(-1, (2, 4)), rotation + copied.div_(2)).flatten(-2)
+
+
+@use
+class DoubledOften(Tokens):
+    """What is used twice is computed once: else this would take 4^18 steps."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        scale = self.norm.weight
+        for _ in range(18):
+            scale = sum((0.25 * (scale + scale)).chunk(2)).repeat(2)
+        return torch.tanh(self.linear(x)) * scale
+
+
+@use
+class ParameterMadeOfFrozen(Tokens):
+    """A library wraps a frozen weight in a parameter of its own, in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.randn(D, D), requires_grad=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x @ (nn.Parameter(self.frozen.T) * self.norm.weight)
+
+
+@use
 class RowForEachPlace(Tokens):
     """A parameter with a row for each place in the batch: of an example's copy only one row counts."""
 

@@ -44,7 +44,7 @@ _LOWERED = frozenset([
 # fmt: on
 _SUMS = frozenset(["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract"])
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
-_EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+_SPREADS = frozenset(["expand", "expand_as", "broadcast_to", "repeat"])
 _READS = frozenset(
     [
         "item",
@@ -172,13 +172,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self.sees(tensors[0].device.type)
         if (out := kwargs.get("out")) is not None:
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
+        if name in _LIKE and len(tensors) > 1:
+            return self.__torch_function__(torch.Tensor.to, (), (tensors[0], tensors[1].device, tensors[1].dtype))
         if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count
             return self._constant(func(*args, **kwargs))
         if name in _READS or self._stale(tensors):
             why = "is read as a number" if name in _READS else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
             return func(*args, **kwargs)
-        fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
+        fixed = all(id(t) in self._shared or self._is_constant(t) for t in tensors)
         if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
             return self._write(func, name, tensors, args, kwargs, fixed=fixed)
         if name == "__set__":
@@ -255,10 +257,12 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), f"{name} draws random numbers for it, not for the examples")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if name in _EXPAND and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
-            return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
-        if name == "repeat" and result.ndim == found[0].ndim > 0 and result.shape[1:] == found[0].shape[1:]:
-            return self._repeat(found[0], len(result) // len(found[0]))
+        if name in _SPREADS and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
+            # To the examples, it seems; and if not, the check will say so.
+            if name != "repeat":
+                return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
+            if result.shape[1:] == found[0].shape[1:]:
+                return self._repeat(found[0], len(result))
         reader = PRODUCTS.get(func) if self._shared[id(found[0])].is_parameter else None
         product = _read(reader, args, kwargs) if reader else None
         self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
@@ -289,7 +293,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._write_into_rows(func, name, args, kwargs)
         if not fixed:
             return self._write_among_examples(*args)
-        again = written if name == "__setitem__" else func if id(target) in before else out_of_place(name)
+        again = written if name == "__setitem__" else out_of_place(func, name, is_mapped=id(target) in before)
         source = target if id(target) in before else target.clone()
         result = func(*args, **kwargs)
         self._constants.pop(id(target), None)
@@ -332,9 +336,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             value = shared.computed(result, func, args, kwargs, self._shared, lookup=lookup)
             self._shared.setdefault(id(result), value)
         elif isinstance(result, (list, tuple)):
+            call = shared.new_call()
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i)
+                    self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i, call=call)
 
     def _by_parts(self, parts: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A function that consists of others, each of which is seen; None if it cannot be written so."""
@@ -506,7 +511,14 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         return func(*args, **kwargs)
 
     def _of_examples(self, t: Tensor) -> bool:
-        return id(t) not in self._shared and id(t) not in self._constants
+        return id(t) not in self._shared and not self._is_constant(t)
+
+    def _is_constant(self, t: Tensor) -> bool:
+        """Whether it is the same for all examples, also if we have not seen where it comes from."""
+        if id(t) in self._constants or isinstance(t, nn.Parameter):
+            return True
+        single = t.ndim > 0 and len(t) == 1 and not t.requires_grad
+        return single and bool(self._given) and 1 not in self._given
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
         return shared.parameters_of(args, kwargs, self._shared)

@@ -23,12 +23,16 @@ def written(x: Tensor, index: Any, value: Any) -> Tensor:
     return x.flatten().scatter(0, places.flatten(), value.flatten()).view(x.shape)
 
 
-def out_of_place(name: str) -> Callable[..., Tensor]:
-    """The function that computes what an in-place one writes, as a new tensor.
+def out_of_place(func: Callable[..., Tensor], name: str, *, is_mapped: bool) -> Callable[..., Tensor]:
+    """A function that computes what an in-place one writes, as a new tensor.
 
     Args:
-        name: Of the in-place one, a method of tensors.
+        func: The in-place one.
+        name: Its name.
+        is_mapped: Whether ``vmap`` maps what it writes into; if not, it cannot write there what is mapped.
     """
+    if is_mapped:
+        return lambda x, *others, **named: func(x.clone(), *others, **named)
     if name == "copy_":
         return lambda x, value, **_: written(x, ..., value)
     return getattr(Tensor, name.replace("__i", "__") if name.startswith("__") else name.removesuffix("_"))

@@ -36,7 +36,7 @@ def batch_norm() -> Problem:
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.mix = nn.Embedding(9, D), nn.MultiheadAttention(D, 2, batch_first=True)
+        self.embed, self.mix = nn.Embedding(9, D), nn.MultiheadAttention(D, 2, batch_first=True, add_zero_attn=True)
         self.head = nn.Linear(D, C)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -54,10 +54,11 @@ class Recurrent(nn.Module):
         self.embed, self.rnn, self.head = nn.Embedding(9, D), nn.LSTM(D, D, batch_first=True), nn.Linear(D, C)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.rnn(self.embed(ids))[0][:, -1])
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(ids), torch.tensor([T, 5, 5, 1]), batch_first=True)
+        return self.head(self.rnn(packed)[1][0][0])
 
 
-def lstm() -> Problem:
+def packed_lstm() -> Problem:
     return of_tokens(Recurrent())
 
 
@@ -113,39 +114,6 @@ def embedding_with_max_norm() -> Problem:
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
-
-
-class Written(nn.Module):
-    """A parameter is written into a tensor of the examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head, self.token = nn.Linear(D, D), nn.Linear(D, C), nn.Parameter(torch.randn(D))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x)).clone()
-        h[:, 0] = self.token
-        return self.head(h.mean(1))
-
-
-def written_into() -> Problem:
-    return of_numbers(Written(), T, D)
-
-
-class Aligned(nn.Module):
-    """A parameter with a row for each place in the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(D, D), nn.Linear(D, C)
-        self.places = nn.Parameter(torch.randn(N, D))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.first(x)) + self.places)
-
-
-def row_for_each_place() -> Problem:
-    return of_numbers(Aligned(), D)
 
 
 class OneByOne(nn.Module):
@@ -301,16 +269,17 @@ class First(nn.Module):
 REFUSED: dict[Callable[[], Problem], tuple[str, list[str]]] = {
     batch_norm: (r"\n  1: BatchNorm1d in training mode", []),
     multihead_attention: (
-        r"mix\.in_proj_weight.*multi_head_attention_forward",
+        r"mix\.in_proj_weight.*use nn\.Linear layers and F\.scaled_dot_product_attention",
         ["mix.in_proj_weight", "mix.in_proj_bias", "mix.out_proj.weight", "mix.out_proj.bias"],
     ),
-    lstm: (r"rnn\.weight_ih_l0.*lstm", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"]),
+    packed_lstm: (
+        r"rnn\.weight_ih_l0.*pad instead of packing",
+        ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"],
+    ),
     custom_function: (r"scale: has a gradient that its uses do not explain", ["scale"]),
     seen_and_hidden: (r"first\.weight: has a gradient that its uses do not explain", ["first.weight"]),
     embedding_by_frequency: (r"0\.weight: scale_grad_by_freq", ["0.weight"]),
     embedding_with_max_norm: (r"0\.weight: max_norm", ["0.weight"]),
-    written_into: (r"token: __setitem__ writes into a tensor", ["token"]),
-    row_for_each_place: (r"places: add combines it with the examples, but not one value with each", ["places"]),
     loop_over_examples: (r"linear\.weight.*meets 6 rows, which 4 examples do not divide", []),
     mapped_inside: (r"linear\.weight", ["linear.weight", "linear.bias"]),
     scripted: (r"0\.weight, 0\.bias: has a gradient that its uses do not explain", ["0.weight", "0.bias"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import deltasam
 import per_instance
+from deltasam import reference
 from per_instance import Losses, assert_exact, expected, take
 
 N, T, D, C = 4, 6, 8, 3
@@ -430,6 +433,310 @@ class StackOfMatrices(Tokens):
         return torch.tanh(torch.matmul(x, self.linear.weight[None]) + self.linear.bias)
 
 
+class Token(Tokens):
+    """One vector that is put among the tokens of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(D))
+
+
+@use
+class TokenExpanded(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.cat([self.token.expand(len(x), 1, -1), x], 1)))
+
+
+@use
+class TokenRepeated(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.cat([self.token.repeat(len(x), 1, 1), x], 1)))
+
+
+@use
+class TokenStacked(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        rows = torch.cat([torch.stack([self.token] * len(x))[1:], self.token[None]])
+        return torch.tanh(self.linear(torch.cat([rows[:, None], x], 1)))
+
+
+@use
+class TokenForMaskedPlaces(Token):
+    """SpecAugment: as many places as it happens."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h, mask = torch.tanh(self.linear(x)), torch.zeros(x.shape[:2], dtype=torch.bool)
+        mask[0, 0] = mask[-1] = True
+        h = h.clone()
+        h[mask] = self.token.to(h.dtype)
+        return h * h
+
+
+@use
+class TokenWritten(Token):
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(x)).clone()
+        h[:, 0] = self.token
+        h[..., -1, 2:5] = (2 * self.token)[2:5]
+        h[torch.arange(len(x)), torch.zeros(len(x)).long(), :2] += self.token[:2]
+        return h * h
+
+
+@use
+class ScoresWritten(Tokens):
+    """Values with axes of their own, in a part of every example."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = F.pad(torch.tanh(self.linear(x)), (0, 0, 2, 0))
+        h[:, :2] = self.head.weight[:2]
+        h[:, None, 0] = self.norm.bias[None, None, None]
+        return h * h
+
+
+@use
+class WrittenIntoZeros(Token):
+    """First the token, which no example has met, then the examples."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), x.shape[1] + 1, D, dtype=x.dtype)
+        h[:, 0] = self.token
+        h[:, 0, 0] = 1
+        h[:, 1:] = x
+        return torch.tanh(self.linear(h))
+
+
+@use
+class ActivationInPlace(Tokens):
+    """A linear layer's output of three axes is a view of its rows, and is written into."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        h[:, 0] = 0.5
+        return F.leaky_relu(h, 0.3, inplace=True)
+
+
+@use
+class IdsOfOneRow(Token):
+    """Kept in an attribute, for all examples: no buffer, and no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt, self.ids = nn.Embedding(3, D), torch.arange(3)[None]
+
+    def middle(self, x: Tensor) -> Tensor:
+        prompt = torch.tanh(self.linear(self.prompt(self.ids))).repeat(len(x), 1, 1)
+        return torch.cat([prompt.to(x), x], 1)
+
+
+@use
+class MadeInPlace(Tokens):
+    """A rotation that begins as zeros and ones, as adapters make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.angles = nn.Parameter(torch.randn(2, 6))
+
+    def middle(self, x: Tensor) -> Tensor:
+        skew, (rows, columns) = torch.zeros(2, 4, 4, dtype=x.dtype), torch.triu_indices(4, 4, 1)
+        skew[:, rows, columns] = self.angles
+        skew = skew - skew.transpose(1, 2)
+        rotation = torch.eye(4, dtype=x.dtype).repeat(2, 1, 1)
+        rotation.add_(skew, alpha=2.0)
+        rotation *= 0.5
+        copied = torch.zeros(2, 4, 4, dtype=x.dtype)
+        copied.copy_(rotation)
+        return torch.einsum("...rk,rkc->...rc", x.unflatten(-1, (2, 4)), rotation + copied.div_(2)).flatten(-2)
+
+
+@use
+class DoubledOften(Tokens):
+    """What is used twice is computed once: else this would take 4^18 steps."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        scale = self.norm.weight
+        for _ in range(18):
+            scale = sum((0.25 * (scale + scale)).chunk(2)).repeat(2)
+        return torch.tanh(self.linear(x)) * scale
+
+
+@use
+class ParameterMadeOfFrozen(Tokens):
+    """A library wraps a frozen weight in a parameter of its own, in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.randn(D, D), requires_grad=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x @ (nn.Parameter(self.frozen.T) * self.norm.weight)
+
+
+@use
+class RowForEachPlace(Tokens):
+    """A parameter with a row for each place in the batch: of an example's copy only one row counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(N, 1, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x) + self.places[: len(x)])
+
+
+@use
+class PositionIds(Tokens):
+    """The same ids for every example, made up in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(16, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        ids = torch.arange(x.shape[1]).repeat(len(x), 1)
+        return torch.tanh(self.linear(x + self.positions[ids] * self.positions[ids - len(self.positions)]))
+
+
+@use
+class RecurrentFromZeros(Tokens):
+    def middle(self, x: Tensor) -> Tensor:
+        h, states = torch.zeros(len(x), D, dtype=x.dtype), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.linear(h) + x[:, t])
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+@use
+class LongShortTermMemoryByHand(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_x, self.of_h = nn.Linear(D, 4 * D), nn.Linear(D, 4 * D)
+
+    def middle(self, x: Tensor) -> Tensor:
+        h, c = torch.zeros(2, len(x), D, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            enter, forget, leave, value = (self.of_x(x[:, t]) + self.of_h(h)).chunk(4, -1)
+            c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(value)
+            h = torch.sigmoid(leave) * torch.tanh(c)
+        return h[:, None]
+
+
+@use
+class GatedCellFromZeros(GatedCell):
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), D, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        return h[:, None]
+
+
+@use
+class LongShortTermMemoryCell(GatedCell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(D, D)
+
+    def middle(self, x: Tensor) -> Tensor:
+        h, c = self.cell(x[:, 0])
+        for t in range(1, x.shape[1]):
+            h, c = self.cell(x[:, t], (h, c))
+        return h[:, None]
+
+
+@use
+class LongShortTermMemory(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(D, D, num_layers=2, bidirectional=True, batch_first=True)
+        self.narrow = nn.Linear(2 * D, D)
+
+    def middle(self, x: Tensor) -> Tensor:
+        states, (h, c) = self.layers(x)
+        return F.dropout(self.narrow(states), 0.3) * h[0][:, None] + c[1][:, None]
+
+
+@use
+class GatedUnits(Tokens):
+    """From a learned state, time in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.start = nn.GRU(D, D), nn.Parameter(torch.randn(1, 1, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        start = self.start.expand(-1, len(x), -1).contiguous()
+        return F.dropout(self.layers(x.transpose(0, 1), start)[0], 0.3).transpose(0, 1)
+
+
+@use
+class RecurrentLayer(Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.RNN(D, D, bias=False, nonlinearity="relu", batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.layers(x, x[None, :, 0].contiguous())[0]
+
+
+@use
+class MultiheadAttention(Tokens):
+    """Padding, a mask for each head, and dropout of the weights and of what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(D, 2, dropout=0.3, batch_first=True)
+        self.dropout = nn.Dropout(0.3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, t = x.shape[:2]
+        padding, pairs = torch.zeros(n, t, dtype=torch.bool), torch.arange(t).to(x.dtype).expand(2 * n, t, t)
+        padding[0, -1] = t > 1
+        y, weights = self.attention(x, x, x, key_padding_mask=padding, attn_mask=pairs)
+        return self.dropout(y) * (1 + weights.sum(2)[..., None])
+
+
+@use
+class CrossAttention(Tokens):
+    """Learned queries, and inputs of other widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, D))
+        self.packed = nn.MultiheadAttention(D, 2, batch_first=True)
+        self.apart = nn.MultiheadAttention(D, 2, kdim=4, vdim=6, batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y, _ = self.packed(self.queries.repeat(len(x), 1, 1), x, x, need_weights=False)
+        return self.apart(y, x[..., :4], x[..., :6])[0]
+
+
+@use
+class TransformerLayers(Tokens):
+    """With a causal mask, as torch makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.2, batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return self.layer(x, mask, is_causal=True)
+
+
+@use
+class InfiniteInside(Tokens):
+    """Where no gradient comes from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(D, D, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            looked_at = self.convolution(x.mT / 0).isfinite()
+        return torch.where(looked_at, x.mT, self.convolution(x.mT)).mT
+
+
 @pytest.mark.parametrize("name", USES)
 def test_is_exact(name: str) -> None:
     assert_exact(*problem(USES[name]()))
@@ -578,6 +885,50 @@ def test_inputs_made_in_the_closure(make: Any) -> None:
     assert_exact(model.linear, run)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_penalty_in_the_loss_of_all_examples(sign: int) -> None:
+    """Every example has its share: the loss is the mean of ``l_i + R``."""
+    model, run = problem(Tokens())
+
+    def penalty(weights: Iterable[Tensor]) -> Tensor:
+        return 0.05 * sum(w.square().sum() for w in weights)
+
+    losses, w = reference.losses_function(model, run)
+    wanted = reference.per_instance_sam(lambda w: losses(w) + sign * penalty(w.values()), w, rho=per_instance.RHO, m=1)
+    taken = take(model, lambda call: run(call).mean() + sign * penalty(model.parameters()), steps=2)
+    assert taken.forwards == 2
+    assert per_instance.error(taken.gradient, wanted) < 1e-10
+
+
+@dataclasses.dataclass
+class Given:
+    """What a model may be given: tensors in a dataclass, beside others that are none."""
+
+    ids: Tensor
+    name: str = "a batch"
+
+
+def nested(**batch: Tensor) -> dict[str, Any]:
+    return {"deep": [Given(**batch)]}
+
+
+@pytest.mark.parametrize("pack", [Given, OrderedDict, UserDict, nested])
+def test_a_batch_in_anything(pack: Callable[..., Any]) -> None:
+    """With one loss of all: how many examples there are is seen in the batch, which is made in the closure."""
+
+    class Unpacks(Tokens):
+        def forward(self, batch: Any) -> Tensor:
+            batch = batch["deep"][0] if isinstance(batch, dict) and "deep" in batch else batch
+            return super().forward(batch.ids if isinstance(batch, Given) else batch["ids"])
+
+    model, _ = problem(Unpacks())
+    ids, y = torch.randint(0, 9, (N, T)), torch.randint(0, C, (N,))
+    wanted = expected(model, lambda call: F.cross_entropy(call(pack(ids=ids)), y, reduction="none"))
+    taken = take(model, lambda call: F.cross_entropy(call(pack(ids=ids)), y), steps=2)
+    assert taken.forwards == 2
+    assert per_instance.error(taken.gradient, wanted) < 1e-10
+
+
 def test_the_library_of_m_is_between_one_and_all() -> None:
     model, run = problem(Tokens())
     one, two, all_of_them = (take(model, run, m=m) for m in (1, 2, N))
@@ -586,8 +937,8 @@ def test_the_library_of_m_is_between_one_and_all() -> None:
         assert per_instance.error(taken.gradient, wanted[m]) < 1e-12
         assert len(taken.step.metrics["group_grad_norms"]) == N // m
     torch.manual_seed(per_instance.SEED)
-    losses, w = per_instance.reference.losses_function(model, run)
-    assert per_instance.error(all_of_them.gradient, per_instance.reference.sam(losses, w, rho=per_instance.RHO)) < 1e-12
+    losses, w = reference.losses_function(model, run)
+    assert per_instance.error(all_of_them.gradient, reference.sam(losses, w, rho=per_instance.RHO)) < 1e-12
 
 
 def test_coverage_tells_the_rules() -> None:

@@ -15,6 +15,8 @@ from deltasam.weight_space import wide
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
 _TRAFFIC = 40
+# With so many uses they stay apart: then layers with one input share products. But each is multiplied with each.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,25 @@ def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tenso
         outers: Contributions as outer products.
         denses: Contributions as tensors [g, *shape].
     """
+    outers = _merged(outers)
     multiplies = not denses and all(term.x.is_floating_point() for term in outers)
     if not denses and _outer_products_are_cheaper(outers, parameter.shape):
         return ParameterGradient(tuple(outers), multiplies=multiplies)
     matrices = (term.matrix(parameter.shape) for term in outers)
     return ParameterGradient(dense=_sum([*matrices, *denses]), multiplies=multiplies)
+
+
+def _merged(outers: list[Outer]) -> list[Outer]:
+    """The same sum with few terms: a weight that is used in every step of a loop has one with all rows."""
+    if len(outers) <= _FEW:
+        return outers
+    alike: dict[tuple[object, ...], list[Outer]] = {}
+    for term in outers:
+        alike.setdefault((term.axis, term.ones, term.x.dtype, term.b.dtype), []).append(term)
+    return [
+        replace(terms[0], x=torch.cat([t.x for t in terms], 1), b=torch.cat([t.b for t in terms], 1))
+        for terms in alike.values()
+    ]
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

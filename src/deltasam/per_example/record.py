@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
 from deltasam.per_example.row_moves import RowMove, row_moves
 from deltasam.per_example.rules import Product
-from deltasam.per_example.shared import tensors_in
+from deltasam.per_example.shared import tensors_given
 from deltasam.per_example.uses import ParameterUses
 
 
@@ -133,9 +132,8 @@ class Record(ParameterUses):
             ratio = rows / examples
             return "as long as the input" if ratio in self._lengths - {1} else ratio
 
-        uses = tuple(
-            (use.kind, of_each(use.shape[0]), *(self.names[id(p)] for p in use.parameters)) for use in self.uses
-        )
+        names = self.names
+        uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
         return examples == 1, self.hooked, uses, frozenset(map(of_each, self._batches(examples))), moves
 
@@ -171,12 +169,19 @@ class Record(ParameterUses):
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """Note why these parameters are not covered."""
-        self.refusals.update((self.names[id(p)], reason) for p in parameters)
+        for p in parameters:
+            name = self.names[id(p)]
+            self.refusals[name] = reason + _instead(self._model, name, p)
 
     def sees(self, device: str) -> None:
         """Note in which precision autocast computes."""
         if self._open and torch.is_autocast_enabled(device):
             self.lowered.add(torch.get_autocast_dtype(device))
+
+    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+        """Note the precision of the result: in a model of float64 some layers compute in float32."""
+        if self._open and isinstance(result, Tensor) and result.is_floating_point():
+            self.lowered.add(result.dtype)
 
     def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
@@ -197,14 +202,14 @@ class Record(ParameterUses):
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            self.uses.append(Use(get_gradient_edge(y), y.shape, y.dtype, parameters, product))
+            self.uses.append(Use(get_gradient_edge(_written_to(y, product)), y.shape, y.dtype, parameters, product))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:
             with torch._C.DisableTorchFunction():
                 refuse_packed([args, kwargs], "a method of single examples")
         super()._see_inputs(module, args, kwargs)
-        given = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        given = [t for t in tensors_given((args, kwargs)) if t.ndim]
         if given:
             self._calls.add(frozenset(len(t) for t in given))
             self._lengths |= set(given[0].shape[1:2])
@@ -219,8 +224,31 @@ class Record(ParameterUses):
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
 
 
+def _written_to(y: Tensor, product: Product | None) -> Tensor:
+    """Where the gradient of what came out of a use is seen, also if y is written into afterwards.
+
+    A linear layer's output of three axes is a view of its rows: a write changes the place of the view in the graph, but
+    not that of the rows.
+    """
+    if product is None or not product.x.is_floating_point() or not y._is_view() or y._base is None:
+        return y
+    return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+
+
 def tensors_of(output: Any) -> list[Tensor]:
     """The tensors with a graph in what a model returned."""
-    if dataclasses.is_dataclass(output) or isinstance(output, Mapping):
-        output = list((output if isinstance(output, Mapping) else vars(output)).values())
-    return [t for t in tensors_in(output) if t.grad_fn is not None]
+    return [t for t in tensors_given(output) if t.grad_fn is not None]
+
+
+def _instead(model: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    """What is exact in place of a use that is not, where the module that the parameter is of has a choice."""
+    owner = model
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part, owner)
+    how = getattr(getattr(owner, "config", None), "_experts_implementation", None)
+    if how in (None, "batched_mm") or getattr(owner, "num_experts", None) != len(parameter):
+        return ""
+    return (
+        f" (experts by {how!r}: the tokens of all examples are sorted by expert; "
+        f"model.set_experts_implementation('batched_mm') is exact)"
+    )

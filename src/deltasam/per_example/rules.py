@@ -178,6 +178,14 @@ def _embedding(
     return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
 
 
+@_for(PRODUCTS, torch.Tensor.__getitem__)
+def _rows_of_table(input: Tensor, index: Any) -> Product | None:
+    is_ids = isinstance(index, Tensor) and index.ndim and index.dtype in (torch.int32, torch.int64)
+    if input.ndim != 2 or not is_ids:
+        return None
+    return Lookup(index.long() % len(input), input, None, axis=0)  # -1 is the last row
+
+
 @_for(MASKED, F.embedding)
 def _padded_embedding(
     input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
@@ -239,6 +247,30 @@ def _strange(options: dict[str, Any]) -> str | None:
     if options.get("max_norm") is not None:
         return "max_norm writes into it in the forward pass"
     return None
+
+
+# What vmap cannot do; and what is exact in its place.
+
+
+@_for(REFUSALS, "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
+def _grouped(*_: Any, **__: Any) -> str:
+    return "meets rows in the order of the experts that they are sent to, not of the examples"
+
+
+@_for(REFUSALS, "lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(*_: Any, **__: Any) -> str:
+    return (
+        "a recurrent layer with packed sequences, projections or dropout between its layers is one function that "
+        "cannot be given a copy for each example; pad instead of packing, and have one layer in each module"
+    )
+
+
+@_for(REFUSALS, "multi_head_attention_forward")
+def _attention(*_: Any, **__: Any) -> str:
+    return (
+        "nn.MultiheadAttention without an axis of examples, or with add_bias_kv or add_zero_attn, is one function that "
+        "cannot be given a copy for each example; use nn.Linear layers and F.scaled_dot_product_attention"
+    )
 
 
 @_for(AFFINES, F.layer_norm)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 
 from deltasam.per_example.rules import Product
 
-Values = Mapping[int, Tensor]
+Values = dict[int, Any]
+"""Parameters by id, and what was computed from them in one evaluation by the (negative) number of the call."""
+
+_numbers = itertools.count(1)
+
+
+def new_call() -> int:
+    """A number for one call of a function."""
+    return -next(_numbers)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def computed(
     found: Mapping[int, Shared],
     *,
     item: int | None = None,
+    call: int | None = None,
     lookup: Product | None = None,
 ) -> Shared:
     """The result of a function of shared values and constants.
@@ -76,6 +86,7 @@ def computed(
         kwargs: Its keyword arguments.
         found: Shared values by the id of their tensor.
         item: Which item of the result is meant, if it is not the result itself.
+        call: The number of the call, if several items of its result are kept: it is then done once for all of them.
         lookup: See ``Shared``.
     """
     tensors = tensors_in((args, kwargs))
@@ -85,17 +96,19 @@ def computed(
     args, kwargs = map_tensors(lambda t: t, (args, kwargs))
     constants = [(t, _version(t)) for t in tensors if id(t) not in found]
     as_it_was = _mode(value.device.type)
+    number = new_call() if call is None else call
 
     def again(values: Values) -> Tensor:
         def replace(argument: Any) -> Any:
             shared = found.get(id(argument))
             return argument if shared is None else shared.function(values)
 
-        if any(version != _version(t) for t, version in constants):
-            raise RuntimeError("a tensor that it was computed with was changed in place afterwards")
-        with as_it_was():
-            result = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
-        return result if item is None else result[item]
+        if number not in values:  # else every use of a use would compute it again
+            if any(version != _version(t) for t, version in constants):
+                raise RuntimeError("a tensor that it was computed with was changed in place afterwards")
+            with as_it_was():
+                values[number] = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
+        return values[number] if item is None else values[number][item]
 
     return Shared(value, parameters, again, lookup)
 
@@ -129,6 +142,19 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     tensors: list[Tensor] = []
     _collect(arguments, tensors)
     return tensors
+
+
+def tensors_given(arguments: Any) -> list[Tensor]:
+    """The tensors that a model is given or returns: in mappings of any kind and dataclasses as well, however deep."""
+    if isinstance(arguments, Tensor):
+        return [arguments]
+    if isinstance(arguments, Mapping):
+        arguments = list(arguments.values())
+    elif is_dataclass(arguments) and not isinstance(arguments, type):
+        arguments = [getattr(arguments, field.name, None) for field in fields(arguments)]
+    elif not isinstance(arguments, (list, tuple)):
+        return []
+    return [t for argument in arguments for t in tensors_given(argument)]
 
 
 def map_tensors(function: Callable[[Any], Any], arguments: Any) -> Any:

@@ -23,8 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
 from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Masked, Product
-from deltasam.per_example.shared import Shared, map_tensors, tensors_in
+from deltasam.per_example.composed import COMPOSED
+from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
+from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in
+from deltasam.per_example.writes import out_of_place, values_of_owners, written
 from deltasam.sharded import is_sharded, sharded_modules
 
 # Functions for which a leading axis of 1 means: the same for every example.
@@ -41,8 +43,9 @@ _LOWERED = frozenset([
     "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
 ])
 # fmt: on
+_SUMS = frozenset(["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract"])
 _MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
-_EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+_SPREADS = frozenset(["expand", "expand_as", "broadcast_to", "repeat"])
 _READS = frozenset(
     [
         "item",
@@ -70,6 +73,7 @@ _CAT = frozenset(["cat", "concat", "concatenate"])
 _OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # some of which exist with out= only
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+_NO_AXIS = "; where a loss is the sum of several terms, return one loss per example"
 
 
 class ParameterUses(TorchFunctionMode, abc.ABC):
@@ -93,6 +97,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
         others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared and not is_sharded(t))
         self._constants: dict[int, Tensor] = {id(t): t for t in others}
+        self._given: set[int] = set()  # with how many rows the model was called
         self._known: set[int] | None = {id(p) for p in model.parameters()} if sharded_modules(model) else None
 
     def __enter__(self) -> ParameterUses:
@@ -123,10 +128,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _see_inputs(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """What the model is given for every example is no constant, even if the closure has just made it."""
-        tensors = [t for t in tensors_in((args, kwargs)) if t.ndim]
+        tensors = [t for t in tensors_given((args, kwargs)) if t.ndim]
         for t in tensors:  # the first one may have one row for all examples
             if len(t) == len(tensors[0]) or (len(tensors[0]) == 1 and t.ndim > 1):
                 self._constants.pop(id(t), None)
+        self._given.update(len(t) for t in tensors[:1])
 
     @abc.abstractmethod
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
@@ -170,19 +176,23 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self.sees(tensors[0].device.type)
         if (out := kwargs.get("out")) is not None and not isinstance(func, _OPERATIONS):
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
+        if name in _LIKE and len(tensors) > 1:
+            return self.__torch_function__(torch.Tensor.to, (), (tensors[0], tensors[1].device, tensors[1].dtype))
         if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count
             return self._constant(func(*args, **kwargs))
         if name in _READS or self._stale(tensors):
             why = "is read as a number" if name in _READS else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
             return func(*args, **kwargs)
-        fixed = all(id(t) in self._shared or id(t) in self._constants for t in tensors)
-        if _in_place(name) and id(args[0]) in self._shared and fixed and not isinstance(args[0], nn.Parameter):
-            return self._change(func, tensors, args, kwargs)
-        if (_in_place(name) and id(args[0]) in self._shared) or name == "__setitem__" or func is _SET_DATA:
-            self.refuse(self._parameters(args, kwargs), f"{name} writes into a tensor")
+        fixed = all(id(t) in self._shared or self._is_constant(t) for t in tensors)
+        if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
+            return self._write(func, name, tensors, args, kwargs, fixed=fixed)
+        if func is _SET_DATA:
+            self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
-        if (against := REFUSALS.get(func)) and (reason := against(*args, **kwargs)):
+        if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:
+            return result
+        if (against := REFUSALS.get(func) or REFUSALS.get(name)) and (reason := against(*args, **kwargs)):
             self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         if fixed:
@@ -251,13 +261,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), f"{name} draws random numbers for it, not for the examples")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if name in _EXPAND and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
-            return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
-        if name == "repeat" and result.ndim == found[0].ndim > 0 and result.shape[1:] == found[0].shape[1:]:
-            return self._repeat(found[0], len(result) // len(found[0]))
-        reader = PRODUCTS.get(func) if name == "embedding" and self._shared[id(found[0])].is_parameter else None
-        lookup = reader(*args, **kwargs) if reader else None
-        self._keep(result, func, args, kwargs, lookup)
+        if name in _SPREADS and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
+            # To the examples, it seems; and if not, the check will say so.
+            if name != "repeat":
+                return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
+            if result.shape[1:] == found[0].shape[1:]:
+                return self._repeat(found[0], len(result))
+        reader = PRODUCTS.get(func) if self._shared[id(found[0])].is_parameter else None
+        product = _read(reader, args, kwargs) if reader else None
+        self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
         return result
 
     def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -267,16 +279,57 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         times = torch.Tensor.mul_ if inplace else torch.mul
         return self.__torch_function__(times, (), (value, self._constants.setdefault(id(mask), mask)))
 
-    def _change(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Tensor:
-        """A shared value that is changed in place becomes another one."""
+    # Writing in place.
+
+    def _write(self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: Any, *, fixed: bool) -> Any:
+        """A function that changes its first argument, which is shared, or is given what is."""
+        target, *others = args
         before = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
-        written = _memory(args[0])
-        if any(_memory(p) == written for p in before[id(args[0])].parameters):  # .data, .detach()
-            self.refuse(before[id(args[0])].parameters, "the forward pass writes into its memory")
+        parameters = self._parameters(args, kwargs)
+        memory = _memory(target)
+        if any(_memory(p) == memory for p in parameters):  # .data, .detach()
+            self.refuse(parameters, "the forward pass writes into its memory")
             return func(*args, **kwargs)
+        if name == "__setitem__" and any(id(t) in before for t in tensors_in(others[0])):
+            self.refuse(parameters, "the places that the forward pass writes into depend on it")
+            return func(*args, **kwargs)
+        if not fixed and id(target) in before:
+            return self._write_into_rows(func, name, args, kwargs)
+        if not fixed:
+            return self._write_among_examples(*args)
+        again = written if name == "__setitem__" else out_of_place(func, name, is_mapped=id(target) in before)
+        source = target if id(target) in before else target.clone()
         result = func(*args, **kwargs)
-        self._shared[id(result)] = shared.computed(result, func, args, kwargs, before)
+        self._constants.pop(id(target), None)
+        self._shared[id(target)] = shared.computed(target, again, (source, *others), kwargs, before)
         return result
+
+    def _write_into_rows(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Examples are written into a shared value, which has a row for each of them from now on."""
+        try:
+            rows = self._rows(self._shared[id(args[0])])
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} writes examples into it ({error})")
+            return func(*args, **kwargs)
+        args[0].copy_(rows)
+        del self._shared[id(args[0])]
+        return self.__torch_function__(func, (), args, kwargs)
+
+    def _write_among_examples(self, target: Tensor, index: Any, value: Tensor) -> None:
+        """A shared value is written into a tensor of the examples: for each its own."""
+        parameters = self._shared[id(value)].parameters
+        try:
+            copies = self._spread(self._shared[id(value)], len(target), value.ndim + 1)
+            own = values_of_owners(target, index, copies)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            self.refuse(parameters, f"is written among the examples in a way that copies cannot follow ({error})")
+            own = value
+        target[index] = own
+        self.met(parameters, target)
 
     def _repeat(self, value: Tensor, count: int) -> Tensor:
         found = self._shared[id(value)]
@@ -287,9 +340,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             value = shared.computed(result, func, args, kwargs, self._shared, lookup=lookup)
             self._shared.setdefault(id(result), value)
         elif isinstance(result, (list, tuple)):
+            call = shared.new_call()
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i)
+                    self._shared[id(item)] = shared.computed(item, func, args, kwargs, self._shared, item=i, call=call)
+
+    def _by_parts(self, parts: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A function that consists of others, each of which is seen; None if it cannot be written so."""
+        with self:
+            return _read(parts, args, kwargs)
 
     # Uses with copies: one value per example, broadcast or mapped.
 
@@ -330,23 +389,54 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _not_yet(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """No axis of examples is in sight: masks and the like are constants here."""
-        result = func(*args, **kwargs)
         others = [t for t in tensors_in((args, kwargs)) if id(t) not in self._shared]
-        if any(t.requires_grad for t in others):
-            self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples")
-        else:
+        if not any(t.requires_grad for t in others):
+            result = func(*args, **kwargs)
             self._keep(result, func, args, kwargs)
-        return result
+            return result
+        if name in _SUMS and len(self._given) == 1:
+            return self._term(func, name, args, kwargs)
+        self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples{_NO_AXIS}")
+        return func(*args, **kwargs)
+
+    def _term(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """A term of parameters alone in a loss of all examples: its mean over the examples' copies."""
+        (count,) = self._given
+        try:
+            copies = {id(p): self.copies(p, count) for p in self._parameters(args, kwargs)}
+            found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
+            means = {key: value.copies(copies).mean(0) for key, value in found.items()}
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
+            return func(*args, **kwargs)
+        return func(*map_tensors(lambda t: means.get(id(t), t), args), **kwargs)
 
     def _aligned(self, value: Tensor, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """The shared value has rows of its own for every example: ids that were made up for each, say."""
-        found = self._shared[id(value)]
-        if found.lookup is None:
-            self.refuse(found.parameters, f"{name} combines it with the examples, but not one value with each")
+        """The shared value has a row of its own for every example: ids or a state that were made up for each, say."""
+        return self._with_rows([value], func, name, args, kwargs)
+
+    def _with_rows(self, values: list[Tensor], func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Call a function with values whose row i is that of example i, made of its copies of the parameters."""
+        try:
+            # Constants among them: the same as tensors of the examples.
+            rows = {id(t): self._rows(self._shared[id(t)]) if id(t) in self._shared else t.view_as(t) for t in values}
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            self.refuse(self._parameters(args, kwargs), f"{name} meets a value that copies do not make: {error}")
             return func(*args, **kwargs)
-        rows = self._product(lambda: value.view_as(value), found.lookup)
-        args, kwargs = map_tensors(lambda t: rows if t is value else t, (args, kwargs))
+        args, kwargs = map_tensors(lambda t: rows.get(id(t), t), (args, kwargs))
         return self.__torch_function__(func, (), args, kwargs)
+
+    def _rows(self, value: Shared) -> Tensor:
+        """A shared value with as many rows as there are examples [B, ...]: of each the row of its own copy."""
+        if value.lookup is not None:
+            return self._product(lambda: value.value.view_as(value.value), value.lookup)
+        count = len(value.value)
+        own = torch.arange(count, device=value.value.device)
+        return value.copies({id(p): self.copies(p, count) for p in value.parameters})[own, own]
 
     def _with_copies(self, func: Any, name: str, args: Any, kwargs: Any, count: int, ndim: int) -> Any:
         try:
@@ -382,12 +472,13 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def _vmap(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Any other function, mapped over examples and their copies of the parameters."""
         parameters = self._parameters(args, kwargs)
-        count = next((len(t) for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim), None)
+        tensors = tensors_in((args, kwargs))
+        count = next((len(t) for t in tensors if self._of_examples(t) and t.ndim), None)
         if count is None:
             self.refuse(parameters, f"{name} has no axis of examples")
             return func(*args, **kwargs)
-        found = {id(t): self._shared[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._shared}
-        rows = {id(t): t for t in tensors_in((args, kwargs)) if self._of_examples(t) and t.ndim and len(t) == count}
+        found = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
+        rows = {id(t): t for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}
 
         device = next(iter(rows.values())).device.type
         lower = name in _LOWERED and torch.is_autocast_enabled(device)
@@ -400,7 +491,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
                     t = row[id(t)][None]
                 return t.to(torch.get_autocast_dtype(device)) if lower and t.dtype == torch.float32 else t
 
-            return func(*map_tensors(pick, args), **map_tensors(pick, kwargs)).squeeze(0)
+            result = func(*map_tensors(pick, args), **map_tensors(pick, kwargs))
+            if result.ndim and len(result) != 1:
+                raise ValueError("its result does not have the examples as the first axis")
+            return result.squeeze(0)
 
         try:
             copies = {id(p): self.copies(p, count) for p in parameters}
@@ -413,12 +507,22 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
+            others = [t for t in tensors if id(t) not in rows and t.ndim and len(t) == count and not _is_parameter(t)]
+            if others:
+                return self._with_rows(others, func, name, args, kwargs)
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
         self.refuse(parameters, reason)
         return func(*args, **kwargs)
 
     def _of_examples(self, t: Tensor) -> bool:
-        return id(t) not in self._shared and id(t) not in self._constants
+        return id(t) not in self._shared and not self._is_constant(t)
+
+    def _is_constant(self, t: Tensor) -> bool:
+        """Whether it is the same for all examples, also if we have not seen where it comes from."""
+        if id(t) in self._constants or isinstance(t, nn.Parameter):
+            return True
+        single = t.ndim > 0 and len(t) == 1 and not t.requires_grad
+        return single and bool(self._given) and 1 not in self._given
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
         return shared.parameters_of(args, kwargs, self._shared)
@@ -436,6 +540,10 @@ def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return reader(*args, **kwargs)
     except TypeError:
         return None
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter)
 
 
 def _memory(tensor: Tensor) -> int:

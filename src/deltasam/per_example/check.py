@@ -59,6 +59,11 @@ def coupling_layers(model: nn.Module) -> dict[str, str]:
     }
 
 
+def complex_parameters(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Parameters that are complex numbers: why they are not covered, by name."""
+    return {name: "is complex: norms are of real numbers" for name, p in parameters.items() if p.is_complex()}
+
+
 def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
     """Parameters that meet a number of rows which the examples do not divide: why, by name."""
     return {
@@ -190,11 +195,11 @@ class Check:
     def _by_value(self, plain: Plain) -> Verdict:
         separation = Separation()
         for moved in selections(self._groups, self._seed):
-            with self._probe(moved) as probe:
-                separation.add(moved, probe.rows)
+            with self._probe(moved, stirred=True) as probe:
+                separation.add(moved.long(), probe.rows)
         only = torch.arange(self._groups) == self._group
         with self._probe(only) as probe:
-            separation.add(only, probe.rows)
+            separation.add(2 * only.long(), probe.rows)
             if separation.uneven or len(probe.shown) != len(self._shown):
                 return Verdict({WHOLE: "its forward pass does other things when weights are moved; " + _SAME})
             shown = [i for i, t in enumerate(probe.shown) if t.ndim]
@@ -273,10 +278,17 @@ class Check:
         return dict.fromkeys([*wrong, *none], reason + _ALONE)
 
     @contextmanager
-    def _probe(self, moved: Tensor) -> Iterator[_Probe]:
-        """The engine's second pass, with some groups moved [g]; a backward belongs inside."""
+    def _probe(self, moved: Tensor, *, stirred: bool = False) -> Iterator[_Probe]:
+        """The engine's second pass, with some groups moved [g]; a backward belongs inside.
+
+        Args:
+            moved: Which.
+            stirred: Parameters whose gradient is 0 today are moved as well: it will not stay so.
+        """
         able = moved.to(self._norms.device) & (self._norms > 0)
         steps = self._gradients.scaled(torch.where(able, self._radius / self._norms, 0.0))
+        if stirred:
+            steps.stir(torch.where(able, self._radius, 0.0))
         perturbed = RowsOfUses(self._model, self._record.parameters, steps, looks=self._looks)
         with ExitStack() as stack:
             returned = stack.enter_context(returned_by(self._model))

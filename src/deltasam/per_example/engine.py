@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltasam.compiled import as_written, is_compiled
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
-from deltasam.per_example.check import WHOLE, Check, coupling_layers, uneven_uses
+from deltasam.per_example.check import WHOLE, Check, complex_parameters, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.per_example.uses import FAILURES, failed_in_a_watched_function
+from deltasam.per_example.uses import FAILURES
 from deltasam.warn import warn
 
 _SHOWN = 5
@@ -80,7 +81,7 @@ class Engine:
             with record.open():
                 output = passes.first()
         except FAILURES as error:
-            if not failed_in_a_watched_function(error):
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
             passes.abandon()
             output = passes.first()  # if the closure fails by itself, it does so here
@@ -127,12 +128,13 @@ class Engine:
         return gradients
 
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> ExampleGradients:
-        self._refuse(record, coupling_layers(self._model))
+        self._refuse(record, coupling_layers(self._model) | complex_parameters(record.parameters))
         self._leave_out(record, uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals)
         with record:  # with gradient checkpointing the forward runs again in here
             total = loss.sum()
             passes.look_through(total)
             by_output = passes.grad(total, record.outputs) if record.uses else []
+        record.reached = tuple(b is not None for b in by_output)
         return ExampleGradients(record.uses, by_output, groups)
 
     def _again(self, passes: Passes, record: Record, groups: int) -> tuple[Tensor, ExampleGradients]:

@@ -71,6 +71,15 @@ class ExampleGradients:
         other.scale(factors)
         return other
 
+    def stir(self, factors: Tensor) -> None:
+        """Give parameters whose gradient is 0 in every group a random one, of norm ``factors`` [g], for a look."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        for key, gradient in self.of.items():
+            if not gradient.largest():
+                random = gradient.random(generator)
+                norms = _norms([random])
+                self.of[key] = random.times(torch.where(norms > 0, factors / norms, 0.0))
+
     def times(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
         self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}

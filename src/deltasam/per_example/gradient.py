@@ -53,6 +53,16 @@ class ParameterGradient:
         """The same in memory of its own, where a later change would be made in place."""
         return self if self.dense is None else replace(self, dense=self.dense.clone())
 
+    def random(self, generator: torch.Generator) -> ParameterGradient:
+        """A random one of the same form.
+
+        Args:
+            generator: On the CPU.
+        """
+        if self.dense is not None:
+            return replace(self, dense=_noise(self.dense, generator))
+        return replace(self, outers=tuple(replace(t, b=_noise(t.b, generator), factors=None) for t in self.outers))
+
     def divided(self, number: Tensor) -> ParameterGradient:
         """The same divided by a number []."""
         if self.dense is None:
@@ -129,6 +139,10 @@ def _merged(outers: list[Outer]) -> list[Outer]:
         replace(terms[0], x=torch.cat([t.x for t in terms], 1), b=torch.cat([t.b for t in terms], 1))
         for terms in alike.values()
     ]
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device="cpu").to(like)
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

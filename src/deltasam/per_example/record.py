@@ -18,6 +18,8 @@ from deltasam.per_example.rules import Product
 from deltasam.per_example.shared import tensors_given
 from deltasam.per_example.uses import ParameterUses
 
+_SMALL = 8
+
 
 class NotCoveredError(RuntimeError):
     """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do.
@@ -84,7 +86,9 @@ class Record(ParameterUses):
         self.hooked = False
         self.lowered: set[torch.dtype] = set()
         self._lengths: set[int] = set()
-        self._moves: list[RowMove | tuple[object, ...]] = []
+        self._moves: list[tuple[int, RowMove | tuple[object, ...]]] = []
+        self._functions = 0
+        self.reached: tuple[bool, ...] = ()
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.
@@ -110,9 +114,14 @@ class Record(ParameterUses):
         Raises:
             NotCoveredError: It cannot be told.
         """
+        batches = self._batches()
+        if len(batches) == 1 and losses.shape == (1,) and next(iter(batches)) > 1:
+            raise NotCoveredError(
+                f"the closure returned one loss in a tensor of one axis, but the model was called with "
+                f"{next(iter(batches))} rows; return one loss per example, or a scalar (loss.squeeze())"
+            )
         if losses.ndim:
             return len(losses)
-        batches = self._batches()
         if len(batches) != 1:
             seen = f"was called with {sorted(batches)} of them" if batches else "itself was not called"
             raise NotCoveredError(
@@ -124,8 +133,9 @@ class Record(ParameterUses):
     def fingerprint(self, examples: int) -> tuple[object, ...]:
         """What was done with the parameters and the rows: equal for passes that a check of one of them holds for.
 
-        Which parameters were used, in turn, how, and with how many rows per example; with how many rows the model was
-        called; and whose rows were picked by data. Lengths that are those of the input are equal.
+        Which parameters were used, in turn, how, with how many rows per example, and which of these uses the loss hangs
+        on; with how many rows the model was called; which other functions were; and whose rows were picked by data.
+        Lengths that are those of the input are equal.
         """
 
         def of_each(rows: int) -> object:
@@ -134,8 +144,13 @@ class Record(ParameterUses):
 
         names = self.names
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
-        moves = tuple(m.summary(examples) if isinstance(m, RowMove) else m for m in self._moves)
-        return examples == 1, self.hooked, uses, frozenset(map(of_each, self._batches(examples))), moves
+        moves = tuple(
+            m.summary(examples) if isinstance(m, RowMove) else m
+            for used, m in self._moves
+            if not (used == len(self.uses) and isinstance(m, RowMove) and m.keeps_rows(examples))
+        )
+        batches = frozenset(map(of_each, self._batches(examples)))
+        return examples == 1, self.hooked, uses, batches, moves, self._functions, self.reached
 
     def forget_returned(self) -> None:
         """Drop what the model returned: it holds the graph of the pass."""
@@ -189,8 +204,11 @@ class Record(ParameterUses):
             return
         if name == "register_hook":
             self.hooked = True
-        elif (move := row_moves(name, args, kwargs, result)) is not None:
-            self._moves.append(move)
+        # The names of all functions, with small numbers: dimensions and shifts, not lengths.
+        numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL]
+        self._functions = hash((self._functions, name, *numbers))
+        if (move := row_moves(name, args, kwargs, result)) is not None:
+            self._moves.append((len(self.uses), move))
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""

@@ -28,6 +28,10 @@ class RowMove:
     picked: Tensor
     counts: bool = False
 
+    def keeps_rows(self, examples: int) -> bool:
+        """Whether it is plain whose the picked ones are: of each example some, by a mask with a row for each."""
+        return self.counts and self.rows == examples and self.name == "__getitem__"
+
     def summary(self, examples: int) -> tuple[object, ...]:
         """Whose rows they are, for examples that have the rows in turn: equal where they belong to the same ones."""
         if self.rows % examples:
@@ -52,6 +56,9 @@ def row_moves(
         kwargs: Likewise.
         result: What it returned.
     """
+    flows = [t for t in tensors_in(result if name != "__setitem__" else list(args)) if t.requires_grad]
+    if not flows:
+        return None  # labels, masks: no row of an example that a gradient will come from
     if (reader := _READERS.get(name if name.startswith("__") else name.rstrip("_"))) is not None:
         named = {key: value for key, value in kwargs.items() if key != "input" or args}
         return reader(name, *(args or (kwargs["input"],)), **named)
@@ -66,11 +73,13 @@ def _uneven(name: str, tensors: Sequence[Tensor]) -> tuple[object, ...] | None:
     return (name, *lengths) if len(set(lengths)) > 1 else None
 
 
-def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> RowMove | None:
+def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> RowMove | tuple[object, ...] | None:
     """``x[index]`` and what writes there; only the first axis is that of the examples."""
     index = others.get("indices", index)
     first = next(iter(index), None) if isinstance(index, tuple) else index
-    if isinstance(first, list):
+    if isinstance(first, int | slice) and not isinstance(index, tuple) and first != slice(None):
+        return (name, str(first))
+    if isinstance(first, (list, range)) or hasattr(first, "__array__"):
         first = torch.as_tensor(first)
     return _of_index(name, x, first) if isinstance(first, Tensor) and x.ndim else None
 
@@ -96,7 +105,7 @@ def _by_mask(name: str, x: Tensor, mask: Tensor, *_: Any, **__: Any) -> RowMove 
     return _of_index(name, x, mask.expand(torch.broadcast_shapes(x.shape, mask.shape)))
 
 
-def _repeated(name: str, x: Tensor, repeats: Any, dim: Any = None, **_: Any) -> RowMove | None:
+def _repeated(name: str, x: Tensor, repeats: Any = None, dim: Any = None, **_: Any) -> RowMove | None:
     if not isinstance(repeats, Tensor) or repeats.numel() != len(x) or (dim or 0) % x.ndim:
         return None
     return RowMove(name, len(x), repeats.detach(), counts=True)
@@ -106,7 +115,7 @@ def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
     return _of_index(name, weight, input)
 
 
-_READERS: dict[str, Callable[..., RowMove | None]] = {
+_READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     **dict.fromkeys(("__getitem__", "__setitem__", "index_put"), _by_index),
     **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltasam.per_example.closeness import rounding_of
 from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.rules import Product
 
 # Equal numbers go through equal kernels here: what rounding may leave is far less than between two ways to compute.
 _SAME_WAY = 0.03
@@ -103,6 +104,11 @@ class RowsOfUses(Perturbed):
         finally:
             self._noting = False
 
+    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+        """As there; what goes into a product shows interactions that weights of 0 hide in what comes out."""
+        self.met((p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)), product.x)
+        return super().product(run, product)
+
     def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
         """Note it."""
         if self._noting and isinstance(result, Tensor) and result.is_floating_point() and result.ndim:
@@ -123,18 +129,17 @@ class Separation:
         self._changed = torch.empty(0, dtype=torch.bool)
         self.uneven = False
 
-    def add(self, moved: Tensor, rows: list[Rows]) -> None:
+    def add(self, state: Tensor, rows: list[Rows]) -> None:
         """One run.
 
         Args:
-            moved: Which groups were [g].
+            state: Of each group [g]: 0 as it was, 1 moved, 2 moved in another way.
             rows: Of its results, in turn.
         """
         names = [r.names for r in rows]
         if not self._names:
             self._names, self._changed = names, torch.zeros(len(rows), dtype=torch.bool)
-            # Of groups that were not moved, and of those that were [2, results, g, 2].
-            self._known = torch.full((2, len(rows), len(moved), 2), torch.nan, dtype=torch.float64)
+            self._known = torch.full((3, len(rows), len(state), 2), torch.nan, dtype=torch.float64)
         if names != self._names:
             self.uneven = True
         elif rows:
@@ -142,7 +147,7 @@ class Separation:
                 torch.stack([r.numbers.to(rows[0].numbers.device, rows[0].numbers.dtype) for r in rows]).cpu().double()
             )
             tolerances = torch.tensor([r.tolerance for r in rows], dtype=torch.float64)[:, None]
-            state, groups = moved.long(), torch.arange(len(moved))
+            groups = torch.arange(len(state))
             before = self._known[state, :, groups].transpose(0, 1)
             far = (numbers - before).abs().amax(2) > tolerances * before[..., 1]
             differs = (far | ~numbers.isfinite().all(2)) & before.isfinite().all(2)

@@ -11,7 +11,6 @@ No module or parameter is touched.
 from __future__ import annotations
 
 import abc
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -526,12 +525,6 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
         return shared.parameters_of(args, kwargs, self._shared)
-
-
-def failed_in_a_watched_function(error: BaseException) -> bool:
-    """Whether an error comes out of a function that was watched here; memory that is short has other causes."""
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return __file__ in frames and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class Graph:
     Attributes:
         leaves: The tensors that it ends in: parameters, and any others that were detached and require a gradient.
         reentrant: Whether part of it is a reentrant checkpoint, which runs inside a plain ``backward`` only.
+        names: A hash of the functions it is made of, in turn, and of the parameters it ends in.
     """
 
     leaves: tuple[Tensor, ...]
     reentrant: bool
+    names: int = 0
 
 
 def graph_of(loss: Tensor) -> Graph:
@@ -31,11 +33,13 @@ def graph_of(loss: Tensor) -> Graph:
     """
     if loss.grad_fn is None:
         return Graph((loss,), reentrant=False)
-    leaves, reentrant = [], False
+    leaves, reentrant, names = [], False, 0
     for node in _nodes(loss):
         name = node.name()
+        names = hash((names, name))
         if name == "torch::autograd::AccumulateGrad":
             leaves.append(node.variable)
+            names = hash((names, id(node.variable))) if isinstance(node.variable, nn.Parameter) else names
         elif name == "CheckpointFunctionBackward":
             reentrant = True
         elif name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:
@@ -44,7 +48,7 @@ def graph_of(loss: Tensor) -> Graph:
                 "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
                 "an ascent; leave static_graph out, or take the first step with ERM"
             )
-    return Graph(tuple(leaves), reentrant)
+    return Graph(tuple(leaves), reentrant, names)
 
 
 def refuse_what_goes_wrong(loss: Tensor) -> None:

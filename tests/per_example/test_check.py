@@ -493,3 +493,185 @@ def test_a_wrong_engine_is_refused(sabotage: Any, reduction: str, monkeypatch: p
     with pytest.raises(deltasam.NotCoveredError):
         method.backward(lambda: losses(model) if reduction == "none" else losses(model).mean())
     assert all(p.grad is None for p in model.parameters())
+
+
+# What has no gradient, or no part, in the first step.
+
+
+def trained(model: nn.Module, losses: Callable[[Any], Tensor], steps: int = 4) -> list[float]:
+    """The errors of some steps of training."""
+    method, optimizer = deltasam.PerInstanceSAM(model, rho=RHO), torch.optim.SGD(model.parameters(), lr=0.5)
+    errors = []
+    for _ in range(steps):
+        wanted = own_copies.gradient_of_copies(model, losses, RHO)
+        model.zero_grad()
+        method.backward(lambda: losses(model))
+        errors.append(own_copies.error(model, wanted))
+        optimizer.step()
+    return errors
+
+
+def of_batch(model: nn.Module, n: int = N) -> Callable[[Any], Tensor]:
+    x, y = torch.randn(n, D), torch.randint(0, C, (n,))
+    return lambda m: F.cross_entropy(m(x), y, reduction="none")
+
+
+@pytest.mark.parametrize("n", [N, 12])
+def test_behind_a_head_that_begins_at_zero(n: int) -> None:
+    model = Model(lambda m, x: m.head(torch.tanh(hidden(m, x) - hidden(m, x).mean(0))))
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact"):
+        trained(model, of_batch(model, n))
+
+
+def test_a_head_that_begins_at_zero_is_fine() -> None:
+    model = Model(lambda m, x: m.head(hidden(m, x)))
+    nn.init.zeros_(model.head.weight)
+    assert max(trained(model, of_batch(model))) < 1e-10
+
+
+def later(m: Any, x: Tensor, change: Callable[[Any, Tensor], Tensor] | None) -> Tensor:
+    h = hidden(m, x)
+    return m.head(h if change is None else change(m, h))
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w.T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return gradients[0] @ w, gradients[0].T @ x
+
+
+CHANGES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "centred": lambda m, h: 2 * (h - h.mean(0)),
+    "reversed": lambda m, h: h.flip(0),
+    "rolled": lambda m, h: h.roll(1, 0),
+    "halves": lambda m, h: torch.cat(h.chunk(2)[::-1]),
+    "restacked": lambda m, h: torch.stack(h.unbind()[::-1]),
+    "normalised": lambda m, h: F.batch_norm(h, None, None, training=True),
+    "by numpy": lambda m, h: h[torch.tensor([1, 2, 3, 0]).numpy()],
+    "by a list": lambda m, h: h[[1, 2, 3, 0]],
+    "one by one": lambda m, h: torch.stack([h[i] for i in (1, 2, 3, 0)]),
+    "a hidden use": lambda m, h: h + Product.apply(h, m.enc.weight),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_appears_later(name: str) -> None:
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+
+    def of(change: Any) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, change), y, reduction="none")
+
+    steps(Model(later), of(None), of(None), of(CHANGES[name]), reason="interact|do not explain|alone")
+
+
+@pytest.mark.parametrize("kind", ["list", "numpy", "ints"])
+def test_another_order_that_is_no_tensor(kind: str) -> None:
+    def forward(m: Any, x: Tensor, order: list[int]) -> Tensor:
+        h = hidden(m, x)
+        if kind == "ints":
+            return m.head(torch.stack([h[i] for i in order]))
+        return m.head(h[order if kind == "list" else torch.tensor(order).numpy()])
+
+    x, y = torch.randn(N, D), torch.randint(0, C, (N,))
+
+    def ordered(*order: int) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, list(order)), y[list(order)], reduction="none")
+
+    steps(Model(forward), ordered(0, 1, 2, 3), ordered(1, 2, 3, 0), reason="examples interact inside the model")
+
+
+def test_a_second_derivative_that_comes_later() -> None:
+    def forward(m: Any, x: Tensor, penalty: bool) -> Tensor:
+        x = x.clone().requires_grad_()
+        energy = m.head(torch.tanh(m.enc(x))).sum(1)
+        (force,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy.square() + (force.square().sum(1) if penalty else 0)
+
+    x = torch.randn(N, D)
+    model = Model(forward)
+    reason = "another gradient in the second pass|do not explain|alone|interact"
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    method.backward(lambda: model(x, False))
+    with pytest.raises(deltasam.NotCoveredError, match=reason):
+        method.backward(lambda: model(x, True))
+
+
+def test_a_hook_on_a_parameter_that_comes_later() -> None:
+    model = Model(lambda m, x: m.head(hidden(m, x)))
+    losses = of_batch(model)
+    method = deltasam.PerInstanceSAM(model, rho=RHO)
+    method.backward(lambda: losses(model))
+    model.enc.weight.register_hook(lambda g: g * (torch.arange(D) > 3))
+    with pytest.raises(deltasam.NotCoveredError, match=r"enc\.weight: has a gradient that its uses do not explain"):
+        method.backward(lambda: losses(model))
+
+
+def test_other_groups() -> None:
+    """One group alone shows nothing of two."""
+    model = Model(lambda m, x: m.head(torch.tanh(hidden(m, x) - hidden(m, x).mean(0))))
+    method = deltasam.PerInstanceSAM(model, rho=RHO, m=4)
+    few, many = of_batch(model, 4), of_batch(model, 8)
+    method.backward(lambda: few(model))
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact inside the model"):
+        method.backward(lambda: many(model))
+
+
+@pytest.mark.parametrize(("n", "pair"), [(4, (0, 3)), (4, (1, 2)), (7, (0, 6)), (7, (2, 5)), (3, (0, 2))])
+def test_a_single_pair_of_few(n: int, pair: tuple[int, int]) -> None:
+    mates = torch.eye(n)
+    mates[pair], mates[pair[::-1]] = 0.5, 0.5
+    model = Model(lambda m, x: m.head(torch.tanh(mates @ hidden(m, x))))
+    losses = of_batch(model, n)
+    with pytest.raises(deltasam.NotCoveredError, match="examples interact"):
+        deltasam.PerInstanceSAM(model, rho=RHO).backward(lambda: losses(model))
+
+
+def test_moved_weights_may_leave_a_domain() -> None:
+    model = Model(
+        lambda m, x: m.head(hidden(m, x)) + m.t.log().mean() * m.aux(x), t=nn.Parameter(torch.full((D,), 0.01))
+    )
+    losses = of_batch(model)
+    wanted = own_copies.gradient_of_copies(model, losses, 1e-3)
+    deltasam.PerInstanceSAM(model, rho=1e-3).backward(lambda: losses(model))
+    assert own_copies.error(model, wanted) < 1e-10
+
+
+def test_one_loss_that_looks_like_one_example() -> None:
+    model = Model(lambda m, x: m.head(hidden(m, x)))
+    losses = of_batch(model)
+    with pytest.raises(deltasam.NotCoveredError, match="the model was called with 4 rows"):
+        deltasam.PerInstanceSAM(model, rho=RHO).backward(lambda: losses(model).mean().unsqueeze(0))
+
+
+def test_a_complex_parameter() -> None:
+    model = Model(lambda m, x: m.head(torch.fft.irfft(torch.fft.rfft(m.enc(x)) * m.w, D)))
+    model.w = nn.Parameter(torch.randn(D // 2 + 1, dtype=torch.complex128))
+    losses = of_batch(model)
+    with pytest.raises(deltasam.NotCoveredError, match="w: is complex"):
+        deltasam.PerInstanceSAM(model, rho=RHO).backward(lambda: losses(model))
+
+
+@pytest.mark.parametrize("unsupported", ["error", "loop"])
+def test_what_another_way_left_out_is_not_left_out(unsupported: str) -> None:
+    model, losses = problem("straight_through_weight")
+    skipping = deltasam.PerInstanceSAM(model, rho=RHO, unsupported="skip")
+    skipping.backward(lambda: losses(model))
+    other = deltasam.PerInstanceSAM(model, rho=RHO, unsupported=unsupported)
+    other.load_state_dict(skipping.state_dict())
+    if unsupported == "error":
+        with pytest.raises(deltasam.NotCoveredError, match="do not explain"):
+            other.backward(lambda: losses(model))
+    else:
+        wanted = own_copies.gradient_of_copies(model, losses, RHO)
+        model.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.backward(lambda: losses(model))
+        assert own_copies.error(model, wanted) < 1e-10

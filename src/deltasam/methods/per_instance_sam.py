@@ -81,7 +81,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         if closure is not None:
             self._engine = Engine(self.model, skip=self.unsupported == "skip")
             with suppress(NotCoveredError):
-                self._engine.look(Passes(self.model, closure, Runtime(), self._store))
+                self._engine.look(Passes(self.model, closure, Runtime(), self._store), self.m)
         if self._engine.coverage is None:
             raise RuntimeError(
                 "which parameters are covered shows when the model runs: give a closure, coverage(lambda: ...), or "
@@ -105,7 +105,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             ValueError: It was saved by another method.
         """
         self._check_state(state, (), ("skipped", "checked"), ("alone",))
-        self._alone = frozenset(state["alone"]) if "alone" in state else None
+        alone = self.unsupported == "loop" and "alone" in state
+        self._alone = frozenset(state["alone"]) if alone else None
         self._engine.load_state_dict(state)
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:

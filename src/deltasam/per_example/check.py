@@ -29,6 +29,7 @@ from deltasam.weight_space import HALVES, Vector
 
 # How far weights are moved for a look: by so much of the loss, to first order, and of the weights at most.
 _OF_LOSS, _OF_WEIGHTS = 0.1, 0.05
+_TRIES = 4
 
 WHOLE = "the model"
 """Stands for the name of a parameter where a reason holds for all of them."""
@@ -145,7 +146,11 @@ class Check:
         reasons = self._other_forward(plain) or self._unexplained(plain)
         if reasons or not size:
             return Verdict(reasons, conclusive=False, of_single_uses=WHOLE not in reasons)
-        return self._by_value(plain)
+        for _ in range(_TRIES):
+            if (verdict := self._by_value(plain)) is not None:
+                return verdict
+            self._radius /= 10
+        return Verdict({}, conclusive=False)
 
     # The recorded pass beside the plain one.
 
@@ -192,9 +197,10 @@ class Check:
 
     # By value, with weights moved.
 
-    def _by_value(self, plain: Plain) -> Verdict:
+    def _by_value(self, plain: Plain) -> Verdict | None:
+        """None where something is not finite with weights that are moved so far."""
         separation = Separation()
-        for moved in selections(self._groups, self._seed):
+        for moved in selections(self._groups, self._group, self._seed):
             with self._probe(moved, stirred=True) as probe:
                 separation.add(moved.long(), probe.rows)
         only = torch.arange(self._groups) == self._group
@@ -202,6 +208,8 @@ class Check:
             separation.add(2 * only.long(), probe.rows)
             if separation.uneven or len(probe.shown) != len(self._shown):
                 return Verdict({WHOLE: "its forward pass does other things when weights are moved; " + _SAME})
+            if not _finite(probe.shown):
+                return None
             shown = [i for i, t in enumerate(probe.shown) if t.ndim]
             apart = LOSSES in shown and not separation.is_changed(-len(shown))
             if reasons := self._interacting(separation) or self._misplaced(separation, apart=apart):
@@ -212,7 +220,8 @@ class Check:
                 through = through_rows([probe.shown[i] for i in plain.through], plain.slopes, slice(None))
                 found = self._passes.grad(through)
         if told_apart:
-            return Verdict(self._other_example(plain, rows, found), losses_apart=apart)
+            reasons = self._other_example(plain, rows, found)
+            return None if reasons is None else Verdict(reasons, losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
             found = self._passes.grad(probe.shown[LOSSES].sum(), self._whole)
         return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
@@ -235,7 +244,8 @@ class Check:
         mixes = _before([self._record.returned[i - 1].grad_fn for i in of_examples if changed[i]])
         wrong = (
             f"meets rows that do not belong to {self._n} examples in turn, as many to each (packed or unpadded "
-            f"sequences, an axis in front of that of the examples)"
+            f"sequences, an axis in front of that of the examples), or all that the model returns depends on several "
+            f"examples (a matrix of similarities): return the embeddings as well"
         )
         unknown = (
             f"meets rows of which nothing shows that they belong to {self._n} examples in turn: neither losses of one "
@@ -250,8 +260,10 @@ class Check:
                 found.update((self._record.names[id(p)], reason) for p in use.parameters)
         return found
 
-    def _other_example(self, plain: Plain, rows: Sequence[Tensor], found: Vector) -> dict[str, str]:
+    def _other_example(self, plain: Plain, rows: Sequence[Tensor], found: Vector) -> dict[str, str] | None:
         """What the engine makes of the drawn example beside an ordinary pass with all weights moved as its own.
+
+        None where that is not finite.
 
         Args:
             plain: The ordinary pass at the weights as they are.
@@ -267,6 +279,8 @@ class Check:
         expected = _plus(plain.total, plain.own, -1)
         examples = self._examples(self._group)
         there, own_there = moved_run(self._model, self._passes, plain, own, self._radius / float(length), examples)
+        if not _finite([*there, *(g for g in own_there if g is not None)]):
+            return None
         if not all(close(a, b, self._tolerance) for a, b in zip(rows, there, strict=True)):
             return {WHOLE: "with its own weights moved an example comes out otherwise than it does alone; " + _ALONE}
         return self._not_the_same(found, _plus(expected, own_there, 1))
@@ -316,6 +330,10 @@ class Check:
     def _examples(self, group: int) -> slice:
         m = self._n // self._groups
         return slice(group * m, (group + 1) * m)
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _before(roots: Sequence[Any]) -> set[Any]:

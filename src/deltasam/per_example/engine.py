@@ -68,7 +68,7 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Treat the parameters from the first step as they were treated; others are still looked for."""
-        self._skipped = dict(state.get("skipped", {}))
+        self._skipped = dict(state.get("skipped", {})) if self._skip else {}
         self._trained = frozenset(state.get("checked", ()))
 
     def first(self, passes: Passes) -> tuple[Any, Record]:
@@ -112,7 +112,8 @@ class Engine:
             )
         gradients = self._gradients(passes, record, loss, n // m)
         inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
-        due = passes.any_process(self._is_due(record.fingerprint(n)) or (inner and self._check))
+        behaviour = self._behaviour(record.fingerprint(n), passes.look_through(loss.sum()).names, n // m == 1, m)
+        due = passes.any_process(self._is_due(behaviour) or (inner and self._check))
         while due:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:
@@ -123,7 +124,7 @@ class Engine:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
                 self.losses_apart = verdict.losses_apart
-                self._checked.add(self._behaviour(record.fingerprint(n)))
+                self._checked.add(behaviour)
         record.forget_returned()
         return gradients
 
@@ -164,13 +165,13 @@ class Engine:
         """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _behaviour(self, fingerprint: tuple[object, ...]) -> int:
+    def _behaviour(self, *seen: object) -> int:
         training = tuple(module.training for module in self._model.modules())
-        return hash((fingerprint, self._trained, training))  # nothing of the pass is kept
+        return hash((seen, self._trained, training))  # nothing of the pass is kept
 
-    def _is_due(self, fingerprint: tuple[object, ...]) -> bool:
+    def _is_due(self, behaviour: int) -> bool:
         again = str(self._passes).strip("0") == "1" and self._passes > 1  # 10, 100, 1000, ...
-        return self._check and (again or self._behaviour(fingerprint) not in self._checked)
+        return self._check and (again or behaviour not in self._checked)
 
     def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
         if not reasons:

@@ -150,7 +150,8 @@ class Record(ParameterUses):
             if not (used == len(self.uses) and isinstance(m, RowMove) and m.keeps_rows(examples))
         )
         batches = frozenset(map(of_each, self._batches(examples)))
-        return examples == 1, self.hooked, uses, batches, moves, self._functions, self.reached
+        hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
+        return self.hooked, hooks, uses, batches, moves, self._functions, self.reached
 
     def forget_returned(self) -> None:
         """Drop what the model returned: it holds the graph of the pass."""
@@ -205,7 +206,8 @@ class Record(ParameterUses):
         if name == "register_hook":
             self.hooked = True
         # The names of all functions, with small numbers: dimensions and shifts, not lengths.
-        numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL]
+        of_a_tensor = args and isinstance(args[0], Tensor)
+        numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL] if of_a_tensor else ()
         self._functions = hash((self._functions, name, *numbers))
         if (move := row_moves(name, args, kwargs, result)) is not None:
             self._moves.append((len(self.uses), move))

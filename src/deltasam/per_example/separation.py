@@ -17,26 +17,27 @@ from deltasam.per_example.rules import Product
 # Equal numbers go through equal kernels here: what rounding may leave is far less than between two ways to compute.
 _SAME_WAY = 0.03
 
-_FEW = 4
+_FEW = 7
 """Of so many groups any two are separated; of more, those that fall into different halves."""
 
 
-def selections(groups: int, seed: int) -> Iterator[Tensor]:
-    """Which groups are moved together [g], in a few runs.
+def selections(groups: int, drawn: int, seed: int) -> Iterator[Tensor]:
+    """Which groups are moved together [g], in a few runs beside one in which the drawn group alone is.
 
     Args:
         groups: Their number; a single one has no other to interact with.
+        drawn: The number of the drawn one.
         seed: 1 for the first look at a model, which separates neighbours, mirror images and halves of a batch; others
             draw a half.
     """
     if groups == 1:
         return
-    numbers = torch.arange(groups)
-    bits = (groups - 1).bit_length()
     if groups <= _FEW:
-        yield torch.ones(groups, dtype=torch.bool)
-        yield from ((numbers >> bit) % 2 == 1 for bit in range(bits))
+        # The drawn group has the number 0 and no group has all bits: in two runs each is the same and any other is not.
+        codes = (torch.arange(groups) - drawn) % groups
+        yield from (codes >> bit & 1 == 1 for bit in range(groups.bit_length()))
         return
+    numbers, bits = torch.arange(groups), (groups - 1).bit_length()
     if seed == 1:
         odd_many = [bit for bit in range(bits) if bit != 1 or bits % 2]
         half = torch.stack([numbers >> bit for bit in odd_many]).sum(0) % 2 == 1

@@ -464,14 +464,18 @@ def test_what_the_trainer_counts_of_its_own(tmp_path: Path) -> None:
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             self.seen["passes"] += 1
-            return super().compute_loss(*args, **kwargs)
+            loss = super().compute_loss(*args, **kwargs)
+            self.seen["losses"] = self.seen["losses"] + loss  # with its graph
+            return loss
 
     trainer = Counting(
         tiny.model(), TrainingArguments(**tiny.settings(tmp_path, "sam:rho=0.1")), train_dataset=tiny.rows()
     )
-    trainer.seen = {"passes": 0}
+    trainer.seen = {"passes": 0, "losses": torch.zeros((), dtype=torch.float64)}
     trainer.train()
-    assert trainer.seen == {"passes": 4}
+    assert trainer.seen["passes"] == 4
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert trainer.seen["losses"].item() == pytest.approx(sum(logged), abs=1e-3)
 
 
 def test_a_step_before_training_is_an_error(tmp_path: Path) -> None:

@@ -49,12 +49,23 @@ def encoder(tiny_model: Path) -> Callable[[], Any]:
         body = Transformer(str(tiny_model))
         width = getattr(body, "get_embedding_dimension", None) or body.get_word_embedding_dimension
         model = st.SentenceTransformer(modules=[body, Pooling(width())], device="cpu")
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        set_dropout(model, 0.0)
         return model.double()
 
     return make
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        elif hasattr(module, "dropout_prob"):  # attention, before version 5 of transformers
+            module.dropout_prob = p
+
+
+def prepared(model: Any, texts: list[str]) -> Any:
+    """What the model reads of texts."""
+    return (model.preprocess if hasattr(model, "preprocess") else model.tokenize)(texts)
 
 
 def data(loss: Any) -> dict[str, list[Any]]:
@@ -101,8 +112,7 @@ def by_hand(model: Any, loss: Any, spec: str) -> Any:
     columns = data(loss)
     scores = columns.pop("score", None)
     for number in range(2):
-        prepare = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-        features = [prepare(texts) for texts in columns.values()]
+        features = [prepared(model, texts) for texts in columns.values()]
         labels = None if scores is None else torch.tensor(scores)
 
         def run(call: Callable[..., Any], features: Any = features, labels: Any = labels) -> Tensor:
@@ -120,10 +130,22 @@ def by_hand(model: Any, loss: Any, spec: str) -> Any:
     return model
 
 
+def mse_loss_takes_two_types() -> bool:
+    """Older versions of PyTorch fail in its backward."""
+    prediction = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    try:
+        nn.functional.mse_loss(prediction, torch.zeros(2)).backward()
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("spec", [f"sam:rho={RHO}", f"per_instance_sam:rho={RHO}"])
 @pytest.mark.parametrize("loss", [Pairs, st_losses.MultipleNegativesRankingLoss, st_losses.CosineSimilarityLoss])
 def test_equals_the_loop_by_hand(loss: Any, spec: str, encoder: Any, tmp_path: Path) -> None:
     """In-batch negatives: an example's gradient is the one through a copy of the weights of its own."""
+    if loss is st_losses.CosineSimilarityLoss and not mse_loss_takes_two_types():
+        pytest.skip("this loss takes its labels as float32, which this PyTorch does not compare with float64")
     trainer = train(tmp_path, encoder(), loss, spec)
     tiny.assert_close(trainer.model, by_hand(encoder(), loss, spec), 1e-7)
 
@@ -159,7 +181,8 @@ class Classified(st_losses.SoftmaxLoss):
 
     def __init__(self, model: Any) -> None:
         torch.manual_seed(4)
-        super().__init__(model, model.get_embedding_dimension(), 3)
+        width = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+        super().__init__(model, width(), 3)
         self.double()
 
 
@@ -199,7 +222,7 @@ def classified_by_hand(model: Any, spec: str) -> tuple[nn.Module, float]:
 
 
 def gradient_of(loss: nn.Module, rows: range) -> list[Tensor]:
-    features = [loss.model.preprocess([texts[i] for i in rows]) for texts in (FIRST, SECOND)]
+    features = [prepared(loss.model, [texts[i] for i in rows]) for texts in (FIRST, SECOND)]
     with column_merging_disabled():
         value = loss(features, torch.tensor([LABELS[i] for i in rows]))
     found = torch.autograd.grad(value, list(loss.parameters()), allow_unused=True)
@@ -241,9 +264,7 @@ def test_erm_is_the_plain_trainer_bit_for_bit(encoder: Any, tmp_path: Path) -> N
         package: Any = SentenceTransformerTrainingArguments if ours else st.SentenceTransformerTrainingArguments
         kind: Any = SentenceTransformerTrainer if ours else st.SentenceTransformerTrainer
         model = encoder()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.3
+        set_dropout(model, 0.3)
         loss = Classified(model)
         torch.manual_seed(3)
         kind(model, package(**given), train_dataset=rows, loss=loss).train()

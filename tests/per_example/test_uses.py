@@ -593,7 +593,7 @@ class PositionIds(Tokens):
 
     def middle(self, x: Tensor) -> Tensor:
         ids = torch.arange(x.shape[1]).repeat(len(x), 1)
-        return torch.tanh(self.linear(x + self.positions[ids] * self.positions[ids - len(self.positions)]))
+        return torch.tanh(self.linear((x + self.positions[ids]) * self.positions[ids - len(self.positions)]))
 
 
 @use

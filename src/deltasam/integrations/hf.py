@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from deltasam.integrations.missing import missing
 
@@ -266,7 +267,7 @@ class MethodTrainerMixin:
     def _counted_once(self) -> Iterator[None]:
         """Inside, what a later pass counts is forgotten at the end."""
         names = [name for name in self.counts if hasattr(self, name)] if in_later_pass() else []
-        before = {name: copy.deepcopy(getattr(self, name)) for name in names}
+        before = {name: tree_map(_counted, getattr(self, name)) for name in names}
         try:
             yield
         finally:
@@ -345,6 +346,11 @@ def _restore(method: Method, path: Path) -> None:
 def _classes_of(trainer: Any, *libraries: str) -> Iterator[type]:
     """Its classes that are a library's own."""
     return (cls for cls in type(trainer).__mro__ if cls.__module__.partition(".")[0] in libraries)
+
+
+def _counted(value: Any) -> Any:
+    """A copy. Before version 6 Sentence Transformers adds up losses with their graphs, which deepcopy refuses."""
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _only(outputs: list[Any]) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deltasam import weight_space
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
-from deltasam.per_example.closeness import close, rounding_of
+from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
@@ -136,6 +136,8 @@ class Check:
         self._names = list(record.parameters if passes.sharded else trained)
         dtypes = {*(use.dtype for use in record.uses), *(p.dtype for p in model.parameters()), losses.dtype}
         self._tolerance = rounding_of(*(d for d in dtypes if d.is_floating_point), *record.lowered)
+        if any(p.is_cuda for p in passes.params):
+            self._tolerance = max(self._tolerance, rounding_of_tf32())
 
     def verdict(self) -> Verdict:
         """Run the check."""

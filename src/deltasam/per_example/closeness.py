@@ -19,6 +19,12 @@ def rounding_of(*dtypes: torch.dtype) -> float:
     return 1e-3 if torch.float32 in dtypes else 1e-8
 
 
+def rounding_of_tf32() -> float:
+    """The same where products and convolutions of float32 may be computed in TF32; 0 where they may not."""
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return 0.02 if allowed else 0.0
+
+
 def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
     """Whether two tensors have one shape, and a distance that is small beside their size; infinite ones show nothing.
 

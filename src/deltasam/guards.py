@@ -71,19 +71,13 @@ class Buffers:
         ]
 
     def restore_written(self) -> None:
-        """Give the buffers their values back, so that a forward does again what it did.
+        """Give the buffers that are still there their values back, so that a forward does again what it did.
 
-        One of another shape that was put in another's place is left: a cache that has grown, with a note elsewhere
-        that it has.
+        One that was put in another's place is left: a cache that has grown, with a note elsewhere that it has.
         """
         for current, saved in self._saved:
             for name, (buffer, value) in saved.items():
-                now = current.get(name)
-                if buffer is None or value is None or now is None:
-                    continue
-                if now is not buffer and (now.shape, now.dtype) == (buffer.shape, buffer.dtype):
-                    current[name] = buffer  # a moving average that the forward has assigned anew
-                if current[name] is buffer:
+                if buffer is not None and value is not None and current.get(name) is buffer:
                     buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
 
     def restore(self) -> None:

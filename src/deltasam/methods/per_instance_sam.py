@@ -26,13 +26,13 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     """Mean gradient at each example's own adversarial weights: ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
 
     ``g_i = grad L_i(w)``; also called m-sharpness. Exact, in two passes: the second runs as if every example had its
-    own copy of the weights. It is found out as the model runs whether that is possible, and checked against autograd on
-    the first step. A scalar loss is enough. Where examples meet in the loss (in-batch
+    own copy of the weights. It is found out as the model runs whether that is possible, and checked against plain
+    PyTorch whenever a step does something new. A scalar loss is enough. Where examples interact in the loss (in-batch
     negatives), g_i is the gradient of the loss with respect to example i's copy. A perturbation per example adds up
     where one per batch averages out: use a smaller rho than for SAM.
 
-    Cost: two passes, the first without gradients of the weights; several more backward passes at the steps 1, 10, 100,
-    ..., for the check.
+    Cost: two passes, the first without gradients of the weights. A step that is checked (the first, steps 10, 100, ...,
+    and those that do something new) takes about four times as long.
 
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
     in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -39,7 +40,9 @@ def renormed() -> nn.Module:
 @pytest.mark.parametrize("spec", MOVING)
 def test_weights_in_another_memory_come_back(renormed: nn.Module, spec: str) -> None:
     model = copy.deepcopy(renormed)
-    deltasam.make_method(spec, model).backward(closure_of(model))
+    watches = spec.startswith("per_instance")  # copies for each example cannot follow what is put in their place
+    with pytest.raises(deltasam.NotCoveredError, match="2.weight: it is put") if watches else nullcontext():
+        deltasam.make_method(spec, model).backward(closure_of(model))
     torch.testing.assert_close(model.state_dict(), renormed.state_dict(), rtol=0, atol=1e-15)
 
 

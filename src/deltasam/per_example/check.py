@@ -222,8 +222,8 @@ class Check:
                 through = through_rows([probe.shown[i] for i in plain.through], plain.slopes, slice(None))
                 found = self._passes.grad(through)
         if told_apart:
-            reasons = self._other_example(plain, rows, found)
-            return None if reasons is None else Verdict(reasons, losses_apart=apart)
+            other = self._other_example(plain, rows, found)
+            return None if other is None else Verdict(other, losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
             found = self._passes.grad(probe.shown[LOSSES].sum(), self._whole)
         return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)

@@ -186,7 +186,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         fixed = all(id(t) in self._shared or self._is_constant(t) for t in tensors)
         if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
             return self._write(func, name, tensors, args, kwargs, fixed=fixed)
-        if func is _SET_DATA:
+        if func == _SET_DATA:
             self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
         if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:

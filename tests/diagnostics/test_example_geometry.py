@@ -136,11 +136,9 @@ def test_float32_agrees_with_float64() -> None:
 
 
 def test_a_model_that_is_not_covered() -> None:
-    case = architectures.make("torch_encoder")
-    with pytest.raises(
-        deltasam.NotCoveredError, match=r"example_geometry: [\s\S]*in_proj_weight[\s\S]*Ways out: freeze"
-    ):
-        example_geometry(case.model, [case.closure])
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), torch.randn(6, 5)
+    with pytest.raises(deltasam.NotCoveredError, match=r"example_geometry: [\s\S]*BatchNorm1d[\s\S]*Ways out: freeze"):
+        example_geometry(model, [lambda: F.cross_entropy(model(x), torch.zeros(6).long(), reduction="none")])
 
 
 def test_losses_that_depend_on_other_examples_are_refused() -> None:

@@ -18,6 +18,7 @@ from deltasam import reference
 
 st = pytest.importorskip("sentence_transformers")
 datasets = pytest.importorskip("datasets")
+transformers = pytest.importorskip("transformers")
 try:
     from sentence_transformers.base.losses import column_merging_disabled
     from sentence_transformers.base.modules import Transformer
@@ -186,6 +187,16 @@ class Classified(st_losses.SoftmaxLoss):
         self.double()
 
 
+class Zeroing(transformers.TrainerCallback):
+    """Before version 6 of Sentence Transformers the trainer zeroes the gradients of the model, but not of the loss."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.loss.zero_grad()
+
+
 def train_classified(folder: Path, model: Any, spec: str, *, by_name: bool = False, **given: Any) -> Any:
     args = SentenceTransformerTrainingArguments(**tiny.settings(folder, spec, max_steps=2, max_grad_norm=0.0))
     rows = datasets.Dataset.from_dict({"first": FIRST, "second": SECOND, "label": LABELS})
@@ -193,6 +204,7 @@ def train_classified(folder: Path, model: Any, spec: str, *, by_name: bool = Fal
     trainer = SentenceTransformerTrainer(
         model, args, train_dataset={"one": rows} if by_name else rows, loss={"one": loss} if by_name else loss, **given
     )
+    trainer.add_callback(Zeroing(loss))
     trainer.train()
     return trainer, loss
 

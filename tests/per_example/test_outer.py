@@ -245,8 +245,9 @@ def test_products_are_shared_and_never_stale() -> None:
     products = Products(wide=False, keep=2)
     p, q = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
     first = products(p, q)
-    assert products(p, q) is first
-    assert products(p.view(1, 3, 2), q) is first  # the same place and shape
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # without it nothing is shared: PyTorch 2.6
+        assert products(p, q) is first
+        assert products(p.view(1, 3, 2), q) is first  # the same place and shape
     p.add_(1)
     torch.testing.assert_close(products(p, q), p @ q.mT)
     with torch.no_grad():

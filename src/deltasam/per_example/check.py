@@ -141,10 +141,12 @@ class Check:
 
     def verdict(self) -> Verdict:
         """Run the check."""
+        if not self._norms.isfinite().all():
+            return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
         plain = plain_run(self._model, self._passes, self._n, self._examples(self._group), self._whole)
         size = weight_space.norm(plain.total)
         if not size.isfinite():
-            return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
+            return Verdict({}, conclusive=False)
         reasons = self._other_forward(plain) or self._unexplained(plain)
         if reasons or not size:
             return Verdict(reasons, conclusive=False, of_single_uses=WHOLE not in reasons)

@@ -287,6 +287,12 @@ def test_an_infinite_ascent_skips_the_perturbation(name: str, case: cases.Case) 
 
     A method that adds the first pass's gradient to it has the infinity in ``.grad``, where a scaler sees it.
     """
+    method = build(name, case.model)
+    covered = not any(isinstance(module, nn.BatchNorm1d) for module in case.model.modules())
+    alone = isinstance(method, deltasam.PerInstanceSAM) and not covered
+    if method.per_example and not covered:  # it is found out in the first step that the engine does not cover it
+        method.backward(case.closure)
+        case.model.zero_grad()
     weights = state(case.model)["weights"]
     seen = []
 
@@ -295,11 +301,12 @@ def test_an_infinite_ascent_skips_the_perturbation(name: str, case: cases.Case) 
         if torch.is_grad_enabled():
             with torch._C.DisableTorchFunction():  # a look that the passes need not see
                 seen.append(all(torch.equal(p, weights[n]) for n, p in case.model.named_parameters()))
-            if len(seen) == 1:
+            # One by one, each example has an ascent and a descent, after a forward that shows how many there are.
+            if len(seen) == 1 or (alone and len(seen) % 2 == 0):
                 losses.register_hook(lambda g: g * float("inf"))
         return losses
 
-    step = build(name, case.model).backward(closure)
+    step = method.backward(closure)
     skipped = f"{name}: the ascent is infinite, so that the perturbation is to be skipped"
     assert len(seen) > 1, f"{skipped}; expected a later pass, whose gradient is finite, and there is the first one only"
     moved = [number for number, at_home in enumerate(seen, 1) if not at_home]

@@ -46,6 +46,8 @@ class ExampleGradients:
         if not self.of:
             return torch.zeros(self.groups)
         norms = _norms(self.of.values())
+        if self._unit is not None:
+            return norms * self._unit
         if norms.isfinite().all():
             return norms
         # With a large loss scale squares may be infinite where gradients are not: go on in a larger unit.

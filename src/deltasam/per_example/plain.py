@@ -13,6 +13,7 @@ from deltasam import weight_space
 from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.record import tensors_of
+from deltasam.weight_space import wide
 
 LOSSES = 0
 """The place of the losses in what a run shows."""
@@ -104,7 +105,8 @@ def plain_run(
         through = () if passes.sharded else separating(shown, examples, passes.params)
         tensors = [shown[i] for i in through]
         found = passes.grad(loss, tensors, retain_graph=True) if tensors else []
-        slopes = [t.new_zeros(t.shape) if s is None else s / scale for t, s in zip(tensors, found, strict=True)]
+        # In float32 or wider: without the scale they may be too small for half precision.
+        slopes = [wide(t.new_zeros(t.shape) if s is None else s) / scale for t, s in zip(tensors, found, strict=True)]
         total = passes.grad(loss, whole, retain_graph=bool(through))
         own = passes.grad(through_rows(tensors, slopes, drawn)) if through else []
         return Plain([t.detach() for t in shown], total, through, slopes, own)
@@ -128,5 +130,5 @@ def moved_run(
 
 def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice) -> Tensor:
     """``sum slopes * tensors`` [] over some rows: its gradient is the loss's part that goes through these."""
-    parts = [(t[rows] * s[rows].to(t.dtype)).sum() for t, s in zip(tensors, slopes, strict=True)]
+    parts = [(t[rows].to(s.dtype) * s[rows]).sum() for t, s in zip(tensors, slopes, strict=True)]
     return sum(parts[1:], start=parts[0])

@@ -205,6 +205,8 @@ class Record(ParameterUses):
             return
         if name == "register_hook":
             self.hooked = True
+        if not isinstance(result, Tensor) and name != "__setitem__" and not tensors_in(result):
+            return  # a look at a type or a shape
         # The names of all functions, with small numbers: dimensions and shifts, not lengths.
         of_a_tensor = args and isinstance(args[0], Tensor)
         numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL] if of_a_tensor else ()

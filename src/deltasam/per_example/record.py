@@ -15,7 +15,7 @@ from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
 from deltasam.per_example.row_moves import RowMove, row_moves
 from deltasam.per_example.rules import Product
-from deltasam.per_example.shared import tensors_given
+from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
 
 _SMALL = 8

@@ -67,5 +67,6 @@ if __name__ == "__main__":
         assert more > calls
     for name in perturbing:
         message = refusal(name)
-        assert "use_reentrant=False" in message
-    print(f"use_reentrant=True: {message}")
+        print(f"{name:17} use_reentrant=True: {message.splitlines()[0][:80] or message}")
+        assert message == "none" or "use_reentrant=False" in message
+    assert "use_reentrant=False" in refusal("per_instance_sam")

@@ -907,13 +907,6 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "that_meet",
         "per_example/test_doubtful_uses.py",
     ),
-    "another mode is not looked at": (
-        "per_example/engine.py",
-        "hash((seen, self._trained, training))",
-        "hash((seen, self._trained))",
-        "another_mode",
-        "per_example/test_doubtful_uses.py",
-    ),
     "picked rows are not looked at": (
         "per_example/record.py",
         "for used, m in self._moves\n",
@@ -934,13 +927,6 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "if True:",
         "is_no_proof",
         "per_example/test_refusals.py",
-    ),
-    "an infinite gradient is no gradient of the uses": (
-        "per_example/check.py",
-        "if not size.isfinite():",
-        "if False:",
-        "starts_too_large",
-        "per_example/test_precision.py",
     ),
     "autocast is not allowed its rounding": (
         "per_example/check.py",

@@ -71,7 +71,7 @@ def main() -> None:
         for micro_batches in (1, 4) if "global" not in spec else (1,):
             found, size = sent(spec, nn.LayerNorm(8), micro_batches=micro_batches)
             say(f"{spec}, {micro_batches} micro-batches: {dict(found)}, {dict(size)} bytes")
-            # Methods that watch single examples tell each other in every pass whether one of them has seen something new.
+            # Methods that watch single examples tell each other in every pass whether one has seen something new.
             flags = micro_batches if spec == "per_instance_sam" else 0
             assert found == {"allreduce": calls["allreduce"] + flags}
             assert size == {"allreduce": calls["allreduce"] * gradient + 4 * flags}

@@ -239,7 +239,7 @@ def test_one_example_per_perturbation_takes_two_forwards_a_batch() -> None:
     """And the one for the losses; the first batch is checked, which takes some more."""
     calls: list[int] = []
     forwards = []
-    for sizes in ([6, 6, 6], [6, 6]):
+    for sizes in ([4, 4, 4], [6, 6]):
         model, closures, _ = mlp(sizes)
         counted = [lambda c=c: (calls.append(0), c())[1] for c in closures]
         calls.clear()

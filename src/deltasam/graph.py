@@ -51,17 +51,6 @@ def graph_of(loss: Tensor) -> Graph:
     return Graph(tuple(leaves), reentrant, names)
 
 
-def refuse_what_goes_wrong(loss: Tensor) -> None:
-    """Look through the graph of a loss [] for what hides parameters from ``torch.autograd.grad``.
-
-    Raises:
-        RuntimeError: Part of it is a reentrant checkpoint: the parameters in there would seem not to be used at all. Or
-            it is the first graph of DistributedDataParallel(static_graph=True).
-    """
-    if graph_of(loss).reentrant:
-        raise RuntimeError(REENTRANT)
-
-
 REENTRANT = (
     "gradient checkpointing with use_reentrant=True hides parameters from torch.autograd.grad; use "
     "use_reentrant=False, with transformers "

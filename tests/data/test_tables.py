@@ -159,6 +159,7 @@ def test_unsupported_file_type(write, complaint):
         ("a.csv.gz", gzip.compress(b"", mtime=0)),
         ("a.parquet", as_bytes(pd.DataFrame({"text": [], "label": []}), "parquet")),
     ],
+    ids=["empty", "header", "header without end", "jsonl", "json", "gzip", "parquet"],
 )
 def test_no_rows(write, complaint, name, content):
     assert f"{name}: no rows" in complaint(write(name, content))
@@ -374,8 +375,9 @@ def test_a_file_with_a_wrong_suffix_is_named(write, complaint, suffix, content, 
         (json.dumps(ROWS), "JSON; name it .jsonl"),
         (json.dumps(ROWS[0]), "JSON"),
         (PARQUET, "a Parquet file; name it .parquet"),
-        (gzip.compress(b"text"), "compressed by gzip; name it ."),
+        (gzip.compress(b"text", mtime=0), "compressed by gzip; name it ."),
     ],
+    ids=["JSON array", "JSON object", "Parquet", "gzip"],
 )
 def test_other_tables_in_a_csv_are_named(write, complaint, suffix, content, kind):
     assert f"a.{suffix}: not a .{suffix} file, but {kind}" in complaint(write(f"a.{suffix}", content))

@@ -36,6 +36,13 @@ class Linear(nn.Module):
         return self.head((self.table(input_ids) * attention_mask[..., None]).flatten(1))
 
 
+class Careless(Linear):
+    """The same, with padding in the logits."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(input_ids, torch.ones_like(attention_mask))
+
+
 def bart() -> nn.Module:
     sizes = {"vocab_size": WORDS, "d_model": 16, "max_position_embeddings": 16, "scale_embedding": True, "dropout": 0.0}
     for side in ("encoder", "decoder"):
@@ -216,11 +223,14 @@ def test_other_masks_are_an_error() -> None:
         )
 
 
+@pytest.mark.parametrize("make", [Linear, Careless])
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
-def test_freelb_of_a_linear_model_by_hand(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freelb_of_a_linear_model_by_hand(
+    max_norm: float, make: type[Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient with respect to a row of embeddings is W^T (p - y) / n, at real tokens; to W, (p - y)^T x."""
     torch.manual_seed(0)
-    model, given, y = Linear().double(), batch(), torch.tensor([0, 1, 2])
+    model, given, y = make().double(), batch(), torch.tensor([0, 1, 2])
     start = torch.rand(N, T, D, dtype=torch.float64)
     monkeypatch.setattr(embeddings, "draw", lambda _, x, real, *rest: start * real[..., None])
     method = deltasam.FreeLB(model, steps=3, adv_lr=0.4, init_mag=0.2, max_norm=max_norm)
@@ -228,9 +238,9 @@ def test_freelb_of_a_linear_model_by_hand(max_norm: float, monkeypatch: pytest.M
     real, w = given["attention_mask"].double(), model.head.weight.detach()
     x = model.table.weight.detach()[given["input_ids"]]
     delta = 0.2 * (2 * start - 1) * real[..., None] / (torch.tensor(LENGTHS) * D).sqrt()[:, None, None]
-    expected = torch.zeros_like(w)
+    expected, read = torch.zeros_like(w), real if make is Linear else torch.ones_like(real)
     for _ in range(3):
-        inputs = ((x + delta) * real[..., None]).flatten(1)
+        inputs = ((x + delta) * read[..., None]).flatten(1)
         away = (inputs @ w.T).softmax(-1) - F.one_hot(y, 3)
         expected += away.T @ inputs / N / 3
         ascent = (away @ w).view(N, T, D) * real[..., None]

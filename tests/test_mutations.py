@@ -778,6 +778,13 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
         "ruled_out",
         "test_predictions.py",
     ),
+    "the gradient at padding counts in the length of an ascent": (
+        "embeddings.py",
+        "torch.where(real[..., None], self._value, 0)",
+        "self._value",
+        "by_hand",
+        "test_embeddings.py",
+    ),
     "padding is moved": (
         "embeddings.py",
         "(value * real[..., None]).detach()",

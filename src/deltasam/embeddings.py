@@ -108,7 +108,8 @@ class EmbeddingOffset:
         if self._value.shape != embeddings.shape:
             shapes = f"{list(self._value.shape)} and {list(embeddings.shape)}"
             raise ValueError(f"two passes on one batch read embeddings of shapes {shapes}")
-        return (_blocked(embeddings) if self._detach else embeddings) + self._value.to(embeddings.dtype)
+        offset = torch.where(real[..., None], self._value, 0)  # nor is a gradient at padding one of the offset
+        return (_blocked(embeddings) if self._detach else embeddings) + offset.to(embeddings.dtype)
 
 
 class _Block(torch.autograd.Function):

@@ -36,6 +36,8 @@ from deltasam.experiment.provenance import machine
 PEER = "pytorch_optimizer.SAM"
 LOOP = "one example at a time"
 Batch = tuple[dict[str, Tensor], Tensor]
+Task = Callable[[], tuple[nn.Module, Callable[[], Tensor]]]
+"""Makes a model, and a function that computes its losses [n] on a batch."""
 
 
 def encoder() -> nn.Module:
@@ -69,31 +71,41 @@ def batch_of(examples: int, tokens: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 3, (examples,))
 
 
-def method_step(spec: str, make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
+def classification(make_model: Callable[[], nn.Module], batch: Batch) -> Task:
+    """A classifier on a batch."""
+
+    def task() -> tuple[nn.Module, Callable[[], Tensor]]:
+        model, (inputs, labels) = make_model().train(), batch
+        return model, lambda: F.cross_entropy(model(**inputs).logits, labels, reduction="none")
+
+    return task
+
+
+def method_step(spec: str, task: Task) -> Callable[[], None]:
     """A step of one of our methods on a model of its own."""
-    model, (inputs, labels) = make_model().train(), batch
+    model, losses = task()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     method = deltasam.make_method(spec, model)
     method.follow(optimizer)
 
     def step() -> None:
         optimizer.zero_grad()
-        method.backward(lambda: F.cross_entropy(model(**inputs).logits, labels, reduction="none"))
+        method.backward(losses)
         optimizer.step()
 
     return step
 
 
-def peer_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
+def peer_step(task: Task) -> Callable[[], None]:
     """The same step with the optimizer wrapper of ``pytorch_optimizer``."""
     from pytorch_optimizer import SAM
 
-    model, (inputs, labels) = make_model().train(), batch
+    model, losses = task()
     optimizer = SAM(model.parameters(), torch.optim.AdamW, lr=2e-5, rho=0.05, fused=True)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(**inputs).logits, labels)
+        loss = losses().mean()
         loss.backward()
         return loss
 
@@ -182,7 +194,8 @@ def main() -> None:
         examples, tokens = map(int, shape.split("x"))
         batch = batch_of(examples, tokens)
         make_model = MODELS[options.model]
-        steps = {spec: method_step(spec, make_model, batch) for spec in specs} | {PEER: peer_step(make_model, batch)}
+        task = classification(make_model, batch)
+        steps = {spec: method_step(spec, task) for spec in specs} | {PEER: peer_step(task)}
         if options.loop:
             steps[LOOP] = loop_step(make_model, batch)
         title = f"{examples} examples x {tokens} tokens"

@@ -18,7 +18,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from cost import MODELS, PEER, batch_of, method_step, peer_step
+from cost import MODELS, PEER, batch_of, classification, method_step, peer_step
 
 _STEPS = 4
 
@@ -31,7 +31,8 @@ def peak_of(name: str, model: str, shape: str) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     examples, tokens = map(int, shape.split("x"))
     batch = batch_of(examples, tokens)
-    step = peer_step(MODELS[model], batch) if name == PEER else method_step(name, MODELS[model], batch)
+    task = classification(MODELS[model], batch)
+    step = peer_step(task) if name == PEER else method_step(name, task)
     for _ in range(_STEPS):
         step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -210,8 +210,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "per-instance groups share a perturbation": (
         "methods/per_instance_sam.py",
-        "[group].mean()",
-        "losses.mean()",
+        '"PerInstanceSAM")[group].mean()',
+        '"PerInstanceSAM").mean()',
         "equals_the_reference",
     ),
     "per-instance mean is over groups": (
@@ -553,7 +553,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     "groups are single examples": (
         "per_example/engine.py",
         "record, loss, n // m)\n        inner",
-        "by_output, n)",
+        "record, loss, n)\n        inner",
         "between_one_and_all",
         "per_example/test_uses.py",
     ),
@@ -1399,7 +1399,8 @@ def _outcomes(factory: pytest.TempPathFactory, number: int) -> dict[str, int]:
         source = path.read_text()
         if source.count(old) != 1:
             raise LookupError(f"{name}: the line to break is {source.count(old)} times in {file}; update this test")
-        path.write_text(source.replace(old, new))
+        path.write_text(broken := source.replace(old, new))
+        compile(broken, f"{file} with the mutation {name!r}", "exec")  # else its error would be that of all others
         copies.append((name, str(folder), contract, tests_of_it))
     tests = Path(__file__).parent
     command = [sys.executable, "-c", RUNNER, str(tests), json.dumps(copies)]

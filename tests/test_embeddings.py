@@ -225,9 +225,7 @@ def test_other_masks_are_an_error() -> None:
 
 @pytest.mark.parametrize("make", [Linear, Careless])
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
-def test_freelb_of_a_linear_model_by_hand(
-    max_norm: float, make: type[Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_freelb_of_a_linear_model_by_hand(max_norm: float, make: type[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient with respect to a row of embeddings is W^T (p - y) / n, at real tokens; to W, (p - y)^T x."""
     torch.manual_seed(0)
     model, given, y = make().double(), batch(), torch.tensor([0, 1, 2])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,12 @@ class Graph:
     names: int = 0
 
 
-def graph_of(loss: Tensor) -> Graph:
+def graph_of(loss: Tensor, numbers: Mapping[int, int] | None = None) -> Graph:
     """Walk through the graph of a loss [].
+
+    Args:
+        loss: The loss.
+        numbers: Of the parameters, by id, that stand for them in ``names``: a forward may make others anew each time.
 
     Raises:
         RuntimeError: It is the first graph of DistributedDataParallel(static_graph=True): gradients would never be
@@ -39,7 +43,7 @@ def graph_of(loss: Tensor) -> Graph:
         names = hash((names, name))
         if name == "torch::autograd::AccumulateGrad":
             leaves.append(node.variable)
-            names = hash((names, id(node.variable))) if isinstance(node.variable, nn.Parameter) else names
+            names = hash((names, numbers.get(id(node.variable)))) if numbers else names
         elif name == "CheckpointFunctionBackward":
             reentrant = True
         elif name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:

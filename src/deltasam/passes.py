@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from deltasam import weight_space
-from deltasam.collectives import any_process
 from deltasam.dropout_masks import DropoutMasks
 from deltasam.graph import REENTRANT, Graph, graph_of
 from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, moved, reseed
@@ -70,7 +69,7 @@ class Passes:
         named = list(model.named_parameters())
         self.params = [p for _, p in named if p.requires_grad]
         self._frozen = {name: p for name, p in named if not p.requires_grad}
-        self._ids = set(map(id, self.params))
+        self._numbers = {id(p): number for number, p in enumerate(self.params)}
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
         self.store = store
@@ -164,7 +163,7 @@ class Passes:
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
         # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
-        known = self._ids | {id(leaf) for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter)}
+        known = self._numbers.keys() | {id(leaf) for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter)}
         others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
         plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
         if plain_only:
@@ -205,13 +204,13 @@ class Passes:
             RuntimeError: It is the first graph of a static one.
         """
         if self._graph is None:
-            self._graph = graph_of(loss)
+            self._graph = graph_of(loss, self._numbers)
         return self._graph
 
     def _refuse_where_no_plain_backward(self, wrt: Sequence[Any] | None) -> None:
         """Refuse what a plain backward does not give: reentrant checkpoints run in no other."""
         hooks = any(p._post_accumulate_grad_hooks for p in self.params)
-        if self.sharded or hooks or not all(id(w) in self._ids for w in wrt or ()):
+        if self.sharded or hooks or not all(id(w) in self._numbers for w in wrt or ()):
             raise RuntimeError(REENTRANT)
         refuse_reduction(self._model)
 
@@ -231,7 +230,7 @@ class Passes:
         before = _written(self.params)
         self._runtime.backward(loss)
         # Sharded weights are other tensors in a graph, and their gradients are added to behind the back of the count.
-        if before == _written(self.params) and not (self.sharded or self._ids & set(map(id, graph_of(loss).leaves))):
+        if before == _written(self.params) and not (self.sharded or self._numbers.keys() & set(map(id, graph_of(loss).leaves))):
             raise self._independent()
         return loss.detach()
 
@@ -310,7 +309,7 @@ class Passes:
 
     def any_process(self, flag: bool) -> bool:
         """Whether a flag is set in any process that trains along, so that all run as many passes."""
-        return any_process(flag, self.params[0].device, self._runtime.group)
+        return self._runtime.any_process(flag, self.params[0].device)
 
     def abandon(self) -> None:
         """Undo what the first pass left behind: after an error the call has not happened."""

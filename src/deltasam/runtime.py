@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from deltasam.collectives import alone, mean_over_processes
+from deltasam.collectives import alone, any_process, mean_over_processes
 from deltasam.sharded import is_sharded, sharded_mean
 
 
@@ -48,6 +48,15 @@ class Runtime:
         if sharded:  # a gradient of sharded weights is a mean already
             return [v if is_sharded(v) else sharded_mean(v, p) for v, p in zip(dense, params, strict=True)]
         return list(mean_over_processes(dense, self.group))
+
+    def any_process(self, flag: bool, device: torch.device) -> bool:
+        """Whether a flag is set in any process, so that all run as many passes: they may talk to each other in these.
+
+        Args:
+            flag: Of this process.
+            device: Where it is sent from.
+        """
+        return any_process(flag, device, self.group)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the factor of the scaler, if there is one."""

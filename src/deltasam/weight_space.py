@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from deltasam.sharded import is_sharded, local, norm_of_parts
 Vector = Sequence[Tensor | None]
 HALVES = (torch.float16, torch.bfloat16)
 
-# Differences are formed this many elements at a time: in the cache, and without memory of the model's size.
-_CHUNK = 1 << 18
+# Differences are formed this many elements at a time, without memory of the model's size: on a CPU in its cache,
+# elsewhere in few launches.
+_CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 
 
 def norm(vector: Vector) -> Tensor:
@@ -37,6 +38,7 @@ def plus(a: Vector, b: Vector) -> list[Tensor | None]:
     return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
+@torch.no_grad()
 def distance(
     ends: Sequence[Tensor], starts: Sequence[Tensor], scales: Vector | None = None, *, of: Sequence[Tensor] = ()
 ) -> Tensor:
@@ -48,19 +50,45 @@ def distance(
         scales: Likewise.
         of: The parameters, where some may be sharded.
     """
-    if not ends:
-        return torch.zeros(())
-    device, dtype = ends[0].device, _accumulation_dtype(ends)
-    norms: list[list[Tensor]] = []
-    for end, start, scale in zip(ends, starts, scales or [None] * len(ends), strict=True):
-        step = [] if scale is None else [scale.expand_as(end).flatten().split(_CHUNK)]
-        norms.append([torch.zeros((), dtype=dtype, device=device)] if not end.numel() else [])
-        for a, b, *s in zip(end.flatten().split(_CHUNK), start.flatten().split(_CHUNK), *step, strict=True):
-            difference = a.to(dtype) - b.to(dtype)
-            norms[-1].append(torch.linalg.vector_norm(difference / s[0] if s else difference).to(device))
+    dtype = _accumulation_dtype(ends)
+    norms: list[list[Tensor]] = [[] for _ in ends]
+    for owners, rows in _groups(ends, starts, *([scales] if scales else [])):
+        there, here, *units = ([wide.to(dtype) for wide in row] for row in rows)
+        differences = torch._foreach_sub(there, here)
+        for unit in units:
+            differences = torch._foreach_div(differences, unit)
+        for owner, part in zip(owners, torch._foreach_norm(differences), strict=True):
+            norms[owner].append(part.to(ends[0].device))
     if not any(map(is_sharded, of)):
-        return torch.linalg.vector_norm(torch.stack([n for parts in norms for n in parts]))
-    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts)) for parts in norms], of)
+        parts = [n for parts in norms for n in parts]
+        return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
+    none = torch.zeros((), dtype=dtype, device=ends[0].device) if ends else torch.zeros(())
+    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts or [none])) for parts in norms], of)
+
+
+def _groups(ends: Sequence[Tensor], *others: Vector) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Tensors and what belongs to each, so many at a time as make a chunk; one that is larger is cut.
+
+    Yields:
+        The numbers of the tensors, and the pieces of each argument.
+    """
+    owners: list[int] = []
+    rows: list[tuple[Tensor, ...]] = []
+    size = 0
+    for number, (end, *belonging) in enumerate(zip(ends, *others, strict=True)):
+        most = _CHUNK_ON_CPU if end.device.type == "cpu" else _CHUNK
+        whole = (end, *(t if t.shape == end.shape else t.expand_as(end) for t in belonging))
+        cut = end.numel() > most
+        for piece in zip(*(t.flatten().split(most) for t in whole), strict=True) if cut else [whole]:
+            if rows and (size + piece[0].numel() > most or end.device != rows[0][0].device):
+                yield owners, list(map(list, zip(*rows, strict=True)))
+                owners, rows, size = [], [], 0
+            if piece[0].numel():
+                owners.append(number)
+                rows.append(piece)
+                size += piece[0].numel()
+    if rows:
+        yield owners, list(map(list, zip(*rows, strict=True)))
 
 
 def length_to(radius: float, norm: Tensor) -> float:
@@ -75,9 +103,9 @@ def length_to(radius: float, norm: Tensor) -> float:
 @torch.no_grad()
 def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
     """Add ``factor * vector`` to the parameters in place, with a single rounding."""
-    for param, step in zip(params, vector, strict=True):
-        if step is not None:
-            param.add_(wide(step), alpha=factor)
+    pairs = [(param, wide(step)) for param, step in zip(params, vector, strict=True) if step is not None]
+    if pairs:
+        torch._foreach_add_([param for param, _ in pairs], [step for _, step in pairs], alpha=factor)
 
 
 def wide(x: Tensor) -> Tensor:

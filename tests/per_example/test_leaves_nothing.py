@@ -95,8 +95,9 @@ def test_an_error_leaves_nothing(model: nn.Module, where: Callable[..., Any], ca
     before = everything(model)
     calls = iter(range(9))
     with pytest.raises((KeyboardInterrupt, RuntimeError, TypeError)):
-        method.backward(lambda: where(model) if next(calls) == call else losses(model))
-    assert next(calls) == call + 1
+        method.backward(lambda: where(model) if next(calls) >= call else losses(model))
+    # What fails while it is watched is run unwatched, in case the watching was the cause.
+    assert next(calls) == call + 1 + (where is in_a_torch_function and call == 0)
     model.zero_grad()
     assert same(everything(model), before)
     torch.manual_seed(SEED)  # and the next step is as if nothing had been

@@ -36,7 +36,7 @@ from deltasam.experiment.random_state import (
     seed_everything,
 )
 from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
-from deltasam.experiment.shared_model import average_gradients, start_as_main
+from deltasam.experiment.shared_model import SilentPasses, average_gradients, start_as_main
 from deltasam.experiment.step_time import seconds_per_step
 from deltasam.experiment.tasks import make_task
 from deltasam.outputs import Output
@@ -121,7 +121,7 @@ class Run:
         first = FirstPass(self.task)
         try:
             # Without a row of its own a process goes through one of the others', which counts nothing.
-            step = self.method.backward(self.closure(mine or rows[:1], share, first.note))
+            step = self.method.backward(self.closure(mine or rows[:1], share, first.note), runtime=SilentPasses())
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
         average_gradients(self.model)

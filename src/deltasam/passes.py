@@ -163,7 +163,8 @@ class Passes:
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
         # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
-        known = self._numbers.keys() | {id(leaf) for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter)}
+        whole = (leaf for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter))
+        known = self._numbers.keys() | set(map(id, whole))
         others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
         plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
         if plain_only:
@@ -230,7 +231,8 @@ class Passes:
         before = _written(self.params)
         self._runtime.backward(loss)
         # Sharded weights are other tensors in a graph, and their gradients are added to behind the back of the count.
-        if before == _written(self.params) and not (self.sharded or self._numbers.keys() & set(map(id, graph_of(loss).leaves))):
+        unchanged = before == _written(self.params) and not self.sharded
+        if unchanged and self._numbers.keys().isdisjoint(map(id, graph_of(loss).leaves)):
             raise self._independent()
         return loss.detach()
 

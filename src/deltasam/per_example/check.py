@@ -127,7 +127,7 @@ class Check:
         self._model, self._passes, self._record, self._gradients = model, passes, record, gradients
         self._shown = [losses.detach(), *(t.detach() for t in record.returned)]
         self._n, self._groups = record.examples(losses), gradients.groups
-        self._norms = gradients.norms().detach()
+        self._norms, self._still = gradients.norms().detach(), gradients.zeros()
         self._radius, self._looks, self._seed = self._far(), Looks(self._groups), seed
         self._group = self._drawn(seed)
         # Of sharded weights this process has whole ones while they are used, which are those that were recorded.
@@ -306,7 +306,7 @@ class Check:
         able = moved.to(self._norms.device) & (self._norms > 0)
         steps = self._gradients.scaled(torch.where(able, self._radius / self._norms, 0.0))
         if stirred:
-            steps.stir(torch.where(able, self._radius, 0.0))
+            steps.stir(self._still, torch.where(able, self._radius, 0.0))
         perturbed = RowsOfUses(self._model, self._record.parameters, steps, looks=self._looks)
         with ExitStack() as stack:
             returned = stack.enter_context(returned_by(self._model))

@@ -110,7 +110,7 @@ class Engine:
                 f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch, "
                 f"train on a number of rows that m divides (--train-size), or use m=1"
             )
-        gradients = self._gradients(passes, record, loss, n // m)
+        loss, gradients = self._gradients(passes, record, loss, n // m)
         inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
         behaviour = self._behaviour(record.fingerprint(n), passes.look_through(loss.sum()).names, n // m == 1, m)
         due = passes.any_process(self._is_due(behaviour) or (inner and self._check))
@@ -118,8 +118,9 @@ class Engine:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:
                 break
-            (self._leave_out if verdict.of_single_uses else self._refuse)(record, verdict.reasons)
-            loss, gradients = self._again(passes, record, n // m)
+            if not verdict.of_single_uses:
+                self._refuse(record, verdict.reasons)
+            loss, gradients = self._without(verdict.reasons, passes, record, n // m)
         if due:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
@@ -128,24 +129,30 @@ class Engine:
         record.forget_returned()
         return gradients
 
-    def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> ExampleGradients:
+    def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> tuple[Tensor, ExampleGradients]:
+        """The loss and its gradients; both of another pass where some parameters had to be left out."""
         self._refuse(record, coupling_layers(self._model) | complex_parameters(record.parameters))
-        self._leave_out(record, uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals)
+        if reasons := uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals:
+            return self._without(reasons, passes, record, groups)
         with record:  # with gradient checkpointing the forward runs again in here
             total = loss.sum()
             passes.look_through(total)
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
-        return ExampleGradients(record.uses, by_output, groups)
+        return loss, ExampleGradients(record.uses, by_output, groups)
 
-    def _again(self, passes: Passes, record: Record, groups: int) -> tuple[Tensor, ExampleGradients]:
-        """The recorded pass once more, with what is left out by now taken for constants from the beginning."""
+    def _without(
+        self, reasons: Mapping[str, str], passes: Passes, record: Record, groups: int
+    ) -> tuple[Tensor, ExampleGradients]:
+        """The recorded pass once more, with some parameters taken for constants from the beginning."""
+        if not self._skip:
+            self._refuse(record, reasons)
+        self._skipped.update(reasons)
         record.start_over(self._skipped)
         with ExitStack() as stack:
             with record.open():
                 point = stack.enter_context(passes.at())
-            loss = losses_of(point.output)
-            return loss, self._gradients(passes, record, loss, groups)
+            return self._gradients(passes, record, losses_of(point.output), groups)
 
     def look(self, passes: Passes, m: int = 1) -> ExampleGradients:
         """The gradients of a first pass after which everything is put back.
@@ -172,14 +179,6 @@ class Engine:
     def _is_due(self, behaviour: int) -> bool:
         again = str(self._passes).strip("0") == "1" and self._passes > 1  # 10, 100, 1000, ...
         return self._check and (again or behaviour not in self._checked)
-
-    def _leave_out(self, record: Record, reasons: Mapping[str, str]) -> None:
-        if not reasons:
-            return
-        if not self._skip:
-            self._refuse(record, reasons)
-        self._skipped.update(reasons)
-        record.leave_out(reasons)
 
     def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
         if reasons:

@@ -73,14 +73,20 @@ class ExampleGradients:
         other.scale(factors)
         return other
 
-    def stir(self, factors: Tensor) -> None:
-        """Give parameters whose gradient is 0 in every group a random one, of norm ``factors`` [g], for a look."""
+    def zeros(self) -> list[int]:
+        """The parameters, by id, whose gradient is 0 in every group."""
+        if not self.of:
+            return []
+        largest = torch.stack([gradient.largest() for gradient in self.of.values()]).tolist()
+        return [key for key, size in zip(self.of, largest, strict=True) if not size]
+
+    def stir(self, parameters: Iterable[int], factors: Tensor) -> None:
+        """Give some parameters, by id, a random gradient, of norm ``factors`` [g], for a look."""
         generator = torch.Generator("cpu").manual_seed(0)
-        for key, gradient in self.of.items():
-            if not gradient.largest():
-                random = gradient.random(generator)
-                norms = _norms([random])
-                self.of[key] = random.times(torch.where(norms > 0, factors / norms, 0.0))
+        for key in parameters:
+            random = self.of[key].random(generator)
+            norms = _norms([random])
+            self.of[key] = random.times(torch.where(norms > 0, factors / norms, 0.0))
 
     def times(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -161,14 +161,6 @@ class Record(ParameterUses):
     def outputs(self) -> list[GradientEdge]:
         """Where the gradient is wanted: the output of every use."""
         return [use.output for use in self.uses]
-
-    def leave_out(self, names: Iterable[str]) -> None:
-        """Forget the uses of some parameters."""
-        gone = {id(self.parameters.pop(name)) for name in names if name in self.parameters}
-        kept = (replace(use, parameters=tuple(p for p in use.parameters if id(p) not in gone)) for use in self.uses)
-        self.uses = [use for use in kept if use.parameters]
-        for name in names:
-            self.refusals.pop(name, None)
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
         """The parameter for every example [count, *shape]: all the same, with a gradient each."""

@@ -115,9 +115,9 @@ def test_an_unperturbed_step_costs_one_forward() -> None:
         calls.clear()
         step = method.backward(closure)
         counts.append(len(calls))
-        assert ("perturbed_loss" in step.metrics) == (len(calls) == 2)
+        assert ("perturbed_loss" in step.metrics) == (len(calls) > 1)
         optimizer.step()
-    assert counts == [2, 1, 2, 1]
+    assert counts == [3, 1, 2, 1]  # the first looks whether the closure repeats itself
     assert method.method.rho == 0.1
 
 

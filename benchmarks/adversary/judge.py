@@ -190,11 +190,13 @@ class Subject:
                 found = self._run(case)
         except Exception as error:  # noqa: BLE001 - whatever comes out is judged
             outcome = of_exception(error)
-            if outcome.kind == "refused" and (left := self._changed(case.model, before, gradients=False)):
+            # What the forward itself writes into weights (max_norm) stays, as after a plain one.
+            left = self._changed(case.model, before) and self._changed(plain, before)
+            if outcome.kind == "refused" and left:
                 outcome = Outcome("wrong", f"after a refusal {left} not as before", 1.0, outcome.detail)
             before.restore()
             return outcome
-        changed = self._changed(plain, after, gradients=False)
+        changed = self._changed(plain, after)
         before.restore()
         return self._judge(truth, found, changed)
 
@@ -238,7 +240,7 @@ class Subject:
         bad = [name for name, e in errors.items() if not e < truth.case.tolerance]
         return Outcome("wrong", bad[0], error, ", ".join(f"{n} {errors[n]:.1e}" for n in bad))
 
-    def _changed(self, wanted: nn.Module, generators: Generators, *, gradients: bool) -> str:
+    def _changed(self, wanted: nn.Module, generators: Generators) -> str:
         """What is not as it should be after a call."""
         now = Generators()
         for name, p in wanted.named_parameters():

@@ -12,6 +12,7 @@ from deltasam import weight_space
 from deltasam.checks import nonnegative, one_of
 from deltasam.method import Method, Step
 from deltasam.passes import Passes
+from deltasam.repeats import is_looked_at, refuse_another_loss
 from deltasam.weight_space import Vector
 
 SHARES = ("micro-batch", "rank", "global")
@@ -68,6 +69,7 @@ class SharedAscent(Method):
         super().__init__(model)
         self.rho = nonnegative(type(self).__name__, "rho", rho)
         self.share = one_of(type(self).__name__, "share", share, SHARES)
+        self._steps = 0
 
     @property
     def needs_all_micro_batches(self) -> bool:
@@ -91,6 +93,7 @@ class SharedAscent(Method):
         return self._fill_together([passes])
 
     def _fill_together(self, micro_batches: Iterable[Passes]) -> Step:
+        self._steps += 1
         begun, ascents = [], []
         total: list[Tensor | None] = []
         for passes in micro_batches:
@@ -100,6 +103,8 @@ class SharedAscent(Method):
                     f"use share=global, or per_instance_sam"
                 )
             ascents.append(self._ascent(passes))
+            if is_looked_at(self._steps):
+                refuse_another_loss(passes, ascents[-1].loss)
             begun.append(passes)
             total = weight_space.plus(total, ascents[-1].vector) if total else list(ascents[-1].vector)
             ascents[-1].vector.clear()

@@ -18,6 +18,7 @@ from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.repeats import refuse_unlike
 from deltasam.runtime import Runtime
 from deltasam.warn import warn
 
@@ -116,7 +117,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def _fill(self, passes: Passes) -> Step:
         if self._alone is not None and self._alone == self._engine.trained():
             losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
-            return Step(losses.mean(), self._descend_one_by_one(passes, len(losses)))
+            return Step(losses.mean(), self._descend_one_by_one(passes, losses))
         output, record = self._engine.first(passes)
         losses = losses_of(output)
         try:
@@ -128,7 +129,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             del output
             with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
                 losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
-            metrics = self._descend_one_by_one(passes, len(losses))
+            metrics = self._descend_one_by_one(passes, losses)
             self._alone = self._engine.trained()
         return Step(losses.detach().mean(), metrics)
 
@@ -143,20 +144,23 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
-    def _descend_one_by_one(self, passes: Passes, n: int) -> dict[str, Tensor]:
-        if n % self.m:
+    def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
+        if (n := len(losses)) % self.m:
             raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the batch, which has {n} examples")
-        facts = [self._descend_group(passes, slice(start, start + self.m), n) for start in range(0, n, self.m)]
+        groups = [slice(start, start + self.m) for start in range(0, n, self.m)]
+        facts = [self._descend_group(passes, losses, group) for group in groups]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
         return self._metrics(perturbed.sum(), norms, radii)
 
-    def _descend_group(self, passes: Passes, group: slice, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
         with passes.at() as point:  # a graph of its own: a later forward may write into buffers that another has saved
-            ascent = passes.grad(example_losses_of(point.output, "PerInstanceSAM")[group].mean())
+            again = example_losses_of(point.output, "PerInstanceSAM")
+            refuse_unlike(again.detach(), losses, passes)
+            ascent = passes.grad(again[group].mean())
         norm = weight_space.norm(ascent)
         with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
-            share = passes.backward(perturbed.sum() / n)
+            share = passes.backward(perturbed.sum() / len(losses))
             return share, norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
+from deltasam.repeats import CHANGES
 from deltasam.weight_space import HALVES, Vector
 
 # How far weights are moved for a look: by so much of the loss, to first order, and of the weights at most.
@@ -38,11 +39,6 @@ _SAME = "a closure must do the same each time"
 _ALONE = (
     "examples interact in a way that gradients do not show (a statistic of the batch without gradient, a gradient "
     "hook, a backward that looks at the whole batch), or a function computes otherwise with a copy for each example"
-)
-_CHANGES = (
-    "the closure gives another result when it is run again with the same weights and random state: it keeps state in "
-    "Python attributes, reads new data, or draws from a generator of its own; let it give the same result where "
-    "deltasam.in_later_pass() is True"
 )
 _CHANGES_WATCHED = (
     "its forward pass gives another result while its functions are watched: it keeps state in Python attributes (use "
@@ -167,7 +163,7 @@ class Check:
         with returned_by(self._model) as returned, self._passes.at() as point:
             again = [losses_of(point.output), *returned]
         if self._same(there, plain.shown) or not self._same(again, plain.shown):
-            return {WHOLE: _CHANGES}
+            return {WHOLE: CHANGES}
         return watched.refusals or {WHOLE: _CHANGES_WATCHED}
 
     def _same(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

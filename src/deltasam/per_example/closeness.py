@@ -7,6 +7,9 @@ from torch import Tensor
 
 from deltasam.weight_space import HALVES
 
+SAME_WAY = 0.03
+"""The share of it that may be left where equal numbers go through equal kernels, not through two ways to compute."""
+
 
 def rounding_of(*dtypes: torch.dtype) -> float:
     """The largest relative error that rounding may leave after a whole model, forwards and backwards.

@@ -17,6 +17,7 @@ from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.per_example.uses import FAILURES
+from deltasam.repeats import is_looked_at
 from deltasam.warn import warn
 
 _SHOWN = 5
@@ -177,8 +178,7 @@ class Engine:
         return hash((seen, self._trained, training))  # nothing of the pass is kept
 
     def _is_due(self, behaviour: int) -> bool:
-        again = str(self._passes).strip("0") == "1" and self._passes > 1  # 10, 100, 1000, ...
-        return self._check and (again or behaviour not in self._checked)
+        return self._check and (is_looked_at(self._passes) or behaviour not in self._checked)
 
     def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
         if reasons:

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.closeness import rounding_of
+from deltasam.per_example.closeness import SAME_WAY, rounding_of
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.rules import Product
-
-# Equal numbers go through equal kernels here: what rounding may leave is far less than between two ways to compute.
-_SAME_WAY = 0.03
 
 _FEW = 7
 """Of so many groups any two are separated; of more, those that fall into different halves."""
@@ -75,7 +72,7 @@ class Looks:
     @torch.no_grad()
     def at(self, result: Tensor, names: tuple[str, ...] = ()) -> Rows:
         """The rows of a result [B, ...]."""
-        tolerance = _SAME_WAY * rounding_of(result.dtype)
+        tolerance = SAME_WAY * rounding_of(result.dtype)
         if len(result) % self._groups or not result.numel():
             return Rows(names, torch.full((self._groups, 2), torch.nan, device=result.device), tolerance)
         rows = result.detach().reshape(self._groups, -1)

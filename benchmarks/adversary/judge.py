@@ -190,8 +190,8 @@ class Subject:
                 found = self._run(case)
         except Exception as error:  # noqa: BLE001 - whatever comes out is judged
             outcome = of_exception(error)
-            # What the forward itself writes into weights (max_norm) stays, as after a plain one.
-            left = self._changed(case.model, before) and self._changed(plain, before)
+            # What the forward itself writes into weights (max_norm) may stay, as after a plain one.
+            left = self._changed(case.model, before, or_weights_of=plain)
             if outcome.kind == "refused" and left:
                 outcome = Outcome("wrong", f"after a refusal {left} not as before", 1.0, outcome.detail)
             before.restore()
@@ -240,11 +240,12 @@ class Subject:
         bad = [name for name, e in errors.items() if not e < truth.case.tolerance]
         return Outcome("wrong", bad[0], error, ", ".join(f"{n} {errors[n]:.1e}" for n in bad))
 
-    def _changed(self, wanted: nn.Module, generators: Generators) -> str:
+    def _changed(self, wanted: nn.Module, generators: Generators, or_weights_of: nn.Module | None = None) -> str:
         """What is not as it should be after a call."""
         now = Generators()
-        for name, p in wanted.named_parameters():
-            if not torch.equal(self.model.get_parameter(name), p):
+        allowed = [wanted, wanted if or_weights_of is None else or_weights_of]
+        for name, p in self.model.named_parameters():
+            if not any(torch.equal(model.get_parameter(name), p) for model in allowed):
                 return "weights"
         for name, b in wanted.named_buffers():
             if not torch.allclose(self.model.get_buffer(name), b, rtol=1e-12, atol=1e-14):

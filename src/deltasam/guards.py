@@ -172,17 +172,30 @@ class WeightStore:
 
 @contextmanager
 def moved(
-    params: Sequence[nn.Parameter], vector: weight_space.Vector, factor: float, store: WeightStore
+    params: Sequence[nn.Parameter],
+    vector: weight_space.Vector,
+    factor: float,
+    store: WeightStore,
+    *,
+    guarded: bool = False,
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Weights moved by ``factor * vector``, and put back from a copy, whatever happens.
 
     Moved in place, so that everything that shares their memory sees it (flattened, sharded and tied weights),
     and through ``.data``, so that the graph of an earlier pass stays usable once they are back.
 
+    Args:
+        params: The weights.
+        vector: One tensor each, or None where a weight does not move.
+        factor: A scale for all of it.
+        store: Keeps the copies.
+        guarded: Weights that do not move are put back as well, in case that something writes into them.
+
     Yields:
         The moved weights and the copies they will be restored from.
     """
-    pairs = [(local(p.data), local(v)) for p, v in zip(params, vector, strict=True) if v is not None and factor]
+    steps = [local(v) if v is not None and factor else None for v in vector]
+    pairs = [(local(p.data), v) for p, v in zip(params, steps, strict=True) if v is not None or guarded]
     if not pairs:
         yield [], []
         return
@@ -191,7 +204,7 @@ def moved(
     store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
     try:
         weight_space.add(weights, [v for _, v in pairs], factor)
-        del pairs, vector  # whoever gave the vector away gives back its memory before the pass
+        del pairs, steps, vector  # whoever gave the vector away gives back its memory before the pass
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield weights, saved
     finally:

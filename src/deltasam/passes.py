@@ -68,7 +68,7 @@ class Passes:
         reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
         named = list(model.named_parameters())
         self.params = [p for _, p in named if p.requires_grad]
-        self._frozen = {name: p for name, p in named if not p.requires_grad}
+        self._named = dict(named)
         self._numbers = {id(p): number for number, p in enumerate(self.params)}
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
@@ -91,7 +91,13 @@ class Passes:
 
     @contextmanager
     def at(
-        self, vector: Vector | None = None, factor: float = 1.0, *, scales: Vector | None = None, fresh: bool = False
+        self,
+        vector: Vector | None = None,
+        factor: float = 1.0,
+        *,
+        scales: Vector | None = None,
+        fresh: bool = False,
+        guarded: bool = False,
     ) -> Iterator[Point]:
         """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
 
@@ -100,9 +106,10 @@ class Passes:
             factor: A scale for all of it.
             scales: The radius is measured in these units, one tensor per parameter.
             fresh: Draw other dropout masks than the first pass, the same in every such pass of the step.
+            guarded: Put weights back also where nothing moves, in case that the closure writes into them.
         """
         vector = [None] * len(self.params) if vector is None else vector
-        with moved(self.params, vector, factor, self.store) as (weights, saved):
+        with moved(self.params, vector, factor, self.store, guarded=guarded) as (weights, saved):
             which = [i for i, v in enumerate(vector) if v is not None]
             kept = [None if (s := scales[i]) is None else local(s) for i in which] if scales and weights else None
             params = [self.params[i] for i in which]
@@ -115,7 +122,7 @@ class Passes:
                 else:
                     self._start.restore()
                 self._buffers_before.restore_written()
-                before = _versions(self._frozen.values())
+                before = _versions(self._named.values())
                 with nullcontext() if fresh else self._masks.replay():
                     output = self._forward()
                 self._refuse_writes(before)
@@ -133,14 +140,14 @@ class Passes:
                 self._buffers.restore()
 
     def _refuse_writes(self, before: list[int]) -> None:
-        """Raise where a later forward wrote into frozen parameters: of these nothing is kept that could be put back."""
-        now = _versions(self._frozen.values())
-        changed = [name for name, v, w in zip(self._frozen, before, now, strict=True) if v != w]
+        """Raise where a later forward wrote into parameters: not from the values that the first one wrote into."""
+        now = _versions(self._named.values())
+        changed = [name for name, v, w in zip(self._named, before, now, strict=True) if v != w]
         if changed:
             raise RuntimeError(
-                f"the forward pass writes into frozen parameters ({', '.join(changed[:3])}), and runs more than once "
-                f"in a step: make them buffers, update them outside the closure, or only where "
-                f"deltasam.in_later_pass() is False"
+                f"the forward pass writes into parameters ({', '.join(changed[:3])}), and runs more than once in a "
+                f"step: constrain weights after optimizer.step() (an embedding's max_norm too), make a moving average "
+                f"a buffer, or write only where deltasam.in_later_pass() is False"
             )
 
     def grad(

@@ -16,6 +16,11 @@ CHANGES = (
 )
 
 
+def is_of_changes(reason: Exception) -> bool:
+    """Whether an error is that: then no other way to run it several times helps."""
+    return CHANGES in str(reason)
+
+
 def is_looked_at(step: int) -> bool:
     """Whether a step, counted from 1, is looked at whatever happens in it: 1, 10, 100, ..."""
     return str(step).strip("0") == "1"
@@ -31,7 +36,7 @@ def refuse_another_loss(passes: Passes, loss: torch.Tensor) -> None:
     Raises:
         RuntimeError: The loss is another.
     """
-    with passes.at() as point:
+    with passes.at(guarded=True) as point:
         again = loss_of(point.output).detach()
     refuse_unlike(again, loss, passes)
 

@@ -16,6 +16,7 @@ from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.repeats import is_of_changes
 from deltasam.shared_ascent import Ascent, SharedAscent
 from deltasam.warn import warn
 
@@ -89,7 +90,7 @@ class ReweightedAscent(SharedAscent):
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
         except NotCoveredError as reason:
-            if self.weights == "norms":
+            if self.weights == "norms" or is_of_changes(reason):
                 message = f"{type(self).__name__}(weights='norms'): {reason}\nWays out: weights='slopes'"
                 raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()

@@ -18,7 +18,7 @@ from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.repeats import refuse_unlike
+from deltasam.repeats import is_of_changes, refuse_unlike
 from deltasam.runtime import Runtime
 from deltasam.warn import warn
 
@@ -123,11 +123,12 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         try:
             metrics = self._descend_together(passes, losses, record)
         except NotCoveredError as reason:
-            if self.unsupported != "loop" or passes.sharded:  # sharded weights cannot be moved for one process alone
+            # Sharded weights cannot be moved for one process alone.
+            if self.unsupported != "loop" or passes.sharded or is_of_changes(reason):
                 raise self._with_ways_out(reason) from None
             self._say_once(str(reason))
             del output
-            with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
+            with passes.at(guarded=True) as point:  # unwatched: what watching made of the model may not be what it is
                 losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
             metrics = self._descend_one_by_one(passes, losses)
             self._alone = self._engine.trained()
@@ -153,7 +154,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return self._metrics(perturbed.sum(), norms, radii)
 
     def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
-        with passes.at() as point:  # a graph of its own: a later forward may write into buffers that another has saved
+        # A graph of its own for each: a later forward may write into buffers that another has saved.
+        with passes.at(guarded=True) as point:
             again = example_losses_of(point.output, "PerInstanceSAM")
             refuse_unlike(again.detach(), losses, passes)
             ascent = passes.grad(again[group].mean())

@@ -22,7 +22,7 @@ from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
+from deltasam.per_example.plain import LOSSES, Plain, moved_run, multiplied_grad, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
 from deltasam.repeats import CHANGES
@@ -32,13 +32,17 @@ from deltasam.weight_space import HALVES, Vector
 _OF_LOSS, _OF_WEIGHTS = 0.1, 0.05
 _TRIES = 4
 
+# The loss is multiplied so for a look, unless the type has no room for it: a backward must be linear.
+_TIMES = 2.0**10
+
 WHOLE = "the model"
 """Stands for the name of a parameter where a reason holds for all of them."""
 
 _SAME = "a closure must do the same each time"
 _ALONE = (
     "examples interact in a way that gradients do not show (a statistic of the batch without gradient, a gradient "
-    "hook, a backward that looks at the whole batch), or a function computes otherwise with a copy for each example"
+    "hook, a backward that looks at the whole batch), a hook or a backward is not linear (it clips, say), or a "
+    "function computes otherwise with a copy for each example"
 )
 _CHANGES_WATCHED = (
     "its forward pass gives another result while its functions are watched: it keeps state in Python attributes (use "
@@ -132,6 +136,7 @@ class Check:
         self._names = list(record.parameters if passes.sharded else trained)
         dtypes = {*(use.dtype for use in record.uses), *(p.dtype for p in model.parameters()), losses.dtype}
         self._tolerance = rounding_of(*(d for d in dtypes if d.is_floating_point), *record.lowered)
+        self._times = _TIMES if torch.float16 not in {*dtypes, *record.lowered} else 1.0
         if any(p.is_cuda for p in passes.params):
             self._tolerance = max(self._tolerance, rounding_of_tf32())
 
@@ -139,7 +144,8 @@ class Check:
         """Run the check."""
         if not self._norms.isfinite().all():
             return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
-        plain = plain_run(self._model, self._passes, self._n, self._examples(self._group), self._whole)
+        drawn = self._examples(self._group)
+        plain = plain_run(self._model, self._passes, self._n, drawn, self._times, self._whole)
         size = weight_space.norm(plain.total)
         if not size.isfinite():
             return Verdict({}, conclusive=False)
@@ -223,7 +229,7 @@ class Check:
             other = self._other_example(plain, rows, found)
             return None if other is None else Verdict(other, losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
-            found = self._passes.grad(probe.shown[LOSSES].sum(), self._whole)
+            found = multiplied_grad(self._passes, probe.shown[LOSSES].sum(), self._times, self._whole)
         return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
 
     def _interacting(self, separation: Separation) -> dict[str, str]:

@@ -87,7 +87,8 @@ class Engine:
             passes.abandon()
             output = passes.first()  # if the closure fails by itself, it does so here
             cause = str(error).partition("\n")[0]
-            record.broken = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
+            why = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
+            record.spoiled = {WHOLE: why}
         return output, record
 
     def gradients(self, passes: Passes, record: Record, loss: Tensor, m: int) -> ExampleGradients:
@@ -103,8 +104,7 @@ class Engine:
             NotCoveredError: The gradients cannot be computed exactly.
             ValueError: m does not divide the number of examples.
         """
-        if record.broken:
-            self._refuse(record, {WHOLE: record.broken})
+        self._refuse(record, record.spoiled)
         n = record.examples(loss)
         if n % m:
             raise ValueError(

@@ -91,6 +91,8 @@ class Perturbed(ParameterUses):
         names = ", ".join(self.names[id(p)] for p in parameters)
         raise NotCoveredError(f"{names}: {reason}, and only in the second pass; a closure must do the same each time")
 
+    spoil = refuse
+
     def _check(self, count: int, parameters: Iterable[nn.Parameter]) -> None:
         if count % self._groups:
             self.refuse(parameters, f"meets {count} rows, which {self._groups} groups of examples do not divide")

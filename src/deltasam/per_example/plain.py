@@ -76,6 +76,8 @@ class Plain:
         through: The places in ``shown`` that the loss depends on parameters through; see ``separating``.
         slopes: Gradient of the sum of the losses for each of these, without the scale.
         own: The part of ``total`` that goes through the rows of the drawn examples.
+        times: What the loss is multiplied with where that part is taken, and the part divided by again: a backward that
+            is not linear (a hook that clips) gives another one.
     """
 
     shown: list[Tensor]
@@ -83,10 +85,16 @@ class Plain:
     through: tuple[int, ...]
     slopes: list[Tensor]
     own: list[Tensor | None]
+    times: float
 
 
 def plain_run(
-    model: nn.Module, passes: Passes, examples: int, drawn: slice, whole: Sequence[nn.Parameter] | None = None
+    model: nn.Module,
+    passes: Passes,
+    examples: int,
+    drawn: slice,
+    times: float,
+    whole: Sequence[nn.Parameter] | None = None,
 ) -> Plain:
     """Run the closure once more, untouched.
 
@@ -95,6 +103,7 @@ def plain_run(
         passes: Of the step; the first one has run.
         examples: The number of examples.
         drawn: Those whose part of the gradient is wanted.
+        times: See ``Plain``.
         whole: The weights that are used where those of the model are sharded: ``total`` is of these.
     """
     with returned_by(model) as returned, passes.at() as point:
@@ -108,8 +117,8 @@ def plain_run(
         # In float32 or wider: without the scale they may be too small for half precision.
         slopes = [wide(t.new_zeros(t.shape) if s is None else s) / scale for t, s in zip(tensors, found, strict=True)]
         total = passes.grad(loss, whole, retain_graph=bool(through))
-        own = passes.grad(through_rows(tensors, slopes, drawn)) if through else []
-        return Plain([t.detach() for t in shown], total, through, slopes, own)
+        own = multiplied_grad(passes, through_rows(tensors, slopes, drawn), times) if through else []
+        return Plain([t.detach() for t in shown], total, through, slopes, own, times)
 
 
 def moved_run(
@@ -125,7 +134,14 @@ def moved_run(
         del point
         tensors = [shown[i] for i in plain.through]
         rows = [t[drawn].detach() for t in tensors]
-        return rows, passes.grad(through_rows(tensors, plain.slopes, drawn))
+        return rows, multiplied_grad(passes, through_rows(tensors, plain.slopes, drawn), plain.times)
+
+
+def multiplied_grad(
+    passes: Passes, loss: Tensor, times: float, wrt: Sequence[nn.Parameter] | None = None
+) -> list[Tensor | None]:
+    """The gradient of a loss [], which is multiplied for the backward."""
+    return [None if g is None else g / times for g in passes.grad(times * loss, wrt)]
 
 
 def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice) -> Tensor:

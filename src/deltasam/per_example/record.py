@@ -70,7 +70,6 @@ class Record(ParameterUses):
         super().__init__(model, {})
         self._verify = verify
         self._open = False
-        self.broken = ""
         self.start_over(skip)
 
     def start_over(self, skip: Iterable[str] = ()) -> None:
@@ -80,6 +79,7 @@ class Record(ParameterUses):
         self.know(self.parameters)
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
+        self.spoiled: dict[str, str] = {}
         self._calls: set[frozenset[int]] = set()
         self.returned: list[Tensor] = []
         self._returned_rows: set[int] = set()
@@ -180,6 +180,10 @@ class Record(ParameterUses):
         for p in parameters:
             name = self.names[id(p)]
             self.refusals[name] = reason + _instead(self._model, name, p)
+
+    def spoil(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
+        """Note that nothing of this pass can be used."""
+        self.spoiled.update((self.names[id(p)], reason) for p in parameters)
 
     def sees(self, device: str) -> None:
         """Note in which precision autocast computes."""

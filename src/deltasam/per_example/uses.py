@@ -11,6 +11,8 @@ No module or parameter is touched.
 from __future__ import annotations
 
 import abc
+import itertools
+import operator
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -145,6 +147,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """These parameters are used in a way that cannot be handled."""
 
+    @abc.abstractmethod
+    def spoil(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
+        """The same, and no later pass would find them as the first one did."""
+
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether what ``vmap`` made of a function is what the function computes; override to look."""
         return True
@@ -187,7 +193,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
             return self._write(func, name, tensors, args, kwargs, fixed=fixed)
         if func == _SET_DATA:
-            self.refuse(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
+            self.spoil(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
         if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:
             return result
@@ -287,7 +293,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         parameters = self._parameters(args, kwargs)
         memory = _memory(target)
         if any(_memory(p) == memory for p in parameters):  # .data, .detach()
-            self.refuse(parameters, "the forward pass writes into its memory")
+            self.spoil(parameters, "the forward pass writes into its memory")
             return func(*args, **kwargs)
         if name == "__setitem__" and any(id(t) in before for t in tensors_in(others[0])):
             self.refuse(parameters, "the places that the forward pass writes into depend on it")
@@ -477,8 +483,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(parameters, f"{name} has no axis of examples")
             return func(*args, **kwargs)
         found = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
-        rows = {id(t): t for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}
-
+        rows = {id(t): _plainly_laid(t) for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}
         device = next(iter(rows.values())).device.type
         lower = name in _LOWERED and torch.is_autocast_enabled(device)
 
@@ -533,6 +538,12 @@ def _read(reader: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return reader(*args, **kwargs)
     except TypeError:
         return None
+
+
+def _plainly_laid(t: Tensor) -> Tensor:
+    """A contiguous tensor with strides that are so too where an axis is 1 long: convolutions take others for NHWC."""
+    expected = tuple(itertools.accumulate((1, *t.shape[:0:-1]), operator.mul))[::-1]
+    return t.clone(memory_format=torch.contiguous_format) if t.is_contiguous() and t.stride() != expected else t
 
 
 def _is_parameter(tensor: Tensor) -> bool:

@@ -200,15 +200,18 @@ def moved(
         yield [], []
         return
     weights = [p for p, _ in pairs]
-    saved = store.copy_of(weights)
+    with torch._C.DisableTorchFunction():  # whoever watches functions: this is no part of a pass
+        saved = store.copy_of(weights)
     store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
     try:
-        weight_space.add(weights, [v for _, v in pairs], factor)
+        with torch._C.DisableTorchFunction():
+            weight_space.add(weights, [v for _, v in pairs], factor)
         del pairs, steps, vector  # whoever gave the vector away gives back its memory before the pass
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield weights, saved
     finally:
-        store.bring_back(torch._foreach_copy_)
+        with torch._C.DisableTorchFunction():
+            store.bring_back(torch._foreach_copy_)
 
 
 def copy_one_by_one(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -78,14 +78,16 @@ class Passes:
         self._devices = accelerators(model)
         self._masks = DropoutMasks(model)
         self._graph: Graph | None = None
-        self.moves_nothing = self.ran_inner_backwards = False
+        self.moves_nothing = self.ran_inner_backwards = self._writes_weights = False
         self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
         self._grads = grads_of(self.params)
 
     def first(self) -> Any:
         """What the closure returns at the weights as they are. To be called once, before any other pass."""
+        before = _versions(self.params)
         with self._masks.record():
             output = self._forward()
+        self._writes_weights = before != _versions(self.params)
         self._end, self._buffers = RandomState(self._devices), Buffers(self._model)
         return output
 
@@ -109,6 +111,7 @@ class Passes:
             guarded: Put weights back also where nothing moves, in case that the closure writes into them.
         """
         vector = [None] * len(self.params) if vector is None else vector
+        guarded |= self._writes_weights
         with moved(self.params, vector, factor, self.store, guarded=guarded) as (weights, saved):
             which = [i for i, v in enumerate(vector) if v is not None]
             kept = [None if (s := scales[i]) is None else local(s) for i in which] if scales and weights else None

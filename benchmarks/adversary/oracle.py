@@ -51,6 +51,21 @@ class Generators:
         random.setstate(self._python)
 
 
+def _with_weights_of_a_forward(model: nn.Module, losses: Losses, generators: Generators) -> nn.Module:
+    """The model with the weights that one forward leaves: where it writes into them, all passes begin from there."""
+    run = copy.deepcopy(model)
+    generators.restore()
+    losses(run)
+    generators.restore()
+    written = [(p, q) for p, q in zip(model.parameters(), run.parameters(), strict=True) if not torch.equal(p, q)]
+    if not written:
+        return model
+    model = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), run.parameters(), strict=True):
+        p.data.copy_(q.data)
+    return model
+
+
 class Oracle:
     """A model and a batch, and what each method should give there.
 
@@ -68,7 +83,8 @@ class Oracle:
         only: Collection[str] | None = None,
         generators: Generators | None = None,
     ) -> None:
-        self._model, self._losses, self._generators = model, losses, generators or Generators()
+        self._losses, self._generators = losses, generators or Generators()
+        self._model = _with_weights_of_a_forward(model, losses, self._generators)
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._only = set(self._trained if only is None else only)
         self._examples: dict[int, list[Gradient]] = {}

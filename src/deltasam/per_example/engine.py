@@ -113,8 +113,7 @@ class Engine:
             )
         loss, gradients = self._gradients(passes, record, loss, n // m)
         inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
-        behaviour = self._behaviour(record.fingerprint(n), passes.look_through(loss.sum()).names, n // m == 1, m)
-        due = passes.any_process(self._is_due(behaviour) or (inner and self._check))
+        due = passes.any_process(self._is_due(self._behaviour(record, n, m)) or (inner and self._check))
         while due:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:
@@ -126,7 +125,7 @@ class Engine:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
                 self.losses_apart = verdict.losses_apart
-                self._checked.add(behaviour)
+                self._checked.add(self._behaviour(record, n, m))
         record.forget_returned()
         return gradients
 
@@ -137,7 +136,7 @@ class Engine:
             return self._without(reasons, passes, record, groups)
         with record:  # with gradient checkpointing the forward runs again in here
             total = loss.sum()
-            passes.look_through(total)
+            record.graph = passes.look_through(total).names
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
         return loss, ExampleGradients(record.uses, by_output, groups)
@@ -173,9 +172,10 @@ class Engine:
         """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _behaviour(self, *seen: object) -> int:
+    def _behaviour(self, record: Record, n: int, m: int) -> int:
+        """Equal for passes that a check of one of them holds for; nothing of the pass is kept."""
         training = tuple(module.training for module in self._model.modules())
-        return hash((seen, self._trained, training))  # nothing of the pass is kept
+        return hash((record.fingerprint(n), n == m, m, self._trained, frozenset(self._skipped), training))
 
     def _is_due(self, behaviour: int) -> bool:
         return self._check and (is_looked_at(self._passes) or behaviour not in self._checked)

@@ -47,7 +47,7 @@ class ParameterGradient:
     def largest(self) -> Tensor:
         """The largest absolute value in it, or in the output gradients it is made of []."""
         parts = [term.b for term in self.outers] if self.dense is None else [self.dense]
-        return torch.stack([wide(part).abs().max() for part in parts]).max()
+        return torch.stack([wide(part).abs().max() if part.numel() else wide(part).sum() for part in parts]).max()
 
     def apart(self) -> ParameterGradient:
         """The same in memory of its own, where a later change would be made in place."""

@@ -88,6 +88,7 @@ class Record(ParameterUses):
         self._lengths: set[int] = set()
         self._moves: list[tuple[int, RowMove | tuple[object, ...]]] = []
         self._functions = 0
+        self.graph = 0
         self.reached: tuple[bool, ...] = ()
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
@@ -151,7 +152,7 @@ class Record(ParameterUses):
         )
         batches = frozenset(map(of_each, self._batches(examples)))
         hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
-        return self.hooked, hooks, uses, batches, moves, self._functions, self.reached
+        return self.hooked, hooks, uses, batches, moves, self._functions, self.graph, self.reached
 
     def forget_returned(self) -> None:
         """Drop what the model returned: it holds the graph of the pass."""

@@ -178,6 +178,11 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not any(id(t) in self._shared for t in tensors):
             return self._without_parameters(func, tensors, args, kwargs)
         name = getattr(func, "__name__", str(func))
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self.refuse(
+                self._parameters(args, kwargs), "is used inside a transform of torch.func, where no rows are seen"
+            )
+            return func(*args, **kwargs)
         self.sees(tensors[0].device.type)
         if (out := kwargs.get("out")) is not None and not isinstance(func, _OPERATIONS):
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})

@@ -162,8 +162,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM's exact norms give way to slopes": (
         "reweighted_ascent.py",
-        'if self.weights == "norms":',
-        "if False:",
+        'if self.weights == "norms" or is_of',
+        "if is_of",
         "exact_norms_are_refused",
     ),
     "delta-SAM looks on one side twice": (
@@ -204,13 +204,13 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "per-instance groups share a perturbation": (
         "methods/per_instance_sam.py",
-        '"PerInstanceSAM")[group].mean()',
-        '"PerInstanceSAM").mean()',
+        "passes.grad(again[group].mean())",
+        "passes.grad(again.mean())",
         "equals_the_reference",
     ),
     "per-instance mean is over groups": (
         "methods/per_instance_sam.py",
-        "perturbed.sum() / n",
+        "perturbed.sum() / len(losses)",
         "perturbed.mean()",
         "neutral_equals_erm",
     ),
@@ -553,7 +553,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "what shows later is not looked for": (
         "per_example/engine.py",
-        "(again or ",
+        "(is_looked_at(self._passes) or ",
         "(",
         "tenth_step",
         "per_example/test_doubtful_uses.py",
@@ -902,16 +902,44 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_doubtful_uses.py",
     ),
     "picked rows are not looked at": (
-        "per_example/record.py",
-        "for used, m in self._moves\n",
-        "for used, m in ()\n",
+        "per_example/row_moves.py",
+        "for before, m in self._seen\n",
+        "for before, m in ()\n",
         "other_counts or another_order",
+        "per_example/test_check.py",
+    ),
+    "rows may be sorted anew in the second pass": (
+        "methods/per_instance_sam.py",
+        "            perturbed.check_rows(record)\n",
+        "",
+        "sorted_by_the_weights",
+        "per_example/test_check.py",
+    ),
+    "a parameter that was left out stays so without a check": (
+        "per_example/engine.py",
+        "frozenset(self._skipped)",
+        "0",
+        "left_out_again",
+        "per_example/test_check.py",
+    ),
+    "parameters to stir are chosen anew in each run": (
+        "per_example/check.py",
+        "steps.stir(self._still,",
+        "steps.stir(steps.zeros(),",
+        "length_looks_like",
+        "per_example/test_uses.py",
+    ),
+    "a backward that clips passes": (
+        "per_example/check.py",
+        "_TIMES = 2.0**10",
+        "_TIMES = 1.0",
+        "is_not_linear",
         "per_example/test_check.py",
     ),
     "hooks are not looked at": (
         "per_example/record.py",
         "return self.hooked, hooks, uses",
-        "return hooks, uses",
+        "return None, hooks, uses",
         "hook_that_comes_later",
         "per_example/test_check.py",
     ),
@@ -981,6 +1009,34 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
 }
 # What hides from a gradient, what a closure may not do, and what an interrupt leaves behind: likewise.
 CORE: dict[str, tuple[str, str, str, str, str]] = {
+    "a closure need not repeat itself": (
+        "shared_ascent.py",
+        "if is_looked_at(self._steps):",
+        "if False:",
+        "what_changes_is_refused or tenth_step",
+        "test_repeats.py",
+    ),
+    "one by one, a closure need not repeat itself": (
+        "methods/per_instance_sam.py",
+        "            refuse_unlike(again.detach(), losses, passes)\n",
+        "",
+        "one_example_after_the_other",
+        "test_repeats.py",
+    ),
+    "a forward may write into trained weights": (
+        "passes.py",
+        "                self._refuse_writes(before)\n",
+        "",
+        "constrains_weights or written_twice",
+        "test_forward_side_effects.py",
+    ),
+    "what a forward writes into weights is written again": (
+        "passes.py",
+        "guarded |= self._writes_weights",
+        "guarded |= False",
+        "constrains_weights",
+        "test_forward_side_effects.py",
+    ),
     "what inner backwards write is lost": (
         "passes.py",
         "gradients = weight_space.plus(gradients, [found.get(id(t)) for t in targets])",
@@ -1074,8 +1130,8 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "weights come back only if the call succeeds": (
         "guards.py",
-        "    finally:\n        store.bring_back(torch._foreach_copy_)",
-        "    except ZeroDivisionError:\n        raise\n    else:\n        store.bring_back(torch._foreach_copy_)",
+        "    finally:\n        with torch._C.DisableTorchFunction():\n            store",
+        "    except ZeroDivisionError:\n        raise\n    else:\n        if True:\n            store",
         "before_anything_else_is_undone",
         "test_surroundings.py",
     ),

@@ -84,6 +84,18 @@ class OfTheBatch(torch.autograd.Function):
         return gradients[0] / gradients[0].norm()
 
 
+class Clipped(torch.autograd.Function):
+    """Linear while gradients are small: nothing shows at the size that they have today."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clamp(-30, 30)
+
+
 class Recomputed(torch.autograd.Function):
     """A checkpoint that runs a backward of its own."""
 
@@ -192,6 +204,24 @@ def branch_on_a_parameter(m: Any, x: Tensor) -> Tensor:
 @refused("gate: is read as a number", gate=parameter(0.301))
 def comparison_of_a_parameter(m: Any, x: Tensor) -> Tensor:
     return m.head(hidden(m, x) * (1 + torch.allclose(m.gate, m.gate.detach())) * m.gate)
+
+
+@refused("the norm of one example's gradient is another when the example is alone")
+def hook_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x)
+    if h.requires_grad:
+        h.register_hook(lambda g: g / (1 + g.norm(dim=1, keepdim=True)))
+    return m.head(h)
+
+
+@refused("the norm of one example's gradient is another when the example is alone")
+def backward_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
+    return m.head(Clipped.apply(hidden(m, x)))
+
+
+@refused("t: is used inside a transform of torch.func", t=parameter(0.101))
+def mapped_by_the_model(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.func.vmap(lambda row: row * m.t)(hidden(m, x)))
 
 
 @refused("t: the forward pass writes into its memory", t=parameter(0.101))
@@ -399,6 +429,44 @@ def test_a_hook_that_comes_later() -> None:
         return lambda m: F.cross_entropy(m(x, hooks), y, reduction="none")
 
     steps(Model(forward), of(False), of(True), reason="the norm of one example's gradient")
+
+
+def test_rows_that_are_sorted_by_the_weights() -> None:
+    """In the first pass they are in order as they are, and with moved weights in another one."""
+
+    def of(gap: float) -> Callable[[Any], Tensor]:
+        x = torch.randn(N, D)
+        x[:, 0] = gap * torch.arange(N)
+        return lambda m: F.cross_entropy(m(x), torch.arange(N) % C, reduction="none") * torch.tensor([1.0, 9, 1, 1])
+
+    def sorting(m: Any, x: Tensor) -> Tensor:
+        order = m.enc(x)[:, 0].argsort()
+        return m.head(hidden(m, x)[order])[order.argsort()]
+
+    model = Model(sorting)
+    with torch.no_grad():
+        model.enc.weight[0] = 0
+        model.enc.weight[0, 0] = 1
+    wide, narrow = of(9.0), of(1e-3)
+    steps(model, wide, wide, narrow, reason="which rows it picks, or in which order it puts them, changes")
+
+
+def test_a_parameter_is_left_out_again() -> None:
+    """It was frozen for a step in between; what was checked with it left out holds for that only."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(hidden(m, x) * Sign.apply(m.t) * torch.ones(D))
+
+    model, (x, y) = Model(forward, t=parameter(0.4)), (torch.randn(N, D), torch.randint(0, C, (N,)))
+    method = deltasam.PerInstanceSAM(model, rho=RHO, unsupported="skip")
+    found = []
+    for trained in (True, True, False, True, True):
+        model.t.requires_grad_(trained)
+        model.zero_grad()
+        method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+        found.append(torch.cat([p.grad.flatten() for p in (*model.enc.parameters(), *model.head.parameters())]))
+    assert all((f - found[0]).norm() < 1e-12 * found[0].norm() for f in found)
+    assert method._engine._skipped.keys() == {"t"}
 
 
 def test_what_is_known_is_not_checked_again() -> None:

@@ -139,7 +139,9 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         norms = gradients.norms()
         factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
         gradients.scale(factors)
-        with Perturbed(self.model, record.parameters, gradients), passes.at() as point:
+        perturbed = Perturbed(self.model, record.parameters, gradients)
+        with perturbed, passes.at() as point:
+            perturbed.check_rows(record)
             perturbed_loss = passes.backward(loss_of(point.output))
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
         of_mean = norms / self.m if losses.ndim else norms

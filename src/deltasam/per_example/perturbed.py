@@ -13,7 +13,8 @@ from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.gradient import ParameterGradient
 from deltasam.per_example.outer import Products
-from deltasam.per_example.record import NotCoveredError
+from deltasam.per_example.record import NotCoveredError, Record
+from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Product
 from deltasam.per_example.uses import ParameterUses
 
@@ -39,9 +40,11 @@ class Perturbed(ParameterUses):
             if p.untyped_storage().size()  # weights that are sharded are not here outside of the passes
         }
         self._products = Products(wide=False)
+        self._moves, self._uses = RowMoves(), 0
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
         """The perturbed parameter for every example [count, *shape]."""
+        self._uses += 1
         gradient = self._perturbations.of.get(id(parameter))
         if gradient is None:
             return parameter.expand(count, *parameter.shape)
@@ -54,6 +57,7 @@ class Perturbed(ParameterUses):
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output with perturbed weights."""
+        self._uses += 1
         self._check(len(product.x), [p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)])
         if id(product.weight) in self._moved and not _in_low_precision(product.x):
             return self._multiply(product, self._moved[id(product.weight)])
@@ -85,6 +89,22 @@ class Perturbed(ParameterUses):
             bias = bias + step.dense[:, None]
         x = product.input_rows(self._groups)
         return product.output(_MultiplyEach.apply(x, product.weight, _matrices(moved), bias, product.axis))
+
+    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Note whose rows were picked."""
+        self._moves.see(name, args, kwargs, result, self._uses)
+
+    def check_rows(self, record: Record) -> None:
+        """To be called after the forward.
+
+        Raises:
+            NotCoveredError: Rows were picked otherwise than in the first pass: a use had those of other examples.
+        """
+        if self._moves.summary(self._groups, self._uses) != record.row_moves(self._groups):
+            raise NotCoveredError(
+                "  the model: which rows it picks, or in which order it puts them, changes when weights are moved: by "
+                "values that depend on the weights (a sort, a routing), or by chance"
+            )
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """A use that the first pass did not have."""

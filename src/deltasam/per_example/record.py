@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
-from deltasam.per_example.row_moves import RowMove, row_moves
+from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Product
 from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
@@ -86,7 +86,7 @@ class Record(ParameterUses):
         self.hooked = False
         self.lowered: set[torch.dtype] = set()
         self._lengths: set[int] = set()
-        self._moves: list[tuple[int, RowMove | tuple[object, ...]]] = []
+        self._moves = RowMoves()
         self._functions = 0
         self.graph = 0
         self.reached: tuple[bool, ...] = ()
@@ -135,7 +135,8 @@ class Record(ParameterUses):
         """What was done with the parameters and the rows: equal for passes that a check of one of them holds for.
 
         Which parameters were used, in turn, how, with how many rows per example, and which of these uses the loss hangs
-        on; with how many rows the model was called; which other functions were; and whose rows were picked by data.
+        on; with how many rows the model was called; which other functions were, and which are in the graph; and whose
+        rows were picked by data.
         Lengths that are those of the input are equal.
         """
 
@@ -145,14 +146,14 @@ class Record(ParameterUses):
 
         names = self.names
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
-        moves = tuple(
-            m.summary(examples) if isinstance(m, RowMove) else m
-            for used, m in self._moves
-            if not (used == len(self.uses) and isinstance(m, RowMove) and m.keeps_rows(examples))
-        )
         batches = frozenset(map(of_each, self._batches(examples)))
         hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
-        return self.hooked, hooks, uses, batches, moves, self._functions, self.graph, self.reached
+        functions = self._functions, self.graph, self.reached
+        return self.hooked, hooks, uses, batches, self.row_moves(examples), functions
+
+    def row_moves(self, groups: int) -> tuple[object, ...]:
+        """Whose rows were picked by data: equal where the same groups of examples had the same ones."""
+        return self._moves.summary(groups, len(self.uses))
 
     def forget_returned(self) -> None:
         """Drop what the model returned: it holds the graph of the pass."""
@@ -208,8 +209,7 @@ class Record(ParameterUses):
         of_a_tensor = args and isinstance(args[0], Tensor)
         numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL] if of_a_tensor else ()
         self._functions = hash((self._functions, name, *numbers))
-        if (move := row_moves(name, args, kwargs, result)) is not None:
-            self._moves.append((len(self.uses), move))
+        self._moves.see(name, args, kwargs, result, len(self.uses))
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""

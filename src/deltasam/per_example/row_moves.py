@@ -45,7 +45,7 @@ class RowMove:
         return (self.name, "in turn") if owners == in_turn and len(owners) % examples == 0 else (self.name, *owners)
 
 
-def row_moves(
+def _row_move(
     name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
 ) -> RowMove | tuple[object, ...] | None:
     """What a call did with the rows of its arguments; None where that does not depend on data.
@@ -65,6 +65,31 @@ def row_moves(
     if args and isinstance(args[0], (list, tuple)):
         return _uneven(name, tensors_in(args[0]))
     return _uneven(name, tensors_in(result)) if isinstance(result, (list, tuple)) else None
+
+
+class RowMoves:
+    """What was done with rows by data in one forward pass, in turn, and how many uses came before each time."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, RowMove | tuple[object, ...]]] = []
+
+    def see(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, uses: int) -> None:
+        """A function was called after so many uses."""
+        if (move := _row_move(name, args, kwargs, result)) is not None:
+            self._seen.append((uses, move))
+
+    def summary(self, groups: int, uses: int) -> tuple[object, ...]:
+        """Equal where the same groups of examples have the same rows in the uses.
+
+        Args:
+            groups: Their number.
+            uses: How many there were in all. A mask after the last one keeps nothing from being plain.
+        """
+        return tuple(
+            m.summary(groups) if isinstance(m, RowMove) else m
+            for before, m in self._seen
+            if not (before == uses and isinstance(m, RowMove) and m.keeps_rows(groups))
+        )
 
 
 def _uneven(name: str, tensors: Sequence[Tensor]) -> tuple[object, ...] | None:

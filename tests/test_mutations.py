@@ -915,13 +915,6 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "sorted_by_the_weights",
         "per_example/test_check.py",
     ),
-    "a parameter that was left out stays so without a check": (
-        "per_example/engine.py",
-        "frozenset(self._skipped)",
-        "0",
-        "left_out_again",
-        "per_example/test_check.py",
-    ),
     "parameters to stir are chosen anew in each run": (
         "per_example/check.py",
         "steps.stir(self._still,",

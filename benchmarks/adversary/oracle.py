@@ -84,6 +84,7 @@ class Oracle:
         generators: Generators | None = None,
     ) -> None:
         self._losses, self._generators = losses, generators or Generators()
+        self._before = model
         self._model = _with_weights_of_a_forward(model, losses, self._generators)
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._only = set(self._trained if only is None else only)
@@ -101,7 +102,7 @@ class Oracle:
 
     def plain_step(self) -> tuple[nn.Module, Generators]:
         """The model and the random state as one ordinary forward and backward leave them."""
-        model = copy.deepcopy(self._model)
+        model = copy.deepcopy(self._before)
         self._generators.restore()
         self._losses(model).mean().backward()
         after = Generators()

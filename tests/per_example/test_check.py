@@ -219,6 +219,18 @@ def backward_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
     return m.head(Clipped.apply(hidden(m, x)))
 
 
+@refused("t: __getitem__ gives as many values as its values say", t=parameter(*[0.101] * D))
+def branch_on_a_count(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x) * m.t
+    return m.head(h * 2 if len(m.t[m.t > 0.1]) else h)
+
+
+@refused("t: nonzero gives as many values as its values say", t=parameter(*[0.101] * D))
+def branch_on_places(m: Any, x: Tensor) -> Tensor:
+    h = hidden(m, x) * m.t
+    return m.head(h * 2 if (m.t > 0.1).nonzero().shape[0] else h)
+
+
 @refused("t: is used inside a transform of torch.func", t=parameter(0.101))
 def mapped_by_the_model(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.func.vmap(lambda row: row * m.t)(hidden(m, x)))

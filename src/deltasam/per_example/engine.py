@@ -113,7 +113,9 @@ class Engine:
             )
         loss, gradients = self._gradients(passes, record, loss, n // m)
         inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
-        due = passes.any_process(self._is_due(self._behaviour(record, n, m)) or (inner and self._check))
+        # What a hook makes of a gradient hangs on the gradient: a check of another step says nothing of it.
+        unknown = self._is_due(self._behaviour(record, n, m)) or (self._check and (inner or record.hooked))
+        due = passes.any_process(unknown)
         while due:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
             if not verdict.reasons:

@@ -133,12 +133,12 @@ class _MultiplyEach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, moved = ctx.saved_tensors  # with gradient checkpointing the forward runs again in here
         with torch._C.DisableTorchFunction():  # what is computed here is not a use of the weight
-            return _MultiplyEach._gradients(ctx, gradients[0])
+            return _MultiplyEach._gradients(ctx, x, moved, gradients[0])
 
     @staticmethod
-    def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, moved = ctx.saved_tensors
+    def _gradients(ctx: Any, x: Tensor, moved: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = dw = dm = db = None
         if ctx.needs_input_grad[0]:
             dx = torch.bmm(dy, moved.mT if ctx.axis == 0 else moved)

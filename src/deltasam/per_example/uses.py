@@ -65,6 +65,8 @@ _READS = frozenset(
         "is_nonzero",
     ]
 )
+# How much comes out depends on values: who asks for the shape has read them.
+_COUNTS = frozenset(["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "histc"])
 _SETTINGS = frozenset(["requires_grad_", "rename_", "share_memory_", "detach_"])  # write no value
 _LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
 _NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
@@ -267,6 +269,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         found = [t for t in tensors_in((args, kwargs)) if id(t) in self._shared]
         if name in _DROPOUT and found[0] is args[0]:
             return self._dropout(func, args, kwargs)
+        if name in _COUNTS or (name == "__getitem__" and self._picks_by_shared_mask(args)):
+            self.refuse(self._parameters(args, kwargs), f"{name} gives as many values as its values say")
+            return func(*args, **kwargs)
         if name in _DROPOUT_OF_ANOTHER_KIND:
             self.refuse(self._parameters(args, kwargs), f"{name} draws random numbers for it, not for the examples")
             return func(*args, **kwargs)
@@ -281,6 +286,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         product = _read(reader, args, kwargs) if reader else None
         self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
         return result
+
+    def _picks_by_shared_mask(self, args: Any) -> bool:
+        return any(id(t) in self._shared and t.dtype == torch.bool for t in tensors_in(args[1:]))
 
     def _dropout(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """A product with a mask that is drawn once and is the same for all copies."""

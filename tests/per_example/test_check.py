@@ -206,7 +206,7 @@ def comparison_of_a_parameter(m: Any, x: Tensor) -> Tensor:
     return m.head(hidden(m, x) * (1 + torch.allclose(m.gate, m.gate.detach())) * m.gate)
 
 
-@refused("the norm of one example's gradient is another when the example is alone")
+@refused("the norm of one example's gradient|is not the sum of the gradients")
 def hook_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
     h = hidden(m, x)
     if h.requires_grad:
@@ -214,7 +214,7 @@ def hook_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
     return m.head(h)
 
 
-@refused("the norm of one example's gradient is another when the example is alone")
+@refused("the norm of one example's gradient|is not the sum of the gradients")
 def backward_that_is_not_linear(m: Any, x: Tensor) -> Tensor:
     return m.head(Clipped.apply(hidden(m, x)))
 
@@ -269,7 +269,7 @@ def mixed_statistics(m: Any, x: Tensor) -> Tensor:
     return m.head((h - mean) / deviation * (deviation + deviation[others]) / 2 + (mean + mean[others]) / 2)
 
 
-@refused("the model: the norm of one example's gradient is another when the example is alone")
+@refused("the model: the norm of one example's gradient|is not the sum of the gradients")
 def hook_that_looks_at_the_batch(m: Any, x: Tensor) -> Tensor:
     h = m.enc(x)
     if h.requires_grad:
@@ -277,7 +277,7 @@ def hook_that_looks_at_the_batch(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.tanh(h))
 
 
-@refused("the model: the norm of one example's gradient is another when the example is alone")
+@refused("the model: the norm of one example's gradient|is not the sum of the gradients")
 def backward_that_looks_at_the_batch(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.tanh(OfTheBatch.apply(m.enc(x))))
 
@@ -440,7 +440,7 @@ def test_a_hook_that_comes_later() -> None:
     def of(hooks: bool) -> Callable[[Any], Tensor]:
         return lambda m: F.cross_entropy(m(x, hooks), y, reduction="none")
 
-    steps(Model(forward), of(False), of(True), reason="the norm of one example's gradient")
+    steps(Model(forward), of(False), of(True), reason="the norm of one example's gradient|is not the sum of the gradients")
 
 
 def test_rows_that_are_sorted_by_the_weights() -> None:

@@ -145,11 +145,15 @@ class Check:
         if not self._norms.isfinite().all():
             return Verdict({}, conclusive=False)  # a loss scale was too large; the next batch will show
         drawn = self._examples(self._group)
-        plain = plain_run(self._model, self._passes, self._n, drawn, self._times, self._whole)
+        # Where parameters are left out, or hooks are there, no uses tell that the examples' gradients add up.
+        doubtful = self._record.hooked or len(self._names) > len(self._record.parameters)
+        plain = plain_run(
+            self._model, self._passes, self._n, drawn, self._times, self._whole, with_rest=doubtful and self._groups > 1
+        )
         size = weight_space.norm(plain.total)
         if not size.isfinite():
             return Verdict({}, conclusive=False)
-        reasons = self._other_forward(plain) or self._unexplained(plain)
+        reasons = self._other_forward(plain) or self._unexplained(plain) or self._not_a_sum(plain)
         if reasons or not size:
             return Verdict(reasons, conclusive=False, of_single_uses=WHOLE not in reasons)
         for _ in range(_TRIES):
@@ -186,6 +190,11 @@ class Check:
         wrong = self._other_gradients(aligned, plain.total)
         hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
         return {name: reason + hooked for name in wrong if name in parameters}
+
+    def _not_a_sum(self, plain: Plain) -> dict[str, str]:
+        if not plain.rest or not self._other_gradients(_plus(plain.own, plain.rest, 1), plain.total):
+            return {}
+        return {WHOLE: "the gradient of the batch is not the sum of the gradients of its examples; " + _ALONE}
 
     def _other_gradients(self, found: Vector, expected: Vector) -> list[str]:
         """The names of the parameters whose gradients are others than they should be."""

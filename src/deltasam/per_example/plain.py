@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
@@ -76,6 +77,7 @@ class Plain:
         through: The places in ``shown`` that the loss depends on parameters through; see ``separating``.
         slopes: Gradient of the sum of the losses for each of these, without the scale.
         own: The part of ``total`` that goes through the rows of the drawn examples.
+        rest: The part that goes through the other rows, where it was asked for; else empty.
         times: What the loss is multiplied with where that part is taken, and the part divided by again: a backward that
             is not linear (a hook that clips) gives another one.
     """
@@ -85,6 +87,7 @@ class Plain:
     through: tuple[int, ...]
     slopes: list[Tensor]
     own: list[Tensor | None]
+    rest: list[Tensor | None]
     times: float
 
 
@@ -95,6 +98,8 @@ def plain_run(
     drawn: slice,
     times: float,
     whole: Sequence[nn.Parameter] | None = None,
+    *,
+    with_rest: bool = False,
 ) -> Plain:
     """Run the closure once more, untouched.
 
@@ -105,6 +110,7 @@ def plain_run(
         drawn: Those whose part of the gradient is wanted.
         times: See ``Plain``.
         whole: The weights that are used where those of the model are sharded: ``total`` is of these.
+        with_rest: Whether the part of the others is wanted as well.
     """
     with returned_by(model) as returned, passes.at() as point:
         shown = [losses_of(point.output), *returned]
@@ -117,8 +123,12 @@ def plain_run(
         # In float32 or wider: without the scale they may be too small for half precision.
         slopes = [wide(t.new_zeros(t.shape) if s is None else s) / scale for t, s in zip(tensors, found, strict=True)]
         total = passes.grad(loss, whole, retain_graph=bool(through))
-        own = multiplied_grad(passes, through_rows(tensors, slopes, drawn), times) if through else []
-        return Plain([t.detach() for t in shown], total, through, slopes, own, times)
+        with_rest &= bool(through)
+        mine = through_rows(tensors, slopes, drawn) if through else loss
+        own = multiplied_grad(passes, mine, times, retain_graph=with_rest) if through else []
+        others = torch.tensor([i for i in range(examples) if i not in range(examples)[drawn]], device=loss.device)
+        rest = multiplied_grad(passes, through_rows(tensors, slopes, others), times) if with_rest else []
+        return Plain([t.detach() for t in shown], total, through, slopes, own, rest, times)
 
 
 def moved_run(
@@ -138,13 +148,18 @@ def moved_run(
 
 
 def multiplied_grad(
-    passes: Passes, loss: Tensor, times: float, wrt: Sequence[nn.Parameter] | None = None
+    passes: Passes,
+    loss: Tensor,
+    times: float,
+    wrt: Sequence[nn.Parameter] | None = None,
+    *,
+    retain_graph: bool = False,
 ) -> list[Tensor | None]:
     """The gradient of a loss [], which is multiplied for the backward."""
-    return [None if g is None else g / times for g in passes.grad(times * loss, wrt)]
+    return [None if g is None else g / times for g in passes.grad(times * loss, wrt, retain_graph=retain_graph)]
 
 
-def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice) -> Tensor:
+def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice | Tensor) -> Tensor:
     """``sum slopes * tensors`` [] over some rows: its gradient is the loss's part that goes through these."""
     parts = [(t[rows].to(s.dtype) * s[rows]).sum() for t, s in zip(tensors, slopes, strict=True)]
     return sum(parts[1:], start=parts[0])

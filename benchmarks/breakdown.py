@@ -76,7 +76,7 @@ def per_instance(
     norms = gradients.norms()
     phases.end("norms")
     gradients.scale(0.005 / norms)
-    with Perturbed(model, record.parameters, gradients), passes.at() as point:
+    with Perturbed(record, gradients), passes.at() as point:
         phases.end("second forward")
         passes.backward(loss_of(point.output))
         phases.end("second backward")

@@ -52,7 +52,7 @@ def agreements(rho: float, examples: int = 16, tokens: int = 32) -> tuple[Agreem
     model = encoder().train().to(torch.bfloat16)
     inputs, labels = batch_of(examples, tokens)
     passes = Passes(model, lambda: F.cross_entropy(model(**inputs).logits, labels), Runtime(), WeightStore())
-    record = Record(model)
+    record = Record(passes.structure)
     with record.open():
         loss = passes.first()
     gradients = ExampleGradients(record.uses, passes.grad(loss, record.outputs), 1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import cases
 from deltasam.dropout_masks import DropoutMasks
+from deltasam.structure import Structure
 
 
 class Draws(nn.Module):
@@ -23,7 +24,7 @@ class Draws(nn.Module):
 
 
 def test_kept_masks_are_the_drawn_ones() -> None:
-    model, masks = Draws(), DropoutMasks(Draws())
+    model, masks = Draws(), DropoutMasks(Structure(Draws()))
     torch.manual_seed(5)
     with masks.record():
         first = model()
@@ -39,7 +40,7 @@ def test_kept_masks_are_the_drawn_ones() -> None:
 
 
 def test_a_mask_that_does_not_fit_is_drawn() -> None:
-    model, masks = Draws(), DropoutMasks(Draws())
+    model, masks = Draws(), DropoutMasks(Structure(Draws()))
     torch.manual_seed(5)
     with masks.record():
         model()
@@ -54,7 +55,7 @@ def test_a_mask_that_does_not_fit_is_drawn() -> None:
 
 def test_every_mask_of_an_encoder_is_kept() -> None:
     case = cases.make("bert")
-    masks = DropoutMasks(case.model)
+    masks = DropoutMasks(Structure(case.model))
     with masks.record():
         case.closure()
     # Two layers, three masks in each (attention, its output, the feed-forward), the embeddings, the head.
@@ -62,6 +63,6 @@ def test_every_mask_of_an_encoder_is_kept() -> None:
 
 
 def test_nothing_is_recorded_without_dropout() -> None:
-    masks = DropoutMasks(cases.make("bert").model.eval())
+    masks = DropoutMasks(Structure(cases.make("bert").model.eval()))
     with masks.record() as mode:
         assert mode is None

@@ -672,7 +672,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "dropout masks are kept of compiled models": (
         "dropout_masks.py",
-        " and not is_compiled(model)",
+        " and not is_compiled(modules)",
         "",
         "in_one_piece and in_place",
         "test_compiled.py",

@@ -24,7 +24,7 @@ class AsWritten(Method):
         self._said = False
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        if not self._said and is_compiled(self.model):
+        if not self._said and is_compiled(self.model.modules()):
             self._said = True
             warn(
                 f"{type(self).__name__} runs the compiled model as it was written: compiled code does not show what "

@@ -7,6 +7,7 @@ with what it noted for one batch taken for constants of all: a wrong gradient, w
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,12 +22,12 @@ def as_written() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a module is compiled; compiled functions cannot be told from here."""
+def is_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of some modules is compiled; compiled functions cannot be told from here."""
     if "torch._dynamo" not in sys.modules:
         return False
     compiled = torch._dynamo.OptimizedModule
-    return any(isinstance(m, compiled) or m._compiled_call_impl is not None for m in model.modules())
+    return any(isinstance(m, compiled) or m._compiled_call_impl is not None for m in modules)
 
 
 def stance() -> Any:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltasam.compiled import is_compiled
+from deltasam.structure import Structure
 
 # To look into every operation costs a hundredth of a forward pass; masks are drawn in these functions. What others draw
 # comes out of the generator.
@@ -37,13 +38,15 @@ class DropoutMasks:
     """Records the masks of one pass and hands them out in every pass that replays it.
 
     Args:
-        model: Nothing is recorded unless it is on the CPU and has dropout that is on, or if it is compiled.
+        structure: Of the model. Nothing is recorded unless it is on the CPU and has dropout that is on, or if it is
+            compiled.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        drops = any(m.training and m.p > 0 for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
-        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-        self._active = drops and on_cpu and not is_compiled(model)
+    def __init__(self, structure: Structure) -> None:
+        modules = structure.modules.values()
+        drops = any(m.training and m.p > 0 for m in modules if isinstance(m, nn.modules.dropout._DropoutNd))
+        on_cpu = drops and all(p.device.type == "cpu" for p in structure.parameters.values())
+        self._active = on_cpu and not is_compiled(modules)
         self._masks: list[_Mask] = []
 
     def record(self) -> AbstractContextManager[object]:

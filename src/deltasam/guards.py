@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,22 +51,22 @@ def reseed(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def accelerators(model: nn.Module) -> set[torch.device]:
-    """The devices other than the CPU that a model is on: they have random states of their own."""
-    return {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+def accelerators(params: Iterable[nn.Parameter]) -> set[torch.device]:
+    """The devices other than the CPU that parameters are on: they have random states of their own."""
+    return {p.device for p in params if p.device.type not in ("cpu", "meta")}
 
 
 class Buffers:
-    """The buffers of a model (BatchNorm statistics, caches) as they were when this was made."""
+    """The buffers of modules (BatchNorm statistics, caches) as they were when this was made."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         # `_buffers` itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
         self._saved = [
             (
                 module._buffers,
                 {k: (b, None if b is None else b.detach().clone()) for k, b in module._buffers.items()},
             )
-            for module in model.modules()
+            for module in modules
             if module._buffers
         ]
 

@@ -23,7 +23,8 @@ from deltasam.guards import Buffers, RandomState, WeightStore, accelerators, mov
 from deltasam.inner_backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.outputs import loss_of
 from deltasam.runtime import Runtime
-from deltasam.sharded import local, refuse_unreduced, reshard, sharded_modules
+from deltasam.sharded import local, refuse_unreduced, reshard
+from deltasam.structure import Structure
 from deltasam.weight_space import Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -55,7 +56,8 @@ class Passes:
     """The first pass, and as many later ones as a method wants.
 
     Attributes:
-        params: The trainable parameters at the time of the call, each once.
+        structure: Of the model, at the time of the call.
+        params: The trainable parameters at that time, each once.
         moves_nothing: Whether the weights should have moved in ``descend``, but the ascent was exactly 0.
         ran_inner_backwards: Whether a backward ran inside one of the gradients taken: what it found was written into
             ``.grad``, and only gradients of parameters have it in them.
@@ -64,22 +66,24 @@ class Passes:
     def __init__(self, model: nn.Module, closure: Closure, runtime: Runtime, store: WeightStore) -> None:
         if not torch.is_grad_enabled():
             raise RuntimeError("backward() was called under torch.no_grad(); call it with gradients enabled")
-        self._sharded = sharded_modules(model)
-        reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
-        named = list(model.named_parameters())
-        self.params = [p for _, p in named if p.requires_grad]
-        self._named = dict(named)
+        self.structure = Structure(model)
+        self._sharded = self.structure.sharded
+        if self._sharded:
+            reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
+            self.structure = Structure(model)
+        self._named = self.structure.parameters
+        self.params = list(self.structure.trained.values())
         self._numbers = {id(p): number for number, p in enumerate(self.params)}
         if not self.params:
             raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
         self.store = store
         store.forget()
         self._model, self._closure, self._runtime = model, closure, runtime
-        self._devices = accelerators(model)
-        self._masks = DropoutMasks(model)
+        self._devices = accelerators(self._named.values())
+        self._masks = DropoutMasks(self.structure)
         self._graph: Graph | None = None
         self.moves_nothing = self.ran_inner_backwards = self._writes_weights = False
-        self._start, self._buffers_before = RandomState(self._devices), Buffers(model)
+        self._start, self._buffers_before = RandomState(self._devices), self._buffers_now()
         self._grads = grads_of(self.params)
 
     def first(self) -> Any:
@@ -88,7 +92,7 @@ class Passes:
         with self._masks.record():
             output = self._forward()
         self._writes_weights = before != _versions(self.params)
-        self._end, self._buffers = RandomState(self._devices), Buffers(self._model)
+        self._end, self._buffers = RandomState(self._devices), self._buffers_now()
         return output
 
     @contextmanager
@@ -249,6 +253,9 @@ class Passes:
     def only(self) -> Any:
         """What the closure returns, for a method that has no later pass: nothing is kept for one."""
         return self._forward()
+
+    def _buffers_now(self) -> Buffers:
+        return Buffers(self.structure.modules.values())
 
     def _forward(self) -> Any:
         """Run the closure."""

@@ -69,7 +69,8 @@ class ReweightedAscent(SharedAscent):
         return self._weigh(change.abs())
 
     def _tries_norms(self) -> bool:
-        return self.weights in ("auto", "norms") and self._uncovered != self._engine.trained()
+        wanted = self.weights in ("auto", "norms")
+        return wanted and (self._uncovered is None or self._uncovered != self._engine.trained())
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
         with self._engine.as_written(type(self).__name__) if self._tries_norms() else nullcontext():

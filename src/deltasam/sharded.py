@@ -7,7 +7,7 @@ and gradients of it are reduced by a backward only, never by ``torch.autograd.gr
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -26,8 +26,8 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def sharded_modules(model: nn.Module) -> list[Any]:
-    """The modules that ``fully_shard`` was called on.
+def sharded_modules(modules: Iterable[nn.Module]) -> list[Any]:
+    """Those of some modules that ``fully_shard`` was called on.
 
     Raises:
         NotImplementedError: The first version of FSDP is at work: it hides parameters.
@@ -35,12 +35,13 @@ def sharded_modules(model: nn.Module) -> list[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return []
-    if any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules()):
+    modules = list(modules)
+    if any(isinstance(m, fsdp.FullyShardedDataParallel) for m in modules):
         raise NotImplementedError(
             "FullyShardedDataParallel (FSDP version 1) flattens the weights; use torch.distributed.fsdp.fully_shard "
             "(FSDP2)"
         )
-    return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
+    return [m for m in modules if isinstance(m, fsdp.FSDPModule)]
 
 
 def reshard(modules: Sequence[Any]) -> None:

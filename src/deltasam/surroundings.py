@@ -75,7 +75,7 @@ class Surroundings:
         self._dispatch_flags = {k: v for k, v in vars(_python_dispatch).items() if k.startswith("_is_in_")}
         self._levels = _levels()
         self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
-        kinds = {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}
+        kinds = {"cpu", *([torch._C._get_accelerator().type] if torch.accelerator.is_available() else [])}
         self._autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
         self._saving = _saved_tensors_hooks()
         self._stance = stance()

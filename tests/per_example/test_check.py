@@ -440,7 +440,9 @@ def test_a_hook_that_comes_later() -> None:
     def of(hooks: bool) -> Callable[[Any], Tensor]:
         return lambda m: F.cross_entropy(m(x, hooks), y, reduction="none")
 
-    steps(Model(forward), of(False), of(True), reason="the norm of one example's gradient|is not the sum of the gradients")
+    steps(
+        Model(forward), of(False), of(True), reason="the norm of one example's gradient|is not the sum of the gradients"
+    )
 
 
 def test_rows_that_are_sorted_by_the_weights() -> None:

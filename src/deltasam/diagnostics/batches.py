@@ -42,7 +42,7 @@ class Batches:
     def __init__(self, owner: str, model: nn.Module, closures: Sequence[Closure]) -> None:
         self.owner, self.model, self._closures = owner, model, list(closures)
         self.params = [p for p in model.parameters() if p.requires_grad]
-        self._store, self._buffers = WeightStore(), Buffers(model)
+        self._store, self._buffers = WeightStore(), Buffers(model.modules())
         if not torch.is_grad_enabled():
             raise RuntimeError(f"{owner} was called under torch.no_grad(); call it with gradients enabled")
         refuse_unmeasurable(owner, self._closures, self.params)
@@ -50,7 +50,7 @@ class Batches:
         self.losses: list[Tensor] = []
         with torch.no_grad():
             for number, closure in enumerate(self._closures):
-                self._starts.append(RandomState(accelerators(model)))
+                self._starts.append(RandomState(accelerators(model.parameters())))
                 self._buffers.restore()
                 self.losses.append(example_losses_of(closure(), owner).double())
                 if not self.losses[-1].isfinite().all():

@@ -98,12 +98,12 @@ def _of_batch(batches: Batches, number: int, engine: Engine) -> tuple[Tensor, Te
     gradients.scale(torch.where(norms > 0, 1 / norms, 0.0))
     way = torch.zeros_like(norms, requires_grad=True)
     gradients.times(way)
-    perturbed = Perturbed(batches.model, record.parameters, gradients)
+    perturbed = Perturbed(record, gradients)
     with perturbed:
         again = example_losses_of(batches.passes(number).first(), owner)
         slopes = _derivative(again, way, create_graph=True)
         curvatures = _derivative(slopes, way) if slopes.requires_grad else torch.zeros_like(way)  # a linear loss
-    perturbed.check_rows(record)
+    perturbed.check_rows()
     return norms.double(), curvatures.double()
 
 

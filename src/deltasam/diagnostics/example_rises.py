@@ -47,10 +47,10 @@ class ExampleRises:
             before = losses.detach().double()
             del output, losses  # their graph is as large as the pass to come
             passes = self._batches.passes(number)
-            perturbed = Perturbed(self._batches.model, record.parameters, gradients)
+            perturbed = Perturbed(record, gradients)
             with perturbed, torch.no_grad():
                 rises = example_losses_of(passes.first(), owner).double() - before
-            perturbed.check_rows(record)
+            perturbed.check_rows()
         return rises.view(-1, self._m).mean(1).tolist()
 
     def _bring_to_radius(self, gradients: ExampleGradients) -> None:

@@ -33,7 +33,7 @@ class ClosureHessian(HessianLinearOperator):
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
         """The products with k vectors, one tensor [*shape, k] per parameter."""
         product = [torch.zeros_like(m) for m in M]
-        random_state = RandomState(accelerators(self._batches.model))
+        random_state = RandomState(accelerators(self._batches.model.parameters()))
         for number in range(len(self._batches)):
             self._add_product(number, M, product)
         random_state.restore()  # every batch began from a state of its own; whoever draws vectors must not see it

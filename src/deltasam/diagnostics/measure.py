@@ -45,8 +45,8 @@ class Bench:
     def __init__(self, model: nn.Module) -> None:
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._weights = [p.detach().clone() for p in self._params]
-        self._devices = accelerators(model)
-        self._buffers = Buffers(model)
+        self._devices = accelerators(model.parameters())
+        self._buffers = Buffers(model.modules())
         self.begin()
 
     @property

@@ -14,7 +14,7 @@ from deltasam.guards import Buffers, RandomState, accelerators
 def put_back(model: nn.Module) -> Iterator[None]:
     """Gradients (the same tensors), buffers and random state as they were, whatever happens."""
     gradients = [(p, p.grad) for p in model.parameters()]
-    random_state, buffers = RandomState(accelerators(model)), Buffers(model)
+    random_state, buffers = RandomState(accelerators(model.parameters())), Buffers(model.modules())
     try:
         yield
     finally:

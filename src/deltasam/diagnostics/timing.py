@@ -71,7 +71,7 @@ class TimedCalls:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._start, self._buffers = RandomState(accelerators(model)), Buffers(model)
+        self._start, self._buffers = RandomState(accelerators(model.parameters())), Buffers(model.modules())
 
     def call(self, method: Method, closure: Closure) -> Call:
         """One call of a method's ``backward``."""

@@ -89,7 +89,7 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         self._average = dict(state["gradient_average"])
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        if sharded_modules(self.model):
+        if sharded_modules(self.model.modules()):
             raise ValueError(
                 f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
                 f"process could save it; use DDP, or sam:share=global"

@@ -139,9 +139,9 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         norms = gradients.norms()
         factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
         gradients.scale(factors)
-        perturbed = Perturbed(self.model, record.parameters, gradients)
+        perturbed = Perturbed(record, gradients)
         with perturbed, passes.at() as point:
-            perturbed.check_rows(record)
+            perturbed.check_rows()
             perturbed_loss = passes.backward(loss_of(point.output))
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
         of_mean = norms / self.m if losses.ndim else norms

@@ -50,12 +50,12 @@ _CHANGES_WATCHED = (
 )
 
 
-def coupling_layers(model: nn.Module) -> dict[str, str]:
+def coupling_layers(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Modules in which the examples of a batch always meet: why, by name."""
     return {
         name: f"{type(module).__name__} in training mode normalises over the batch, so examples meet in it; call "
         f"eval() on it, or use GroupNorm or LayerNorm"
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
     }
 
@@ -167,7 +167,7 @@ class Check:
     def _other_forward(self, plain: Plain) -> dict[str, str]:
         if self._same(self._shown, plain.shown):
             return {}
-        watched = Record(self._model, skip=set(self._names) - set(self._record.parameters), verify=True)
+        watched = Record(self._record.structure, skip=set(self._names) - set(self._record.parameters), verify=True)
         with watched.open(), self._passes.at() as point:
             there = [losses_of(point.output), *watched.returned]
         with returned_by(self._model) as returned, self._passes.at() as point:
@@ -318,7 +318,7 @@ class Check:
         steps = self._gradients.scaled(torch.where(able, self._radius / self._norms, 0.0))
         if stirred:
             steps.stir(self._still, torch.where(able, self._radius, 0.0))
-        perturbed = RowsOfUses(self._model, self._record.parameters, steps, looks=self._looks)
+        perturbed = RowsOfUses(self._record, steps, looks=self._looks)
         with ExitStack() as stack:
             returned = stack.enter_context(returned_by(self._model))
             stack.enter_context(perturbed)

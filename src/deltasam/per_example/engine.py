@@ -53,7 +53,7 @@ class Engine:
         Args:
             method: The name of the method that asks, for the warning.
         """
-        if not self._said and is_compiled(self._model):
+        if not self._said and is_compiled(self._model.modules()):
             self._said = True
             warn(
                 f"{method} runs the compiled model as it was written: compiled code does not show what becomes of each "
@@ -75,9 +75,10 @@ class Engine:
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
         self._passes += 1
-        if self.trained() != self._trained:
-            self._skipped, self._trained = {}, self.trained()
-        record = Record(self._model, skip=self._skipped)
+        trained = frozenset(passes.structure.trained)
+        if trained != self._trained:
+            self._skipped, self._trained = {}, trained
+        record = Record(passes.structure, skip=self._skipped)
         try:
             with record.open():
                 output = passes.first()
@@ -133,7 +134,7 @@ class Engine:
 
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> tuple[Tensor, ExampleGradients]:
         """The loss and its gradients; both of another pass where some parameters had to be left out."""
-        self._refuse(record, coupling_layers(self._model) | complex_parameters(record.parameters))
+        self._refuse(record, coupling_layers(record.structure.modules) | complex_parameters(record.parameters))
         if reasons := uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals:
             return self._without(reasons, passes, record, groups)
         with record:  # with gradient checkpointing the forward runs again in here
@@ -176,7 +177,7 @@ class Engine:
 
     def _behaviour(self, record: Record, n: int, m: int) -> int:
         """Equal for passes that a check of one of them holds for; nothing of the pass is kept."""
-        training = tuple(module.training for module in self._model.modules())
+        training = tuple(module.training for module in record.structure.modules.values())
         return hash((record.fingerprint(n), n == m, m, self._trained, frozenset(self._skipped), training))
 
     def _is_due(self, behaviour: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.functions import Function
 from deltasam.per_example.gradient import ParameterGradient
 from deltasam.per_example.outer import Products
 from deltasam.per_example.record import NotCoveredError, Record
@@ -25,17 +26,17 @@ class Perturbed(ParameterUses):
     No weight is moved. Forward and backward belong inside: a layer may be run again in the backward.
 
     Args:
-        model: The model.
-        parameters: The parameters that are perturbed, by name.
+        record: Of the first pass: the model, and the parameters that are perturbed.
         perturbations: One per group of consecutive examples.
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], perturbations: ExampleGradients) -> None:
-        super().__init__(model, parameters)
+    def __init__(self, record: Record, perturbations: ExampleGradients) -> None:
+        super().__init__(record.structure, record.parameters)
+        self._record = record
         self._perturbations, self._groups = perturbations, perturbations.groups
         self._moved = {
             id(p): gradient.dense.add_(p.detach())  # no memory beside the gradients is taken
-            for p in parameters.values()
+            for p in record.parameters.values()
             if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
             if p.untyped_storage().size()  # weights that are sharded are not here outside of the passes
         }
@@ -90,17 +91,18 @@ class Perturbed(ParameterUses):
         x = product.input_rows(self._groups)
         return product.output(_MultiplyEach.apply(x, product.weight, _matrices(moved), bias, product.axis))
 
-    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked."""
-        self._moves.see(name, args, kwargs, result, self._uses)
+        if function.picks_rows or isinstance(result, (list, tuple)) or (args and isinstance(args[0], (list, tuple))):
+            self._moves.see(function.name, args, kwargs, result, self._uses)
 
-    def check_rows(self, record: Record) -> None:
+    def check_rows(self) -> None:
         """To be called after the forward.
 
         Raises:
             NotCoveredError: Rows were picked otherwise than in the first pass: a use had those of other examples.
         """
-        if self._moves.summary(self._groups, self._uses) != record.row_moves(self._groups):
+        if self._moves.summary(self._groups, self._uses) != self._record.row_moves(self._groups):
             raise NotCoveredError(
                 "  the model: which rows it picks, or in which order it puts them, changes when weights are moved: by "
                 "values that depend on the weights (a sort, a routing), or by chance"

@@ -13,10 +13,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
+from deltasam.per_example.functions import Function
 from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Product
 from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
+from deltasam.structure import Structure
 
 _SMALL = 8
 
@@ -61,22 +63,25 @@ class Record(ParameterUses):
     """The uses of a model's trainable parameters in one forward pass.
 
     Args:
-        model: The model.
+        structure: Of the model.
         skip: Names of parameters that are taken for constants.
         verify: What ``vmap`` makes of a function is compared with the function, to find the one that is wrong.
     """
 
-    def __init__(self, model: nn.Module, *, skip: Iterable[str] = (), verify: bool = False) -> None:
-        super().__init__(model, {})
+    def __init__(self, structure: Structure, *, skip: Iterable[str] = (), verify: bool = False) -> None:
+        self.parameters = _without(structure.trained, skip)
+        super().__init__(structure, self.parameters)
         self._verify = verify
         self._open = False
-        self.start_over(skip)
+        self._forget()
 
     def start_over(self, skip: Iterable[str] = ()) -> None:
         """Forget everything, for another pass in which other parameters are taken for constants."""
-        skipped = set(skip)
-        self.parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad and n not in skipped}
+        self.parameters = _without(self.structure.trained, skip)
         self.know(self.parameters)
+        self._forget()
+
+    def _forget(self) -> None:
         self.uses: list[Use] = []
         self.refusals: dict[str, str] = {}
         self.spoiled: dict[str, str] = {}
@@ -87,7 +92,7 @@ class Record(ParameterUses):
         self.lowered: set[torch.dtype] = set()
         self._lengths: set[int] = set()
         self._moves = RowMoves()
-        self._functions = 0
+        self._functions: list[object] = []
         self.graph = 0
         self.reached: tuple[bool, ...] = ()
 
@@ -148,7 +153,7 @@ class Record(ParameterUses):
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         batches = frozenset(map(of_each, self._batches(examples)))
         hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
-        functions = self._functions, self.graph, self.reached
+        functions = hash(tuple(self._functions)), self.graph, self.reached
         return self.hooked, hooks, uses, batches, self.row_moves(examples), functions
 
     def row_moves(self, groups: int) -> tuple[object, ...]:
@@ -197,19 +202,21 @@ class Record(ParameterUses):
         if self._open and isinstance(result, Tensor) and result.is_floating_point():
             self.lowered.add(result.dtype)
 
-    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
         if not self._open:
             return
-        if name == "register_hook":
+        if function.name == "register_hook":
             self.hooked = True
-        if not isinstance(result, Tensor) and name != "__setitem__" and not tensors_in(result):
-            return  # a look at a type or a shape
+        is_list = isinstance(result, (list, tuple))
+        if not isinstance(result, Tensor) and function.name != "__setitem__" and not (is_list and tensors_in(result)):
+            return  # nothing that examples could go on in
         # The names of all functions, with small numbers: dimensions and shifts, not lengths.
-        of_a_tensor = args and isinstance(args[0], Tensor)
-        numbers = [a for a in args if type(a) is int and -_SMALL < a < _SMALL] if of_a_tensor else ()
-        self._functions = hash((self._functions, name, *numbers))
-        self._moves.see(name, args, kwargs, result, len(self.uses))
+        self._functions.append(function.name)
+        if args and isinstance(args[0], Tensor):
+            self._functions.extend(a for a in args if type(a) is int and -_SMALL < a < _SMALL)
+        if function.picks_rows or is_list or (args and isinstance(args[0], (list, tuple))):
+            self._moves.see(function.name, args, kwargs, result, len(self.uses))
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""
@@ -252,6 +259,11 @@ def _written_to(y: Tensor, product: Product | None) -> Tensor:
     if product is None or not product.x.is_floating_point() or not y._is_view() or y._base is None:
         return y
     return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+
+
+def _without(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> dict[str, nn.Parameter]:
+    gone = set(names)
+    return {name: p for name, p in parameters.items() if name not in gone} if gone else parameters
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -59,7 +59,7 @@ def _row_move(
     flows = [t for t in tensors_in(result if name != "__setitem__" else list(args)) if t.requires_grad]
     if not flows:
         return None  # labels, masks: no row of an example that a gradient will come from
-    if (reader := _READERS.get(name if name.startswith("__") else name.rstrip("_"))) is not None:
+    if (reader := READERS.get(name if name.startswith("__") else name.rstrip("_"))) is not None:
         named = {key: value for key, value in kwargs.items() if key != "input" or args}
         return reader(name, *(args or (kwargs["input"],)), **named)
     if args and isinstance(args[0], (list, tuple)):
@@ -140,7 +140,7 @@ def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
     return _of_index(name, weight, input)
 
 
-_READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
+READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     **dict.fromkeys(("__getitem__", "__setitem__", "index_put"), _by_index),
     **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),
@@ -149,3 +149,4 @@ _READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     "repeat_interleave": _repeated,
     "embedding": _looked_up,
 }
+"""What each function that may pick rows by data does with them."""

@@ -144,6 +144,17 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     return tensors
 
 
+def tensors_of_call(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments of a call: most of them are no lists."""
+    tensors: list[Tensor] = []
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(argument, Tensor):
+            tensors.append(argument)
+        elif isinstance(argument, (list, tuple, dict)):
+            _collect(argument, tensors)
+    return tensors
+
+
 def tensors_given(arguments: Any) -> list[Tensor]:
     """The tensors that a model is given or returns: in mappings of any kind and dataclasses as well, however deep."""
     if isinstance(arguments, Tensor):

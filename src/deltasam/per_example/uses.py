@@ -23,57 +23,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
-from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.composed import COMPOSED
-from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
-from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in
+from deltasam.per_example.functions import Function, function_of
+from deltasam.per_example.rules import Affine, Lookup, Masked, Product
+from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in, tensors_of_call
 from deltasam.per_example.writes import out_of_place, values_of_owners, written
-from deltasam.sharded import is_sharded, sharded_modules
+from deltasam.sharded import is_sharded
+from deltasam.structure import Structure
 
-# Functions for which a leading axis of 1 means: the same for every example.
-# fmt: off
-_BROADCAST = frozenset([
-    "add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract", "mul",
-    "__mul__", "__rmul__", "__imul__", "mul_", "multiply", "div", "__div__", "__truediv__", "__rtruediv__",
-    "__rdiv__", "true_divide", "divide", "addcmul", "addcdiv", "where", "masked_fill", "maximum", "minimum", "lerp",
-    "pow", "__pow__", "scaled_dot_product_attention", "cat", "concat", "concatenate", "expand_as",
-])
-# What autocast runs in low precision; under vmap it does not.
-_LOWERED = frozenset([
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "matmul",
-    "__matmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linear", "bilinear", "prelu",
-])
-# fmt: on
-_SUMS = frozenset(["add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "rsub", "subtract"])
-_MATMULS = frozenset(["matmul", "__matmul__"])  # these too, where both sides are stacks of matrices
-_SPREADS = frozenset(["expand", "expand_as", "broadcast_to", "repeat"])
-_READS = frozenset(
-    [
-        "item",
-        "tolist",
-        "numpy",
-        "__float__",
-        "__int__",
-        "__index__",
-        "__bool__",
-        "__complex__",
-        "__array__",
-        "__contains__",
-        "__dlpack__",
-        "equal",
-        "allclose",
-        "is_nonzero",
-    ]
-)
-# How much comes out depends on values: who asks for the shape has read them.
-_COUNTS = frozenset(["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "histc"])
-_SETTINGS = frozenset(["requires_grad_", "rename_", "share_memory_", "detach_"])  # write no value
-_LIKE = frozenset(["to", "type_as"])  # of the other tensor only the type counts
-_NEW = frozenset(["empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"])
-_DROPOUT = frozenset(["dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"])  # products with a mask
-_DROPOUT_OF_ANOTHER_KIND = frozenset(["alpha_dropout", "feature_alpha_dropout"])
-_CAT = frozenset(["cat", "concat", "concatenate"])
-_OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # some of which exist with out= only
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 _NO_AXIS = "; where a loss is the sum of several terms, return one loss per example"
@@ -83,25 +39,26 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     """Hands every use of some parameters by the examples to a subclass.
 
     Args:
-        model: Its buffers and its other parameters are constants.
+        structure: Of the model; its buffers and its other parameters are constants.
         parameters: Those whose uses matter, by name. A sharded one gives its place to the whole one that is used.
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, structure: Structure, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        self._model, self._entered = model, 0
+        self.structure, self._model, self._entered = structure, structure.model, 0
         self.know(parameters)
 
     def know(self, parameters: dict[str, nn.Parameter]) -> None:
         """Look for uses of these parameters; what was computed from others is forgotten."""
-        model = self._model
         self.names = {id(p): name for name, p in parameters.items()}
         self._wanted = parameters
         self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
-        others = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in self._shared and not is_sharded(t))
-        self._constants: dict[int, Tensor] = {id(t): t for t in others}
+        whole = self.structure.parameters.values()
+        others = (p for p in whole if id(p) not in self._shared and not is_sharded(p))
+        buffers = (b for m in self.structure.modules.values() for b in m._buffers.values() if b is not None)
+        self._constants: dict[int, Tensor] = {id(t): t for t in (*others, *buffers)}
         self._given: set[int] = set()  # with how many rows the model was called
-        self._known: set[int] | None = {id(p) for p in model.parameters()} if sharded_modules(model) else None
+        self._known: set[int] | None = set(map(id, whole)) if self.structure.sharded else None
 
     def __enter__(self) -> ParameterUses:
         if not self._entered:
@@ -163,69 +120,75 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     def sees(self, device: str) -> None:
         """A function of parameters is about to be called; override to look at the circumstances."""
 
-    def moved(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """A function of the examples alone was called; override to see which of their rows it picked."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every torch function."""
-        kwargs = kwargs or {}
-        if func in BACKWARDS:
+        function, kwargs = function_of(func), kwargs or {}
+        if function.looks or function.is_aten:  # a dispatch mode (a profiler, a counter) goes on with what was seen
+            return func(*args, **kwargs)
+        if function.backward is not None:
             with self:
-                return BACKWARDS[func](*args, **kwargs)
-        tensors = tensors_in((args, kwargs))
-        if getattr(func, "namespace", "") == "aten":
-            return func(*args, **kwargs)  # a dispatch mode (a profiler, a counter) goes on with what was seen already
+                return function.backward(*args, **kwargs)
+        tensors = tensors_of_call(args, kwargs)
         if self._known is not None:
             self._meet([t for t in tensors if type(t) is nn.Parameter and id(t) not in self._known])
-        if not any(id(t) in self._shared for t in tensors):
-            return self._without_parameters(func, tensors, args, kwargs)
-        name = getattr(func, "__name__", str(func))
+        for t in tensors:
+            if id(t) in self._shared:
+                return self._with_parameters(func, function, tensors, args, kwargs)
+        result = func(*args, **kwargs)
+        self.moved(function, args, kwargs, result)
+        self._note_constant(result, tensors[:1] if function.is_like else tensors)
+        return result
+
+    def _with_parameters(self, func: Any, function: Function, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+        name = function.name
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            self.refuse(
-                self._parameters(args, kwargs), "is used inside a transform of torch.func, where no rows are seen"
-            )
+            reason = "is used inside a transform of torch.func, where no rows are seen"
+            self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         self.sees(tensors[0].device.type)
-        if (out := kwargs.get("out")) is not None and not isinstance(func, _OPERATIONS):
+        if (out := kwargs.get("out")) is not None and function.takes_out:
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
-        if name in _LIKE and len(tensors) > 1:
+        if function.is_like and len(tensors) > 1:
             return self.__torch_function__(torch.Tensor.to, (), (tensors[0], tensors[1].device, tensors[1].dtype))
-        if name in _NEW or name.startswith("new_"):  # of the other tensor only shape and type count
+        if function.is_new:
             return self._constant(func(*args, **kwargs))
-        if name in _READS or self._stale(tensors):
-            why = "is read as a number" if name in _READS else "or what was computed from it is written into"
+        if function.reads or self._stale(tensors):
+            why = "is read as a number" if function.reads else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
             return func(*args, **kwargs)
         fixed = all(id(t) in self._shared or self._is_constant(t) for t in tensors)
-        if name == "__setitem__" or (_in_place(name) and (id(args[0]) in self._shared or fixed)):
+        if name == "__setitem__" or (function.in_place and (id(args[0]) in self._shared or fixed)):
             return self._write(func, name, tensors, args, kwargs, fixed=fixed)
-        if func == _SET_DATA:
+        if name == "__set__" and func == _SET_DATA:
             self.spoil(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
-        if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:
+        if function.parts and (result := self._by_parts(function.parts, args, kwargs)) is not None:
             return result
-        if (against := REFUSALS.get(func) or REFUSALS.get(name)) and (reason := against(*args, **kwargs)):
-            self.refuse(self._parameters(args, kwargs), reason)
+        if function.refusal and (against := function.refusal(*args, **kwargs)):
+            self.refuse(self._parameters(args, kwargs), against)
             return func(*args, **kwargs)
         if fixed:
-            return self._without_examples(func, name, args, kwargs)
-        if (reader := PRODUCTS.get(func)) and (product := _read(reader, args, kwargs)) and self._is_plain(product):
+            return self._without_examples(func, function, args, kwargs)
+        if function.product and (product := _read(function.product, args, kwargs)) and self._is_plain(product):
             return self._product(lambda: func(*args, **kwargs), product)
-        if (normalised := AFFINES.get(func)) and (affine := _read(normalised, args, kwargs)):
+        if function.affine and (affine := _read(function.affine, args, kwargs)):
             return self._affine(affine)
-        if (splitter := MASKED.get(func)) and (masked := _read(splitter, args, kwargs)):
+        if function.masked and (masked := _read(function.masked, args, kwargs)):
             return self._masked(masked)
-        if name in _CAT and _first_axis(args, kwargs):
+        if function.puts_together and _first_axis(args, kwargs):
             self.refuse(self._parameters(args, kwargs), f"{name} puts it among the rows of the examples")
             return func(*args, **kwargs)
-        if name in _BROADCAST or (name in _MATMULS and min(t.ndim for t in tensors) > 2):
-            return self._broadcast(func, name, args, kwargs)
-        return self._vmap(func, name, args, kwargs)
+        if function.broadcasts or (function.multiplies_matrices and min(t.ndim for t in tensors) > 2):
+            return self._broadcast(func, function, args, kwargs)
+        return self._vmap(func, function, args, kwargs)
 
     def _stale(self, tensors: list[Tensor]) -> bool:
         """Whether a value that was computed from parameters was written into behind our back."""
         found = (self._shared[id(t)] for t in tensors if id(t) in self._shared)
-        return any(value.stale and not value.is_parameter for value in found)
+        return any(not value.is_parameter and value.stale for value in found)
 
     def _is_plain(self, product: Product) -> bool:
         """Whether weight and bias are parameters as they are, and the input belongs to the examples."""
@@ -250,39 +213,37 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._constants[id(result)] = result
         return result
 
-    def _without_parameters(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        self.moved(name, args, kwargs, result)
-        if name in _LIKE:
-            tensors = tensors[:1]
-        if all(id(t) in self._constants for t in tensors):
-            results = result if isinstance(result, (list, tuple)) else (result,)
-            self._constants.update((id(t), t) for t in results if isinstance(t, Tensor))
-        else:
-            self._constants.pop(id(tensors[0]) if result is None else id(result), None)  # examples were written into it
-        return result
+    def _note_constant(self, result: Any, tensors: list[Tensor]) -> None:
+        """What is made of constants alone is one; where examples were written into one, it is none any more."""
+        constants = self._constants
+        for t in tensors:
+            if id(t) not in constants:
+                constants.pop(id(tensors[0]) if result is None else id(result), None)
+                return
+        results = result if isinstance(result, (list, tuple)) else (result,)
+        constants.update((id(t), t) for t in results if isinstance(t, Tensor))
 
     # What is computed from parameters and constants is kept until examples meet it.
 
-    def _without_examples(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _without_examples(self, func: Any, function: Function, args: Any, kwargs: Any) -> Any:
+        name = function.name
         found = [t for t in tensors_in((args, kwargs)) if id(t) in self._shared]
-        if name in _DROPOUT and found[0] is args[0]:
+        if function.drops is True and found[0] is args[0]:
             return self._dropout(func, args, kwargs)
-        if name in _COUNTS or (name == "__getitem__" and self._picks_by_shared_mask(args)):
+        if function.counts or (name == "__getitem__" and self._picks_by_shared_mask(args)):
             self.refuse(self._parameters(args, kwargs), f"{name} gives as many values as its values say")
             return func(*args, **kwargs)
-        if name in _DROPOUT_OF_ANOTHER_KIND:
+        if function.drops == "alpha":
             self.refuse(self._parameters(args, kwargs), f"{name} draws random numbers for it, not for the examples")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if name in _SPREADS and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
+        if function.spreads and result.ndim == found[0].ndim > 0 and len(found[0]) == 1 < len(result):
             # To the examples, it seems; and if not, the check will say so.
             if name != "repeat":
                 return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
             if result.shape[1:] == found[0].shape[1:]:
                 return self._repeat(found[0], len(result))
-        reader = PRODUCTS.get(func) if self._shared[id(found[0])].is_parameter else None
+        reader = function.product if self._shared[id(found[0])].is_parameter else None
         product = _read(reader, args, kwargs) if reader else None
         self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
         return result
@@ -392,7 +353,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         shape = (len(vector), *[1] * (result.ndim - 1 - channels))
         return self.__torch_function__(torch.Tensor.view, (), (vector, shape))
 
-    def _broadcast(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _broadcast(self, func: Any, function: Function, args: Any, kwargs: Any) -> Any:
+        name = function.name
         tensors = tensors_in((args, kwargs))
         ndim = max(t.ndim for t in tensors)
         examples = [t for t in tensors if id(t) not in self._shared and t.ndim == ndim > 0]
@@ -412,7 +374,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             result = func(*args, **kwargs)
             self._keep(result, func, args, kwargs)
             return result
-        if name in _SUMS and len(self._given) == 1:
+        if function_of(func).adds and len(self._given) == 1:
             return self._term(func, name, args, kwargs)
         self.refuse(self._parameters(args, kwargs), f"{name} has no axis of examples{_NO_AXIS}")
         return func(*args, **kwargs)
@@ -487,9 +449,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return copies.flatten(0, 1)
         return copies.view(count, *[1] * (ndim - copies.ndim), *value.value.shape)
 
-    def _vmap(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _vmap(self, func: Any, function: Function, args: Any, kwargs: Any) -> Any:
         """Any other function, mapped over examples and their copies of the parameters."""
-        parameters = self._parameters(args, kwargs)
+        name, parameters = function.name, self._parameters(args, kwargs)
         tensors = tensors_in((args, kwargs))
         count = next((len(t) for t in tensors if self._of_examples(t) and t.ndim), None)
         if count is None:
@@ -498,7 +460,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         found = {id(t): self._shared[id(t)] for t in tensors if id(t) in self._shared}
         rows = {id(t): _plainly_laid(t) for t in tensors if self._of_examples(t) and t.ndim and len(t) == count}
         device = next(iter(rows.values())).device.type
-        lower = name in _LOWERED and torch.is_autocast_enabled(device)
+        lower = function.lowered and torch.is_autocast_enabled(device)
 
         def one(values: dict[int, Tensor], row: dict[int, Tensor]) -> Tensor:
             def pick(t: Tensor) -> Tensor:
@@ -571,12 +533,6 @@ def _first_axis(args: Any, kwargs: Any) -> bool:
     """Whether tensors are put one after the other along their first axis."""
     tensors, dim = tensors_in((args, kwargs)), kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
     return not isinstance(dim, int) or dim % max(tensors[0].ndim, 1) == 0
-
-
-def _in_place(name: str) -> bool:
-    return name in ("__iadd__", "__imul__") or (
-        name.endswith("_") and not name.endswith("__") and name not in _SETTINGS
-    )
 
 
 def _leads(found: list[Tensor], ndim: int) -> bool:

@@ -37,13 +37,14 @@ def graph_of(loss: Tensor, numbers: Mapping[int, int] | None = None) -> Graph:
     """
     if loss.grad_fn is None:
         return Graph((loss,), reentrant=False)
-    leaves, reentrant, names = [], False, 0
+    leaves, reentrant = [], False
+    names: list[str | int | None] = []
     for node in _nodes(loss):
         name = node.name()
-        names = hash((names, name))
+        names.append(name)
         if name == "torch::autograd::AccumulateGrad":
             leaves.append(node.variable)
-            names = hash((names, numbers.get(id(node.variable)))) if numbers else names
+            names.append(numbers.get(id(node.variable)) if numbers else None)
         elif name == "CheckpointFunctionBackward":
             reentrant = True
         elif name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:
@@ -52,7 +53,7 @@ def graph_of(loss: Tensor, numbers: Mapping[int, int] | None = None) -> Graph:
                 "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
                 "an ascent; leave static_graph out, or take the first step with ERM"
             )
-    return Graph(tuple(leaves), reentrant, names)
+    return Graph(tuple(leaves), reentrant, hash(tuple(names)))
 
 
 REENTRANT = (
@@ -63,11 +64,14 @@ REENTRANT = (
 
 
 def _nodes(loss: Tensor) -> Iterator[Any]:
-    waiting, seen = [loss.grad_fn], set()
+    waiting: list[Any] = [loss.grad_fn]
+    seen = set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
         yield node
-        waiting.extend(following for following, _ in node.next_functions)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                waiting.append(following)

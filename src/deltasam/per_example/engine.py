@@ -42,7 +42,7 @@ class Engine:
         self._model, self._skip, self._check = model, skip, check
         self._skipped: dict[str, str] = {}
         self._trained: frozenset[str] = frozenset()
-        self._checked: set[int] = set()
+        self._checked: dict[int, frozenset[int]] = {}  # and which uses have mostly rows without a gradient
         self.losses_apart = True
         self._passes = 0
         self._said = False
@@ -128,7 +128,7 @@ class Engine:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
                 self.losses_apart = verdict.losses_apart
-                self._checked.add(self._behaviour(record, n, m))
+                self._checked[self._behaviour(record, n, m)] = frozenset(gradients.thin)
         record.forget_returned()
         return gradients
 
@@ -142,7 +142,9 @@ class Engine:
             record.graph = passes.look_through(total).names
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
-        return loss, ExampleGradients(record.uses, by_output, groups)
+        n = record.examples(loss)
+        thin = self._checked.get(self._behaviour(record, n, n // groups))
+        return loss, ExampleGradients(record.uses, by_output, groups, thin)
 
     def _without(
         self, reasons: Mapping[str, str], passes: Passes, record: Record, groups: int

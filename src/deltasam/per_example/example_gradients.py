@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,9 @@ from deltasam.per_example.record import Use
 from deltasam.per_example.rules import PaddedLookup, Product
 from deltasam.weight_space import wide
 
+# Gradients of so few numbers are put together for their norm: what that copies costs less than to launch one each.
+_SMALL = 1 << 12
+
 
 class ExampleGradients:
     """One gradient per group of examples, kept as what the layers saw.
@@ -23,16 +26,30 @@ class ExampleGradients:
         uses: Of every parameter, in a forward pass.
         gradients: With respect to the output of each use; None for one that the loss does not depend on.
         groups: How many groups of consecutive examples there are; a group's gradient is the sum of its examples'.
+        thin: The numbers of uses that are expected to have mostly rows of gradient 0, which are left out; None: all
+            are looked at, for which the device is waited for.
+
+    Attributes:
+        groups: As above.
+        thin: The numbers of those that had, among those that were looked at.
+        of: The gradient of each parameter, by id.
     """
 
-    def __init__(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], groups: int) -> None:
-        self.groups = groups
+    def __init__(
+        self,
+        uses: Sequence[Use],
+        gradients: Sequence[Tensor | None],
+        groups: int,
+        thin: Collection[int] | None = None,
+    ) -> None:
+        self.groups, self.thin = groups, set[int]()
+        self._expected = thin
         self._unit: Tensor | None = None
-        used = [(use, b) for use, b in zip(uses, gradients, strict=True) if b is not None]
-        of_each: dict[int, tuple[nn.Parameter, list[tuple[Use, Tensor]]]] = {}
-        for use, b in used:
-            for p in use.parameters:
-                of_each.setdefault(id(p), (p, []))[1].append((use, b))
+        of_each: dict[int, tuple[nn.Parameter, list[tuple[int, Use, Tensor]]]] = {}
+        for number, (use, b) in enumerate(zip(uses, gradients, strict=True)):
+            if b is not None:
+                for p in use.parameters:
+                    of_each.setdefault(id(p), (p, []))[1].append((number, use, b))
         # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
         self._weights = {b: w for b, w in _weights_by_bias(uses).items() if w in of_each}
         self._fused_weights = set(self._weights.values())
@@ -118,14 +135,14 @@ class ExampleGradients:
         weight = self._weights.get(id(parameter))
         return weight is not None and self.of[weight].holds_bias
 
-    def _gradient_of(self, parameter: nn.Parameter, uses: Sequence[tuple[Use, Tensor]]) -> ParameterGradient:
+    def _gradient_of(self, parameter: nn.Parameter, uses: Sequence[tuple[int, Use, Tensor]]) -> ParameterGradient:
         outers: list[Outer] = []
         denses: list[Tensor] = []
-        for use, b in uses:
+        for number, use, b in uses:
             if use.product is None:
                 denses.append(wide(b).reshape(self.groups, -1, *parameter.shape).sum(1))
             elif use.product.weight is parameter:
-                outers.append(_outer(use.product, b, self.groups))
+                outers.append(self._outer(number, use.product, b))
             else:
                 denses.append(use.product.output_rows(wide(b), self.groups).sum(1))
         gradient = gradient_of(parameter, outers, denses)
@@ -133,18 +150,30 @@ class ExampleGradients:
             return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
         return gradient
 
+    def _outer(self, number: int, product: Product, b: Tensor) -> Outer:
+        x, b = product.input_rows(self.groups).detach(), product.output_rows(b, self.groups)
+        if isinstance(product, PaddedLookup):
+            b = b * (x != product.ignored)[:, :, None]
+        term = Outer(x, b, product.axis)
+        if not x.is_floating_point() or (self._expected is not None and number not in self._expected):
+            return term
+        less = term.without_zero_rows()
+        if less is not term:
+            self.thin.add(number)
+        return less
+
 
 def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
-    products = Products(wide=True)
-    return torch.stack([gradient.square_norm(products) for gradient in gradients]).sum(0).clamp(min=0).sqrt()
-
-
-def _outer(product: Product, b: Tensor, groups: int) -> Outer:
-    x, b = product.input_rows(groups).detach(), product.output_rows(b, groups)
-    if isinstance(product, PaddedLookup):
-        b = b * (x != product.ignored)[:, :, None]
-    term = Outer(x, b, product.axis)
-    return term.without_zero_rows() if x.is_floating_point() else term
+    products, small, squares = Products(wide=True), [], []
+    for gradient in gradients:
+        dense = gradient.dense
+        if dense is not None and dense[0].numel() <= _SMALL:
+            small.append(dense.flatten(1) if dense.ndim > 1 else dense[:, None])
+        else:
+            squares.append(gradient.square_norm(products))
+    if small:
+        squares.append(torch.cat(small, 1).square().sum(1))
+    return torch.stack(squares).sum(0).clamp(min=0).sqrt()
 
 
 def _weights_by_bias(uses: Sequence[Use]) -> dict[int, int]:

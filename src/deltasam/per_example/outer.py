@@ -7,6 +7,7 @@ that stand for one-hot rows: what an embedding looks up.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,7 +141,7 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
             for factors in (p.factors, q.factors):
                 square = square if factors is None else square * factors
             squares.append(square)
-    return torch.stack(squares).sum(0)
+    return functools.reduce(torch.add, squares)
 
 
 def contract(

@@ -54,7 +54,7 @@ class Perturbed(ParameterUses):
             perturbed = self._moved[id(parameter)] + (parameter - parameter.detach())  # 0, and a way for the gradient
         else:
             perturbed = parameter + gradient.matrix(parameter.shape).to(parameter.dtype)
-        return perturbed.repeat_interleave(count // self._groups, 0)
+        return perturbed if count == self._groups else perturbed.repeat_interleave(count // self._groups, 0)
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output with perturbed weights."""

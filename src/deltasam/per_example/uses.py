@@ -333,6 +333,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _affine(self, affine: Affine) -> Tensor:
         normal = affine.plain()
+        if affine.channels is None and (result := self._affine_of_parameters(affine, normal)) is not None:
+            return result
         weight, bias = (self._along(t, normal, affine.channels) for t in (affine.weight, affine.bias))
         if weight is not None and bias is not None:
             result = self.__torch_function__(torch.addcmul, (), (bias, normal, weight))
@@ -341,6 +343,21 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         else:
             result = self.__torch_function__(torch.add, (), (normal, bias))
         return result.to(normal.dtype)  # a float32 norm in a bfloat16 model gives bfloat16
+
+    def _affine_of_parameters(self, affine: Affine, normal: Tensor) -> Tensor | None:
+        """The commonest case, without a look at its functions one by one; None where it is another."""
+        weight, bias = affine.weight, affine.bias
+        if not (isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)) or normal.ndim <= weight.ndim:
+            return None
+        if not (id(weight) in self._shared and id(bias) in self._shared and self._of_examples(normal)):
+            return None
+        bias_copies, weight_copies = (
+            self.copies(p, len(normal)).view(len(normal), *[1] * (normal.ndim - p.ndim - 1), *p.shape)
+            for p in (bias, weight)
+        )
+        result = torch.addcmul(bias_copies, normal, weight_copies)
+        self.met((bias, weight), result)
+        return result.to(normal.dtype)
 
     def _masked(self, masked: Masked) -> Tensor:
         """A function part of whose result has no gradient, which ``vmap`` would give one."""

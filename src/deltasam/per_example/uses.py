@@ -149,7 +149,12 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         self.sees(tensors[0].device.type)
-        if (out := kwargs.get("out")) is not None and function.takes_out:
+        out = kwargs.get("out")
+        if function.product and function.refusal is None and out is None:  # nothing else holds for a linear layer
+            product = _read(function.product, args, kwargs)
+            if product and self._is_plain(product) and not self._is_constant(product.x):
+                return self._product(lambda: func(*args, **kwargs), product)
+        if out is not None and function.takes_out:
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
         if function.is_like and len(tensors) > 1:
             return self.__torch_function__(torch.Tensor.to, (), (tensors[0], tensors[1].device, tensors[1].dtype))
@@ -192,8 +197,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _is_plain(self, product: Product) -> bool:
         """Whether weight and bias are parameters as they are, and the input belongs to the examples."""
-        sides = [t for t in (product.weight, product.bias) if t is not None and id(t) in self._shared]
-        return id(product.x) not in self._shared and all(self._shared[id(t)].is_parameter for t in sides)
+        weight, bias = self._shared.get(id(product.weight)), self._shared.get(id(product.bias))
+        plain = (weight is None or weight.is_parameter) and (bias is None or bias.is_parameter)
+        return plain and id(product.x) not in self._shared
 
     def _product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         result = self.product(run, product)

@@ -6,7 +6,7 @@ import torch
 
 from deltasam.outputs import loss_of
 from deltasam.passes import Passes
-from deltasam.per_example.closeness import SAME_WAY, close, rounding_of
+from deltasam.per_example.closeness import close, rounding_of_repeats
 from deltasam.weight_space import HALVES
 
 CHANGES = (
@@ -46,5 +46,5 @@ def refuse_unlike(again: torch.Tensor, losses: torch.Tensor, passes: Passes) -> 
     device = losses.device.type
     computed = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
     dtypes = {losses.dtype, *(p.dtype for p in passes.params if p.dtype in HALVES), *computed}
-    if not close(again, losses, SAME_WAY * rounding_of(*dtypes, torch.float32)):
+    if not close(again, losses, rounding_of_repeats(*dtypes, torch.float32)):
         raise RuntimeError(CHANGES)

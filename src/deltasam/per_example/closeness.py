@@ -7,9 +7,6 @@ from torch import Tensor
 
 from deltasam.weight_space import HALVES
 
-SAME_WAY = 0.03
-"""The share of it that may be left where equal numbers go through equal kernels, not through two ways to compute."""
-
 
 def rounding_of(*dtypes: torch.dtype) -> float:
     """The largest relative error that rounding may leave after a whole model, forwards and backwards.
@@ -20,6 +17,15 @@ def rounding_of(*dtypes: torch.dtype) -> float:
     if any(d in HALVES for d in dtypes):
         return 0.1
     return 1e-3 if torch.float32 in dtypes else 1e-8
+
+
+def rounding_of_repeats(*dtypes: torch.dtype) -> float:
+    """The same where equal numbers go through equal kernels, and not through two ways to compute.
+
+    Args:
+        *dtypes: As above. What an accelerator adds in no fixed order may differ in its last digits.
+    """
+    return 0.03 * rounding_of(*dtypes) if set(dtypes) - {torch.float64} else 1e-11
 
 
 def rounding_of_tf32() -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.closeness import SAME_WAY, rounding_of
+from deltasam.per_example.closeness import rounding_of_repeats
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.rules import Product
 
@@ -72,7 +72,7 @@ class Looks:
     @torch.no_grad()
     def at(self, result: Tensor, names: tuple[str, ...] = ()) -> Rows:
         """The rows of a result [B, ...]."""
-        tolerance = SAME_WAY * rounding_of(result.dtype)
+        tolerance = rounding_of_repeats(result.dtype)
         if len(result) % self._groups or not result.numel():
             return Rows(names, torch.full((self._groups, 2), torch.nan, device=result.device), tolerance)
         rows = result.detach().reshape(self._groups, -1)

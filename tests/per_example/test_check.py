@@ -483,6 +483,36 @@ def test_a_parameter_is_left_out_again() -> None:
     assert method._engine._skipped.keys() == {"t"}
 
 
+def test_a_parameter_left_out_of_a_sum() -> None:
+    """Its uses would tell that the examples meet in the backward; without them nothing but the sum does."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.enc(x)
+        if h.requires_grad:
+            h.register_hook(lambda g: g * (g.abs() > g.abs().mean()))
+        return m.head(torch.tanh(h))
+
+    model, (x, y) = Model(forward), (torch.randn(N, D), torch.randint(0, C, (N,)))
+    method = deltasam.PerInstanceSAM(model, rho=RHO, unsupported="skip")
+    with pytest.raises(deltasam.NotCoveredError, match="is not the sum of the gradients of its examples"):
+        method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+
+
+def test_thin_uses_are_remembered() -> None:
+    """A layer of which one token is read: its other rows have no gradient, and later steps do not look for it anew."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(hidden(m, x)[:, 0])
+
+    model, (x, y) = Model(forward), (torch.randn(N, T, D), torch.randint(0, C, (N,)))
+    method, found = deltasam.PerInstanceSAM(model, rho=RHO), []
+    for _ in range(2):
+        method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+        found.append(dict(method._engine._checked))
+    assert found[0] == found[1]
+    assert list(found[0].values()) == [frozenset([0])]
+
+
 def test_what_is_known_is_not_checked_again() -> None:
     """Batches of other lengths, sizes and positions that are picked, as a classifier of the last token has them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -471,6 +472,22 @@ class TokenForMaskedPlaces(Token):
         h = h.clone()
         h[mask] = self.token.to(h.dtype)
         return h * h
+
+
+@use
+class NothingInIt(Tokens):
+    """A layer that gives out nothing, one that takes nothing in, and a parameter without a number: pruned, say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.narrow, self.wide = nn.Linear(D, 0), nn.Linear(0, D)
+        self.tokens = nn.Parameter(torch.zeros(1, 0, D))
+
+    def middle(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.tokens.expand(len(x), -1, -1), x], 1)
+        return self.linear(h + self.wide(self.narrow(h)))
 
 
 @use

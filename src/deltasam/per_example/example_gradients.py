@@ -140,7 +140,7 @@ class ExampleGradients:
         denses: list[Tensor] = []
         for number, use, b in uses:
             if use.product is None:
-                denses.append(wide(b).reshape(self.groups, -1, *parameter.shape).sum(1))
+                denses.append(wide(b).reshape(self.groups, len(b) // self.groups, *parameter.shape).sum(1))
             elif use.product.weight is parameter:
                 outers.append(self._outer(number, use.product, b))
             else:

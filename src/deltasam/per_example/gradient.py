@@ -42,7 +42,7 @@ class ParameterGradient:
         """Squared norm of each group's gradient [g]."""
         if self.dense is None:
             return outer.square_norm(list(self.outers), products)
-        return self.dense.reshape(len(self.dense), -1).square().sum(1)  # a parameter may be a single number
+        return self.dense.reshape(len(self.dense), self.dense[0].numel()).square().sum(1)
 
     def largest(self) -> Tensor:
         """The largest absolute value in it, or in the output gradients it is made of []."""

@@ -41,7 +41,7 @@ class Outer:
         """The gradient of the weight itself [g, *shape]."""
         x, b = wide(self.x), self._b()
         if x.is_floating_point():
-            return (torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)).view(-1, *shape)
+            return (torch.bmm(x.mT, b) if self.axis == 0 else torch.bmm(b.mT, x)).view(len(b), *shape)
         return b.new_zeros(len(b), *shape).scatter_add_(1, x[:, :, None].expand_as(b), b)
 
     def total(self, shape: torch.Size) -> Tensor:
@@ -73,6 +73,8 @@ class Outer:
 
     def without_zero_rows(self) -> Outer:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
+        if not self.b.numel():
+            return self
         dead = self.b[..., 0] == 0
         if 2 * dead.sum() <= dead.numel():  # one column tells whether the whole search can be worth it
             return self

@@ -36,11 +36,11 @@ class Product:
 
     def input_rows(self, groups: int) -> Tensor:
         """The input [groups, R, I]."""
-        return self.x.reshape(groups, -1, self.x.shape[-1])
+        return _rows(self.x, groups)
 
     def output_rows(self, y: Tensor, groups: int) -> Tensor:
         """Something of the output's shape as [groups, R, O]."""
-        return y.reshape(groups, -1, y.shape[-1])
+        return _rows(y, groups)
 
     def output(self, rows: Tensor) -> Tensor:
         """The output from its rows."""
@@ -306,6 +306,11 @@ def _batch_norm(
     if training:
         return None  # its examples meet; `check` says so
     return Affine(lambda: F.batch_norm(input, running_mean, running_var, eps=eps), weight, bias, channels=1)
+
+
+def _rows(x: Tensor, groups: int) -> Tensor:
+    """A tensor [B, ..., D] as rows of each group [groups, R, D], also where it is empty."""
+    return x.reshape(groups, x.shape[:-1].numel() // groups, x.shape[-1])
 
 
 def _pair(value: Any) -> tuple[int, int]:

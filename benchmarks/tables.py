@@ -70,6 +70,23 @@ def cost() -> str:
     return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
 
 
+def overhead() -> str:
+    """What a step costs beside its arithmetic: a row for each method, for each model its ratios."""
+    record = costs("overhead")
+    head = ["method"]
+    for model in record["seconds"]:
+        head += [f"{model}: over `erm`", f"over `{PEER}`", "operations over `erm`", "waits", "checked step"]
+    rows = []
+    for name in next(iter(record["counts"].values())):
+        row = [f"`{name}`"]
+        for model, seconds in record["seconds"].items():
+            counts = record["counts"][model][name]
+            row += [f"{ratio(seconds, name, 'erm'):.2f}", f"{ratio(seconds, name, PEER):.2f}"]
+            row += [f"{counts['operations x erm']:.1f}", f"{counts['waits']:.0f}", f"{counts['first / later']:.1f}"]
+        rows.append(tuple(row))
+    return f"{_conditions(record)}\n\n{_table(tuple(head), rows)}"
+
+
 def shapes() -> str:
     """Exact per-instance SAM beside the others and a loop over the examples, for models and shapes."""
     records = {name: costs(f"cost-{name}") for name in MODELS}
@@ -148,7 +165,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity, shapes)}
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity, overhead, shapes)}
 
 
 def table(name: str) -> str:

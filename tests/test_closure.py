@@ -69,3 +69,9 @@ def test_a_frozen_model_is_refused(model: nn.Module, batch: Any) -> None:
 def test_m_must_divide_the_batch(model: nn.Module, batch: Any) -> None:
     with pytest.raises(ValueError, match=r"m=3.*must divide.*which is 8"):
         deltasam.PerInstanceSAM(model, m=3).backward(lambda: losses(model, batch))
+
+
+@pytest.mark.parametrize("name", deltasam.method_names())
+def test_a_model_whose_copies_draw_their_own_masks_is_refused(name: str) -> None:
+    with pytest.raises(NotImplementedError, match=r"nn.DataParallel.*use DistributedDataParallel"):
+        deltasam.make_method(name, nn.Sequential(nn.DataParallel(nn.Linear(2, 2))))

@@ -141,7 +141,7 @@ def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, gener
         real: Where it is drawn [n, T].
         generator: A generator on the CPU.
     """
-    drawn = sampler((int(real.sum()), embeddings.shape[-1]), generator=generator)
+    drawn = sampler((int(real.sum()), embeddings.shape[-1]), generator=generator, device="cpu")
     noise = torch.zeros_like(embeddings)
     noise[real] = drawn.to(noise)
     return noise

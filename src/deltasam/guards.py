@@ -152,13 +152,13 @@ class WeightStore:
             params: The noise is like these.
             generator: A generator on the CPU.
         """
-        table = torch.randn(_BLOCK, generator=generator).repeat(2)  # twice: a block may start anywhere
-        tables = {p.device: table.to(p.device) for p in params}
+        table = torch.randn(_BLOCK, generator=generator, device="cpu").repeat(2)  # twice: a block may start anywhere
+        tables = {device: table.to(device) for device in {p.device for p in params}}
         return [self._read(p, i, tables[p.device], generator) for i, p in enumerate(params)]
 
     def _read(self, param: Tensor, index: int, table: Tensor, generator: torch.Generator) -> Tensor:
         sizes = [min(_BLOCK, param.numel() - start) for start in range(0, param.numel(), _BLOCK)]
-        starts = torch.randint(_BLOCK, (len(sizes),), generator=generator).tolist()
+        starts = torch.randint(_BLOCK, (len(sizes),), generator=generator, device="cpu").tolist()
         if len(sizes) == 1:
             return table[starts[0] : starts[0] + sizes[0]].view(param.shape)  # no memory of its own
         self._noise[index] = noise = _memory_like([param], [self._noise.get(index, table)])[0]

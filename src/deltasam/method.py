@@ -116,6 +116,11 @@ class Method(abc.ABC):
                 f"{type(self).__name__} was given {type(model).__name__} in place of a model (nn.Module); give it the "
                 f"model itself, {type(self).__name__}(model): it trains the parameters that require a gradient"
             )
+        if any(isinstance(m, nn.DataParallel) for m in model.modules()):
+            raise NotImplementedError(
+                f"{type(self).__name__} was given a model in nn.DataParallel, whose copies on other devices draw "
+                f"dropout masks that no later pass can repeat; use DistributedDataParallel (torchrun), or one device"
+            )
         self.model = model
         self._store = WeightStore()
         self._said_zero = False

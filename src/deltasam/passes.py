@@ -318,7 +318,7 @@ class Passes:
     def seed(self) -> int:
         """A number that follows from the random state without advancing it."""
         before = torch.get_rng_state()
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         torch.set_rng_state(before)
         return seed
 

@@ -147,6 +147,13 @@ def test_a_method_of_another_model_is_an_error_at_construction(with_init: bool, 
         )
 
 
+def test_several_devices_in_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several are visible and nothing starts a process for each, transformers takes nn.DataParallel."""
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", property(lambda _: 2))
+    with pytest.raises(NotImplementedError, match=r"nn.DataParallel for 2 devices.*torchrun --nproc-per-node=2"):
+        train(tmp_path, "sam")
+
+
 def test_no_method_is_an_error(tmp_path: Path) -> None:
     args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match=r"Trainer needs a method: Trainer\(\.\.\., method='sam:rho=0.05'\)"):

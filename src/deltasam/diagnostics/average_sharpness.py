@@ -116,7 +116,7 @@ def _draws(params: Sequence[Tensor], samples: int, seed: int) -> Iterator[list[T
     """Standard normal noise of the parameters' shapes, again and again; drawn on the CPU, so the same everywhere."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(samples):
-        yield [torch.randn(p.shape, generator=generator, dtype=_drawn_in(p)).to(p.device) for p in params]
+        yield [torch.randn(p.shape, generator=generator, dtype=_drawn_in(p), device="cpu").to(p.device) for p in params]
 
 
 def _drawn_in(parameter: Tensor) -> torch.dtype:

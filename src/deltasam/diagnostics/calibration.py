@@ -186,7 +186,7 @@ def _reliability(confidence: Tensor, right: Tensor, bins: int) -> tuple[Reliabil
 def _by_chance(confidence: Tensor, bins: int, seed: int) -> float:
     """The 95 % quantile of the calibration error over draws in which each example is right as often as it says."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(_DRAWS, len(confidence), generator=generator, dtype=torch.float64)
+    draws = torch.rand(_DRAWS, len(confidence), generator=generator, dtype=torch.float64, device="cpu")
     return float(_errors(confidence, (draws < confidence).double(), bins).quantile(0.95))
 
 

@@ -24,7 +24,9 @@ def filter_normalised(params: Sequence[nn.Parameter], generator: torch.Generator
 
 
 def _rows_as_long_as(weight: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(weight.shape, generator=generator).to(weight.device, torch.promote_types(weight.dtype, _LEAST))
+    noise = torch.randn(weight.shape, generator=generator, device="cpu").to(
+        weight.device, torch.promote_types(weight.dtype, _LEAST)
+    )
     own, wanted = _row_norms(noise), _row_norms(weight.to(noise.dtype))
     return noise.mul_(wanted / own)  # Gaussian rows have no norm of 0
 

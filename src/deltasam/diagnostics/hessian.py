@@ -126,7 +126,9 @@ def _largest(hessian: ClosureHessian, k: int, tolerance: float, seed: int) -> li
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     wide = torch.float64 if hessian.dtype == torch.float64 else torch.float32
-    start = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(seed), dtype=wide).numpy()
+    start = torch.randn(
+        hessian.shape[0], generator=torch.Generator().manual_seed(seed), dtype=wide, device="cpu"
+    ).numpy()
     operator = hessian.to_scipy(start.dtype)
     if not operator.matvec(start).any():
         return [0.0] * k  # a random vector shows it: the Hessian is 0, with which ARPACK cannot begin

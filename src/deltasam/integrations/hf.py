@@ -129,6 +129,7 @@ class MethodTrainerMixin:
         if self._ready is None:
             full_spec(spec)  # a wrong one is refused now, not when training starts
         self._check_ready()
+        self._refuse_several_devices_in_one_process()
         AccelerateRuntime(self.accelerator)  # made to see what cannot work now, not when training starts
         self.args.method = spec
         self.method: Method | None = None
@@ -231,6 +232,14 @@ class MethodTrainerMixin:
                     f"batch; put MethodTrainerMixin in front of trainers that learn from a fixed data set only "
                     f"(deltasam.integrations.trl has SFTTrainer, DPOTrainer and RewardTrainer)"
                 )
+
+    def _refuse_several_devices_in_one_process(self) -> None:
+        if self.args.n_gpu > 1 and not getattr(self, "is_model_parallel", False):
+            raise NotImplementedError(
+                f"the trainer would put the model into nn.DataParallel for {self.args.n_gpu} devices, whose copies "
+                f"draw dropout masks that no later pass can repeat; start one process for each device (torchrun "
+                f"--nproc-per-node={self.args.n_gpu}), or show it one device (CUDA_VISIBLE_DEVICES=0)"
+            )
 
     def _refuse_unknown_rows(self) -> None:
         for cls in _classes_of(self, "trl", "sentence_transformers"):

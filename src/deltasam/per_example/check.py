@@ -218,7 +218,7 @@ class Check:
         for moved in selections(self._groups, self._group, self._seed):
             with self._probe(moved, stirred=True) as probe:
                 separation.add(moved.long(), probe.rows)
-        only = torch.arange(self._groups) == self._group
+        only = torch.arange(self._groups, device="cpu") == self._group
         with self._probe(only) as probe:
             separation.add(2 * only.long(), probe.rows)
             if separation.uneven or len(probe.shown) != len(self._shown):

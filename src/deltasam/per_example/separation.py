@@ -31,15 +31,16 @@ def selections(groups: int, drawn: int, seed: int) -> Iterator[Tensor]:
         return
     if groups <= _FEW:
         # The drawn group has the number 0 and no group has all bits: in two runs each is the same and any other is not.
-        codes = (torch.arange(groups) - drawn) % groups
+        codes = (torch.arange(groups, device="cpu") - drawn) % groups
         yield from (codes >> bit & 1 == 1 for bit in range(groups.bit_length()))
         return
-    numbers, bits = torch.arange(groups), (groups - 1).bit_length()
+    numbers, bits = torch.arange(groups, device="cpu"), (groups - 1).bit_length()
     if seed == 1:
         odd_many = [bit for bit in range(bits) if bit != 1 or bits % 2]
         half = torch.stack([numbers >> bit for bit in odd_many]).sum(0) % 2 == 1
     else:
-        half = torch.randperm(groups, generator=torch.Generator("cpu").manual_seed(seed)) < groups // 2
+        generator = torch.Generator("cpu").manual_seed(seed)
+        half = torch.randperm(groups, generator=generator, device="cpu") < groups // 2
     yield half
     yield ~half
 
@@ -123,8 +124,8 @@ class Separation:
 
     def __init__(self) -> None:
         self._names: list[tuple[str, ...]] = []
-        self._known = torch.empty(0)
-        self._changed = torch.empty(0, dtype=torch.bool)
+        self._known = torch.empty(0, device="cpu")
+        self._changed = torch.empty(0, dtype=torch.bool, device="cpu")
         self.uneven = False
 
     def add(self, state: Tensor, rows: list[Rows]) -> None:
@@ -136,16 +137,16 @@ class Separation:
         """
         names = [r.names for r in rows]
         if not self._names:
-            self._names, self._changed = names, torch.zeros(len(rows), dtype=torch.bool)
-            self._known = torch.full((3, len(rows), len(state), 2), torch.nan, dtype=torch.float64)
+            self._names, self._changed = names, torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+            self._known = torch.full((3, len(rows), len(state), 2), torch.nan, dtype=torch.float64, device="cpu")
         if names != self._names:
             self.uneven = True
         elif rows:
             numbers = (
                 torch.stack([r.numbers.to(rows[0].numbers.device, rows[0].numbers.dtype) for r in rows]).cpu().double()
             )
-            tolerances = torch.tensor([r.tolerance for r in rows], dtype=torch.float64)[:, None]
-            groups = torch.arange(len(state))
+            tolerances = torch.tensor([r.tolerance for r in rows], dtype=torch.float64, device="cpu")[:, None]
+            groups = torch.arange(len(state), device="cpu")
             before = self._known[state, :, groups].transpose(0, 1)
             far = (numbers - before).abs().amax(2) > tolerances * before[..., 1]
             differs = (far | ~numbers.isfinite().all(2)) & before.isfinite().all(2)

@@ -82,6 +82,7 @@ def test_what_was_taken_away_is_back() -> None:
 
 def test_hooks_that_were_added_are_gone_and_others_are_there() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
+    model.uses_hooks = True  # an attribute of its own, with a name like those of PyTorch
     calls: list[str] = []
     model[0].register_forward_hook(lambda *_: calls.append("before"))
     surroundings = Surroundings(model)

@@ -24,23 +24,27 @@ NAMES = {
     "peft": "configurations of PEFT",
     "methods": "draws of methods against equations",
 }
-KINDS = ("wrong", "crashed", "exact", "refused", "not judged")
+STATEFUL = "that keep state in Python attributes"
+EXACT_ONE = "per_instance_sam:rho=0.1"
 UNUSABLE = ("invalid", "not built", "not run", "too slow")
 
 
-def outcomes(record: dict[str, Any]) -> Counter[str]:
-    """One outcome for each program, class, configuration or draw: the worst of its methods'.
+def outcomes(record: dict[str, Any]) -> dict[str, Counter[str]]:
+    """One outcome for each program, class, configuration or draw, by what it is.
 
-    Exact is what at least one method did exactly while none was wrong.
+    Wrong or crashed, if any method was. Else that of per-instance SAM; a program counts as refused if any method refuses
+    it.
     """
+    name = NAMES[record["tool"]]
     if record["tool"] == "programs":
-        found: Counter[str] = Counter()
+        found: dict[str, Counter[str]] = {name: Counter(), f"{name} {STATEFUL}": Counter()}
         for key, count in record["programs"].items():
-            found[key.partition(": ")[2]] += count
+            kind, _, outcome = key.partition(": ")
+            found[f"{name} {STATEFUL}" if kind == "stateful" else name][outcome] += count
         return found
     if record["tool"] == "methods":
-        return Counter({k: n for counts in [_sum(record["counts"].values())] for k, n in counts.items()})
-    return Counter(_worst([o["kind"] for o in row["outcomes"].values()]) for row in record["rows"])
+        return {name: _sum(record["counts"].values())}
+    return {name: Counter(_of_row(row["outcomes"]) for row in record["rows"])}
 
 
 def refusals(record: dict[str, Any], most: int) -> list[tuple[str, int]]:
@@ -62,14 +66,10 @@ def table(records: list[dict[str, Any]]) -> str:
     head = ("what", "number", "exact", "refused", "wrong", "crashed", "no stable value")
     rows = []
     for record in records:
-        found = outcomes(record)
-        judged = sum(n for kind, n in found.items() if kind not in UNUSABLE)
-        rows.append(
-            (
-                NAMES[record["tool"]],
-                *map(str, (judged, *(found[k] for k in ("exact", "refused", "wrong", "crashed", "not judged")))),
-            )
-        )
+        for name, found in outcomes(record).items():
+            judged = sum(n for kind, n in found.items() if kind not in UNUSABLE)
+            numbers = (judged, *(found[k] for k in ("exact", "refused", "wrong", "crashed", "not judged")))
+            rows.append((name, *map(str, numbers)))
     rule = ["---", *["--:"] * (len(head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in [head, rule, *rows]]
     versions = {
@@ -83,8 +83,11 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _worst(kinds: list[str]) -> str:
-    return next((kind for kind in (*KINDS, *UNUSABLE) if kind in kinds), "not judged")
+def _of_row(outcomes: dict[str, dict[str, Any]]) -> str:
+    """Of the method that is exact for each example, unless another one was wrong or crashed."""
+    kinds = {spec: outcome["kind"] for spec, outcome in outcomes.items()}
+    bad = next((kind for kind in ("wrong", "crashed") if kind in kinds.values()), None)
+    return bad or kinds.get(EXACT_ONE, next(iter(kinds.values())))
 
 
 def _sum(counters: Any) -> Counter[str]:

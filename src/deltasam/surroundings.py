@@ -116,7 +116,7 @@ class Surroundings:
 
     def _remove_hooks(self) -> None:
         for module in self._model.modules():
-            for hooks in [value for name, value in vars(module).items() if "_hooks" in name and value]:
+            for hooks in [v for name, v in vars(module).items() if "_hooks" in name and isinstance(v, dict) and v]:
                 for number in [n for n in hooks if isinstance(n, int) and n >= self._next_hook]:
                     hooks.pop(number, None)
 

@@ -32,8 +32,8 @@ UNUSABLE = ("invalid", "not built", "not run", "too slow")
 def outcomes(record: dict[str, Any]) -> dict[str, Counter[str]]:
     """One outcome for each program, class, configuration or draw, by what it is.
 
-    Wrong or crashed, if any method was. Else that of per-instance SAM; a program counts as refused if any method refuses
-    it.
+    Wrong or crashed, if any method was. Else that of per-instance SAM; but a program counts as refused if any method
+    refuses it.
     """
     name = NAMES[record["tool"]]
     if record["tool"] == "programs":

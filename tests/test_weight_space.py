@@ -44,3 +44,27 @@ def test_sparse_gradients() -> None:
     for m in (model, dense):
         deltasam.SAM(m, rho=0.5).backward(lambda m=m: m(ids).square().sum())
     torch.testing.assert_close(model.weight.grad.to_dense(), dense.weight.grad)
+
+
+def test_complex_parameters() -> None:
+    """As two real ones: the norm, and the distance that was moved."""
+
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(5, dtype=torch.complex128))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.w * x).abs().square().sum()
+
+    model, x = Spectrum(), torch.randn(5, dtype=torch.complex128)
+    plain = cases.copy_of(model)
+    plain(x).backward()
+    direction = plain.w.grad / torch.linalg.vector_norm(torch.view_as_real(plain.w.grad))
+    with torch.no_grad():
+        plain.w += 0.3 * direction
+    plain.w.grad = None
+    plain(x).backward()
+    step = deltasam.SAM(model, rho=0.3).backward(lambda: model(x))
+    torch.testing.assert_close(model.w.grad, plain.w.grad)
+    assert float(step.metrics["radius_ratio"]) == pytest.approx(1)

@@ -19,7 +19,7 @@ _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 
 def norm(vector: Vector) -> Tensor:
     """Euclidean norm [] over all entries, accumulated in float32 or wider; 0 for an empty vector."""
-    tensors = [t.detach() for t in vector if t is not None and t.numel()]
+    tensors = [_real(t.detach()) for t in vector if t is not None and t.numel()]
     if not tensors:
         return torch.zeros(())
     result = _norm(tensors, _accumulation_dtype(tensors))
@@ -50,6 +50,7 @@ def distance(
         scales: Likewise.
         of: The parameters, where some may be sharded.
     """
+    ends, starts = ([_real(t) for t in tensors] for tensors in (ends, starts))
     dtype = _accumulation_dtype(ends)
     norms: list[list[Tensor]] = [[] for _ in ends]
     for owners, rows in _groups(ends, starts, *([scales] if scales else [])):
@@ -111,6 +112,11 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32; everything else as it is."""
     return x.float() if x.dtype in HALVES else x
+
+
+def _real(x: Tensor) -> Tensor:
+    """A complex tensor as two real ones."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _norm_of_all(norms: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:

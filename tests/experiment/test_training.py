@@ -98,10 +98,10 @@ def test_weights_are_the_mean_over_visits(data: TextData, config: TrainConfig) -
     seen: dict[int, list[float]] = {}
     backward = run.method.backward
 
-    def spy(closure):  # type: ignore[no-untyped-def]
+    def spy(closure, runtime):  # type: ignore[no-untyped-def]
         epoch, position = divmod(len(run.steps), run.steps_per_epoch)
         rows = shuffled(len(data.train), 0, epoch)[position * 6 : position * 6 + 6]
-        step = backward(closure)
+        step = backward(closure, runtime=runtime)
         for row, weight in zip(rows, step.metrics["weights"].tolist(), strict=True):
             seen.setdefault(row, []).append(weight)
         return step

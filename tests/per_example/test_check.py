@@ -402,6 +402,39 @@ def test_another_order_of_rows() -> None:
     steps(Model(forward), ordered(0, 1, 2, 3), ordered(1, 2, 3, 0), reason="examples interact inside the model")
 
 
+def interacts_later(forward: Callable[..., Any], harmless: object, mixing: object, n: int = N) -> None:
+    """A forward that is told something else after the checked step: then the examples interact."""
+    x, y = torch.randn(n, D), torch.randint(0, C, (n,))
+
+    def of(told: object) -> Callable[[Any], Tensor]:
+        return lambda m: F.cross_entropy(m(x, told), y, reduction="none")
+
+    steps(Model(forward), of(harmless), of(mixing), reason="examples interact inside the model")
+
+
+TOLD: dict[str, tuple[Callable[[Tensor, Any], Tensor], object, object]] = {
+    "softmax(dim=)": (lambda h, k: torch.softmax(h, dim=k), 1, 0),
+    "roll(shifts=)": (lambda h, k: torch.roll(h, shifts=k, dims=0), 0, 1),
+    "roll by all": (lambda h, k: torch.roll(h, k, 0), 3 * N, 3 * N + 1),
+    "flip((k,))": (lambda h, k: h.flip((k,)), 1, 0),
+    "mean(dim=)": (lambda h, k: h - h.mean(dim=k, keepdim=True), 1, 0),
+    "cumsum(dim=)": (lambda h, k: h.cumsum(dim=k), 1, 0),
+    "normalize(dim=)": (lambda h, k: F.normalize(h, dim=k), 1, 0),
+    "batch_norm(training=)": (lambda h, k: F.batch_norm(h, torch.zeros(D), torch.ones(D), training=k), False, True),
+    "mixup": (lambda h, k: (1 - k) * h + k * h.flip(0), 0.0, 0.3),
+    "stack of rows": (lambda h, k: torch.stack([h[i, :] for i in k]), [0, 1, 2, 3], [1, 2, 3, 0]),
+    "stack of pieces": (lambda h, k: torch.stack([h.unbind(0)[i] for i in k]), [0, 1, 2, 3], [1, 2, 3, 0]),
+    "select": (lambda h, k: torch.stack([h.select(dim=0, index=i) for i in k]), [0, 1, 2, 3], [1, 2, 3, 0]),
+    "narrow": (lambda h, k: torch.cat([h.narrow(0, i, 1) for i in k]), [0, 1, 2, 3], [1, 2, 3, 0]),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_function_that_is_told_something_else(name: str) -> None:
+    function, harmless, mixing = TOLD[name]
+    interacts_later(lambda m, x, told: m.head(function(hidden(m, x), told)), harmless, mixing)
+
+
 def test_pieces_of_other_lengths() -> None:
     def forward(m: Any, x: Tensor, lengths: list[int]) -> Tensor:
         h = m.enc(torch.cat([row[:k] for row, k in zip(x, lengths, strict=True)]))

@@ -466,3 +466,19 @@ def test_a_use_only_in_the_second_pass() -> None:
 
     with pytest.raises(deltasam.NotCoveredError, match="the closure gives another result when it is run again"):
         take(model, losses)
+
+
+def test_a_module_that_is_not_there_yet() -> None:
+    model, x = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, C)), torch.randn(N, D)
+    method = deltasam.PerInstanceSAM(model)
+    with pytest.raises(deltasam.NotCoveredError, match=r"0\.weight, 0\.bias: is not there before the first forward"):
+        method.backward(lambda: F.cross_entropy(model(x), torch.arange(N) % C, reduction="none"))
+    model(x)
+    method.backward(lambda: F.cross_entropy(model(x), torch.arange(N) % C, reduction="none"))
+
+
+def test_a_sparse_bag() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, D, mode="sum", sparse=True), nn.Linear(D, C)).double()
+    ids, y = torch.randint(0, 9, (N, 3)), torch.arange(N) % C
+    with pytest.raises(deltasam.NotCoveredError, match="use sparse=False"):
+        deltasam.PerInstanceSAM(model).backward(lambda: F.cross_entropy(model(ids), y, reduction="none"))

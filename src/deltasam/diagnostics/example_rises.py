@@ -48,8 +48,8 @@ class ExampleRises:
             del output, losses  # their graph is as large as the pass to come
             passes = self._batches.passes(number)
             perturbed = Perturbed(record, gradients)
-            with perturbed, torch.no_grad():
-                rises = example_losses_of(passes.first(), owner).double() - before
+            with perturbed:  # with a graph, in which it shows whose rows are picked
+                rises = example_losses_of(passes.first(), owner).detach().double() - before
             perturbed.check_rows()
         return rises.view(-1, self._m).mean(1).tolist()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deltasam.compiled import as_written, is_compiled
 from deltasam.outputs import losses_of
@@ -78,6 +79,11 @@ class Engine:
         trained = frozenset(passes.structure.trained)
         if trained != self._trained:
             self._skipped, self._trained = {}, trained
+        if lazy := [name for name, p in passes.structure.parameters.items() if is_lazy(p)]:
+            raise NotCoveredError(
+                f"{', '.join(lazy[:_SHOWN])}: is not there before the first forward (a lazy module); run the model "
+                f"once, under torch.no_grad(), before the first step"
+            )
         record = Record(passes.structure, skip=self._skipped)
         try:
             with record.open():

@@ -1,4 +1,4 @@
-"""What a torch function is to the engine, whatever it is called with."""
+"""What a torch function is to the engine, whatever it is called with, and apart from the tables of rules."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.row_moves import READERS
-from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Masked, Product
 
 # fmt: off
 # Of a tensor they read no value: not even how many there are, which values have decided elsewhere.
@@ -68,11 +66,6 @@ class Function:
         reads: It reads values into Python.
         counts: How much it returns depends on values.
         in_place: It writes into its first argument.
-        parts: It consists of several functions, which this calls.
-        refusal: Says why it is refused, or None.
-        product: Reads a product from its arguments, or None.
-        affine: Reads a scale and a shift.
-        masked: Reads a lookup part of which has no gradient.
         puts_together: It is a ``cat``.
         broadcasts: A leading axis of 1 means: the same for every example.
         multiplies_matrices: So it does where both sides are stacks of matrices.
@@ -93,11 +86,6 @@ class Function:
     reads: bool
     counts: bool
     in_place: bool
-    parts: Callable[..., Any] | None
-    refusal: Callable[..., str | None] | None
-    product: Callable[..., Product | None] | None
-    affine: Callable[..., Affine | None] | None
-    masked: Callable[..., Masked | None] | None
     puts_together: bool
     broadcasts: bool
     multiplies_matrices: bool
@@ -125,11 +113,6 @@ def function_of(func: Any) -> Function:
         reads=name in _READS,
         counts=name in _COUNTS,
         in_place=_in_place(name),
-        parts=COMPOSED.get(name),
-        refusal=REFUSALS.get(func) or REFUSALS.get(name),
-        product=PRODUCTS.get(func),
-        affine=AFFINES.get(func),
-        masked=MASKED.get(func),
         puts_together=name in _CAT,
         broadcasts=name in _BROADCAST,
         multiplies_matrices=name in _MATMULS,

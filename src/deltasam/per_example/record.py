@@ -154,7 +154,7 @@ class Record(ParameterUses):
         batches = frozenset(map(of_each, self._batches(examples)))
         hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
         functions = hash(tuple(self._functions)), self.graph, self.reached
-        return self.hooked, hooks, uses, batches, self.row_moves(examples), functions
+        return hooks, uses, batches, self.row_moves(examples), functions
 
     def row_moves(self, groups: int) -> tuple[object, ...]:
         """Whose rows were picked by data: equal where the same groups of examples had the same ones."""
@@ -206,15 +206,19 @@ class Record(ParameterUses):
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
         if not self._open:
             return
-        if function.name == "register_hook":
+        if function.name == "register_hook" and not _of_torch(args[1:]):
             self.hooked = True
         is_list = isinstance(result, (list, tuple))
         if not isinstance(result, Tensor) and function.name != "__setitem__" and not (is_list and tensors_in(result)):
             return  # nothing that examples could go on in
-        # The names of all functions, with small numbers: dimensions and shifts, not lengths.
+        # The names of all functions, with what they were told: dimensions, shifts and modes, not lengths.
         self._functions.append(function.name)
-        if args and isinstance(args[0], Tensor):
-            self._functions.extend(a for a in args if type(a) is int and -_SMALL < a < _SMALL)
+        of_a_tensor = args and isinstance(args[0], Tensor)
+        count = len(args[0]) if of_a_tensor and args[0].ndim and function.name == "roll" else 0
+        for argument in args[1:] if of_a_tensor else args:
+            self._functions.append(_told(argument, count))
+        if kwargs:
+            self._functions.extend((key, _told(value, count)) for key, value in kwargs.items())
         if function.picks_rows or is_list or (args and isinstance(args[0], (list, tuple))):
             self._moves.see(function.name, args, kwargs, result, len(self.uses))
 
@@ -259,6 +263,29 @@ def _written_to(y: Tensor, product: Product | None) -> Tensor:
     if product is None or not product.x.is_floating_point() or not y._is_view() or y._base is None:
         return y
     return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+
+
+def _told(argument: Any, count: int) -> object:
+    """What an argument says, where that is no length: small numbers, whether one is 0 or 1, a mode.
+
+    Args:
+        argument: Of a function.
+        count: How many rows are shifted by it, if it is a shift: by so many is by none.
+    """
+    if isinstance(argument, (bool, str)):
+        return argument
+    if isinstance(argument, int):
+        return argument if -_SMALL < argument < _SMALL else (count > 1 and argument % count == 0)
+    if isinstance(argument, float):
+        return argument if argument in (0.0, 1.0) else "number"
+    if type(argument) in (list, tuple):
+        return tuple(_told(a, count) for a in argument) if len(argument) < _SMALL else len(argument) > 0
+    return None
+
+
+def _of_torch(hooks: Sequence[Any]) -> bool:
+    """Whether hooks are those of PyTorch itself (FSDP), which return no other gradient."""
+    return bool(hooks) and all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
 def _without(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -72,11 +72,18 @@ class RowMoves:
 
     def __init__(self) -> None:
         self._seen: list[tuple[int, RowMove | tuple[object, ...]]] = []
+        self._pieces: dict[int, tuple[Tensor, int]] = {}  # held, so that nothing else takes their places
 
     def see(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, uses: int) -> None:
         """A function was called after so many uses."""
         if (move := _row_move(name, args, kwargs, result)) is not None:
             self._seen.append((uses, move))
+        if args and isinstance(args[0], (list, tuple)):
+            numbers = [self._pieces[id(t)][1] for t in args[0] if id(t) in self._pieces]
+            if numbers != list(range(len(numbers))):  # put together in another order than they were cut in
+                self._seen.append((uses, (name, *numbers)))
+        if isinstance(result, (list, tuple)):
+            self._pieces.update((id(t), (t, i)) for i, t in enumerate(result) if isinstance(t, Tensor))
 
     def summary(self, groups: int, uses: int) -> tuple[object, ...]:
         """Equal where the same groups of examples have the same rows in the uses.
@@ -102,7 +109,7 @@ def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -
     """``x[index]`` and what writes there; only the first axis is that of the examples."""
     index = others.get("indices", index)
     first = next(iter(index), None) if isinstance(index, tuple) else index
-    if isinstance(first, int | slice) and not isinstance(index, tuple) and first != slice(None):
+    if isinstance(first, int | slice) and first != slice(None):
         return (name, str(first))
     if isinstance(first, (list, range)) or hasattr(first, "__array__"):
         first = torch.as_tensor(first)
@@ -120,6 +127,13 @@ def _along(name: str, x: Tensor, dim: Any = 0, index: Any = None, *_: Any, **oth
     if not isinstance(dim, int) or dim % max(x.ndim, 1) or not isinstance(index, Tensor):
         return None
     return _of_index(name, x, index)
+
+
+def _chosen(name: str, x: Tensor, dim: Any = 0, *numbers: Any, **others: Any) -> tuple[object, ...] | None:
+    """Rows by numbers: ``select``, ``narrow``."""
+    if not isinstance(dim, int) or dim % max(x.ndim, 1):
+        return None
+    return (name, *numbers, *(value for _, value in sorted(others.items())))
 
 
 def _take_along(name: str, x: Tensor, indices: Tensor, dim: Any = None) -> RowMove | None:
@@ -145,6 +159,7 @@ READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),
     **dict.fromkeys(("masked_select", "masked_scatter"), _by_mask),
+    **dict.fromkeys(("select", "narrow"), _chosen),
     "take_along_dim": _take_along,
     "repeat_interleave": _repeated,
     "embedding": _looked_up,

@@ -232,7 +232,10 @@ def _strange_embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any)
 
 @_for(REFUSALS, F.embedding_bag)
 def _strange_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
-    options = dict(zip(("offsets", "max_norm", "norm_type", "scale_grad_by_freq"), args, strict=False)) | kwargs
+    names = ("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse")
+    options = dict(zip(names, args, strict=False)) | kwargs
+    if options.get("sparse"):
+        return "embedding_bag with sparse=True has no gradient for copies; use sparse=False"
     return _strange(options)
 
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deltasam.per_example import shared
+from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.functions import Function, function_of
-from deltasam.per_example.rules import Affine, Lookup, Masked, Product
+from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
 from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in, tensors_of_call
 from deltasam.per_example.writes import out_of_place, values_of_owners, written
 from deltasam.sharded import is_sharded
@@ -138,8 +139,8 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             if id(t) in self._shared:
                 return self._with_parameters(func, function, tensors, args, kwargs)
         result = func(*args, **kwargs)
-        self.moved(function, args, kwargs, result)
-        self._note_constant(result, tensors[:1] if function.is_like else tensors)
+        if not self._is_made_of_constants(result, tensors[:1] if function.is_like else tensors):
+            self.moved(function, args, kwargs, result)
         return result
 
     def _with_parameters(self, func: Any, function: Function, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
@@ -149,9 +150,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), reason)
             return func(*args, **kwargs)
         self.sees(tensors[0].device.type)
-        out = kwargs.get("out")
-        if function.product and function.refusal is None and out is None:  # nothing else holds for a linear layer
-            product = _read(function.product, args, kwargs)
+        out, reader = kwargs.get("out"), PRODUCTS.get(func)
+        refusal = REFUSALS.get(func) or REFUSALS.get(name)
+        if reader and refusal is None and out is None:  # nothing else holds for a linear layer
+            product = _read(reader, args, kwargs)
             if product and self._is_plain(product) and not self._is_constant(product.x):
                 return self._product(lambda: func(*args, **kwargs), product)
         if out is not None and function.takes_out:
@@ -170,18 +172,18 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if name == "__set__" and func == _SET_DATA:
             self.spoil(self._parameters(args, kwargs), "it is put in the place of another tensor's values")
             return func(*args, **kwargs)
-        if function.parts and (result := self._by_parts(function.parts, args, kwargs)) is not None:
+        if (parts := COMPOSED.get(name)) and (result := self._by_parts(parts, args, kwargs)) is not None:
             return result
-        if function.refusal and (against := function.refusal(*args, **kwargs)):
+        if refusal and (against := refusal(*args, **kwargs)):
             self.refuse(self._parameters(args, kwargs), against)
             return func(*args, **kwargs)
         if fixed:
             return self._without_examples(func, function, args, kwargs)
-        if function.product and (product := _read(function.product, args, kwargs)) and self._is_plain(product):
+        if reader and (product := _read(reader, args, kwargs)) and self._is_plain(product):
             return self._product(lambda: func(*args, **kwargs), product)
-        if function.affine and (affine := _read(function.affine, args, kwargs)):
+        if (normalised := AFFINES.get(func)) and (affine := _read(normalised, args, kwargs)):
             return self._affine(affine)
-        if function.masked and (masked := _read(function.masked, args, kwargs)):
+        if (splitter := MASKED.get(func)) and (masked := _read(splitter, args, kwargs)):
             return self._masked(masked)
         if function.puts_together and _first_axis(args, kwargs):
             self.refuse(self._parameters(args, kwargs), f"{name} puts it among the rows of the examples")
@@ -219,15 +221,16 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._constants[id(result)] = result
         return result
 
-    def _note_constant(self, result: Any, tensors: list[Tensor]) -> None:
-        """What is made of constants alone is one; where examples were written into one, it is none any more."""
+    def _is_made_of_constants(self, result: Any, tensors: list[Tensor]) -> bool:
+        """Whether it is a constant then, which is noted; where examples were written into one, it is none any more."""
         constants = self._constants
         for t in tensors:
             if id(t) not in constants:
                 constants.pop(id(tensors[0]) if result is None else id(result), None)
-                return
+                return False
         results = result if isinstance(result, (list, tuple)) else (result,)
         constants.update((id(t), t) for t in results if isinstance(t, Tensor))
+        return True
 
     # What is computed from parameters and constants is kept until examples meet it.
 
@@ -249,7 +252,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
                 return self._with_copies(func, name, args, kwargs, len(result), result.ndim)
             if result.shape[1:] == found[0].shape[1:]:
                 return self._repeat(found[0], len(result))
-        reader = function.product if self._shared[id(found[0])].is_parameter else None
+        reader = PRODUCTS.get(func) if self._shared[id(found[0])].is_parameter else None
         product = _read(reader, args, kwargs) if reader else None
         self._keep(result, func, args, kwargs, product if isinstance(product, Lookup) else None)
         return result

@@ -630,7 +630,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "a parameter with gradient 0 is not checked": (
         "per_example/check.py",
-        "if hidden or not",
+        "if a is None or not",
         "if not",
         "zero_today",
         "per_example/test_refusals.py",

@@ -198,17 +198,19 @@ class Check:
 
     def _other_gradients(self, found: Vector, expected: Vector) -> list[str]:
         """The names of the parameters whose gradients are others than they should be."""
-        wrong, total = [], weight_space.norm(expected)
-        for name, a, b in zip(self._names, found, expected, strict=True):
-            if a is None and b is None:
-                continue
-            hidden = a is None  # though the gradient may be 0 today
-            # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
-            size = weight_space.norm([b]) + 0.01 * total
-            difference = b if a is None else a if b is None else a.to(b.dtype) - b
-            if hidden or not weight_space.norm([difference]) <= self._tolerance * size:
-                wrong.append(name)
-        return wrong
+        pairs = zip(self._names, found, expected, strict=True)
+        there = [(name, a, b) for name, a, b in pairs if not (a is None and b is None)]
+        far = _norms_of([_difference(a, b) for _, a, b in there])
+        known = iter(_norms_of([b for *_, b in there if b is not None]))
+        sizes = [0.0 if b is None else next(known) for *_, b in there]
+        total = sum(size * size for size in sizes) ** 0.5
+        # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding. One that
+        # was not found is hidden, though it may be 0 today.
+        return [
+            name
+            for (name, a, _), distance, size in zip(there, far, sizes, strict=True)
+            if a is None or not distance <= self._tolerance * (size + 0.01 * total)
+        ]
 
     # By value, with weights moved.
 
@@ -345,6 +347,23 @@ class Check:
     def _examples(self, group: int) -> slice:
         m = self._n // self._groups
         return slice(group * m, (group + 1) * m)
+
+
+def _difference(a: Tensor | None, b: Tensor | None) -> Tensor:
+    """What two gradients are apart, one of which may not be there."""
+    if a is not None and b is not None:
+        return a.to(b.dtype) - b
+    return next(g for g in (a, b) if g is not None)
+
+
+def _norms_of(tensors: Sequence[Tensor]) -> list[float]:
+    """The norm of each, in one transfer."""
+    if not tensors:
+        return []
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    norms = torch._foreach_norm([t.detach() for t in tensors], 2, wide)
+    found: list[float] = torch.stack([n.to(norms[0].device) for n in norms]).tolist()
+    return found
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:

@@ -369,7 +369,7 @@ def test_a_gradient_that_shows_nothing_is_no_proof(factor: float) -> None:
     method.backward(lambda: hidden(harmless))
     model, run = seen_and_hidden()
     method = deltasam.PerInstanceSAM(model, rho=RHO)
-    scales = [1.0, factor]
+    scales = [torch.tensor(1.0), torch.tensor(factor)]  # as tensors: another number would be something new
 
     def closure() -> Tensor:
         return scales[-1] * run(model)

@@ -8,6 +8,7 @@ nothing may change.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -360,10 +361,13 @@ def _norms_of(tensors: Sequence[Tensor]) -> list[float]:
     """The norm of each, in one transfer."""
     if not tensors:
         return []
-    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    norms = torch._foreach_norm([t.detach() for t in tensors], 2, wide)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    norms = torch._foreach_norm([t.detach() for t in tensors], 2, dtype)
     found: list[float] = torch.stack([n.to(norms[0].device) for n in norms]).tolist()
-    return found
+    if all(map(math.isfinite, found)) or norms[0].device.type == "mps":
+        return found
+    # With a large loss scale squares may be infinite where gradients are not.
+    return [float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors]
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:

@@ -57,8 +57,7 @@ def _with_weights_of_a_forward(model: nn.Module, losses: Losses, generators: Gen
     generators.restore()
     losses(run)
     generators.restore()
-    written = [(p, q) for p, q in zip(model.parameters(), run.parameters(), strict=True) if not torch.equal(p, q)]
-    if not written:
+    if all(map(torch.equal, model.parameters(), run.parameters())):
         return model
     model = copy.deepcopy(model)
     for p, q in zip(model.parameters(), run.parameters(), strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from deltasam.per_example.backwards import BACKWARDS
-from deltasam.per_example.row_moves import READERS
 
 # fmt: off
 # Of a tensor they read no value: not even how many there are, which values have decided elsewhere.
@@ -73,7 +72,6 @@ class Function:
         spreads: It repeats a leading axis of 1.
         drops: It draws a mask; or, ``alpha``, numbers of another kind.
         lowered: Autocast runs it in low precision.
-        picks_rows: It may pick rows by data.
     """
 
     name: str
@@ -93,7 +91,6 @@ class Function:
     spreads: bool
     drops: bool | str
     lowered: bool
-    picks_rows: bool
 
 
 @functools.lru_cache(maxsize=4096)
@@ -120,7 +117,6 @@ def function_of(func: Any) -> Function:
         spreads=name in _SPREADS,
         drops="alpha" if name in _DROPOUT_OF_ANOTHER_KIND else name in _DROPOUT,
         lowered=name in _LOWERED,
-        picks_rows=(name if name.startswith("__") else name.rstrip("_")) in READERS,
     )
 
 

@@ -93,8 +93,7 @@ class Perturbed(ParameterUses):
 
     def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked."""
-        if function.picks_rows or isinstance(result, (list, tuple)) or (args and isinstance(args[0], (list, tuple))):
-            self._moves.see(function.name, args, kwargs, result, self._uses)
+        self._moves.see(function.name, args, kwargs, result, self._uses)
 
     def check_rows(self) -> None:
         """To be called after the forward.

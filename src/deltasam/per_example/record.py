@@ -219,8 +219,7 @@ class Record(ParameterUses):
             self._functions.append(_told(argument, count))
         if kwargs:
             self._functions.extend((key, _told(value, count)) for key, value in kwargs.items())
-        if function.picks_rows or is_list or (args and isinstance(args[0], (list, tuple))):
-            self._moves.see(function.name, args, kwargs, result, len(self.uses))
+        self._moves.see(function.name, args, kwargs, result, len(self.uses))
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""

@@ -56,15 +56,17 @@ def _row_move(
         kwargs: Likewise.
         result: What it returned.
     """
+    reader = _READERS.get(name if name.startswith("__") else name.rstrip("_"))
+    pieces = args[0] if args and isinstance(args[0], (list, tuple)) else result
+    if reader is None and not isinstance(pieces, (list, tuple)):
+        return None
     flows = [t for t in tensors_in(result if name != "__setitem__" else list(args)) if t.requires_grad]
     if not flows:
         return None  # labels, masks: no row of an example that a gradient will come from
-    if (reader := READERS.get(name if name.startswith("__") else name.rstrip("_"))) is not None:
+    if reader is not None:
         named = {key: value for key, value in kwargs.items() if key != "input" or args}
         return reader(name, *(args or (kwargs["input"],)), **named)
-    if args and isinstance(args[0], (list, tuple)):
-        return _uneven(name, tensors_in(args[0]))
-    return _uneven(name, tensors_in(result)) if isinstance(result, (list, tuple)) else None
+    return _uneven(name, tensors_in(pieces))
 
 
 class RowMoves:
@@ -154,7 +156,7 @@ def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
     return _of_index(name, weight, input)
 
 
-READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
+_READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     **dict.fromkeys(("__getitem__", "__setitem__", "index_put"), _by_index),
     **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),
@@ -164,4 +166,3 @@ READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
     "repeat_interleave": _repeated,
     "embedding": _looked_up,
 }
-"""What each function that may pick rows by data does with them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,18 @@ def graph_of(loss: Tensor, numbers: Mapping[int, int] | None = None) -> Graph:
         return Graph((loss,), reentrant=False)
     leaves, reentrant = [], False
     names: list[str | int | None] = []
-    for node in _nodes(loss):
+    waiting: list[Any] = [loss.grad_fn]
+    seen = {loss.grad_fn}
+    while waiting:
+        node = waiting.pop()
         name = node.name()
         names.append(name)
         if name == "torch::autograd::AccumulateGrad":
-            leaves.append(node.variable)
-            names.append(numbers.get(id(node.variable)) if numbers else None)
-        elif name == "CheckpointFunctionBackward":
+            leaf = node.variable
+            leaves.append(leaf)
+            names.append(numbers.get(id(leaf)) if numbers else None)
+            continue
+        if name == "CheckpointFunctionBackward":
             reentrant = True
         elif name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:
             # It is in the graph until the first backward, after which all is well.
@@ -53,6 +58,10 @@ def graph_of(loss: Tensor, numbers: Mapping[int, int] | None = None) -> Graph:
                 "DistributedDataParallel(static_graph=True) reduces gradients in the first backward it sees: here "
                 "an ascent; leave static_graph out, or take the first step with ERM"
             )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
     return Graph(tuple(leaves), reentrant, hash(tuple(names)))
 
 
@@ -62,16 +71,3 @@ REENTRANT = (
     "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
 )
 
-
-def _nodes(loss: Tensor) -> Iterator[Any]:
-    waiting: list[Any] = [loss.grad_fn]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                waiting.append(following)

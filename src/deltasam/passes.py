@@ -149,13 +149,14 @@ class Passes:
     def _refuse_writes(self, before: list[int]) -> None:
         """Raise where a later forward wrote into parameters: not from the values that the first one wrote into."""
         now = _versions(self._named.values())
+        if now == before:
+            return
         changed = [name for name, v, w in zip(self._named, before, now, strict=True) if v != w]
-        if changed:
-            raise RuntimeError(
-                f"the forward pass writes into parameters ({', '.join(changed[:3])}), and runs more than once in a "
-                f"step: constrain weights after optimizer.step() (an embedding's max_norm too), make a moving average "
-                f"a buffer, or write only where deltasam.in_later_pass() is False"
-            )
+        raise RuntimeError(
+            f"the forward pass writes into parameters ({', '.join(changed[:3])}), and runs more than once in a step: "
+            f"constrain weights after optimizer.step() (an embedding's max_norm too), make a moving average a buffer, "
+            f"or write only where deltasam.in_later_pass() is False"
+        )
 
     def grad(
         self, loss: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None, *, retain_graph: bool = False
@@ -339,8 +340,12 @@ class Passes:
 
 def _versions(params: Iterable[Tensor]) -> list[int]:
     """How often each was written into; 0 where PyTorch does not count."""
+    params = list(params)
     with torch._C.DisableTorchFunction():  # to look at it is no use of a parameter
-        return [0 if p.is_inference() else p._version for p in params]
+        try:
+            return [p._version for p in params]
+        except RuntimeError:
+            return [0 if p.is_inference() else p._version for p in params]
 
 
 def _written(params: Iterable[Tensor]) -> list[tuple[int, int]]:

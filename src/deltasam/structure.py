@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltasam.sharded import sharded_modules
 
@@ -14,6 +14,8 @@ class Structure:
         model: The model.
         modules: By name; the model itself is "".
         parameters: By name.
+        trained: Those that are trained now, by name.
+        buffers: Of all modules.
         sharded: The modules that FSDP2 has cut up between processes.
     """
 
@@ -21,6 +23,7 @@ class Structure:
         self.model = model
         self.modules: dict[str, nn.Module] = {}
         self.parameters: dict[str, nn.Parameter] = {}
+        self.buffers: list[Tensor] = []
         seen: set[int] = set()
         waiting: list[tuple[str, nn.Module]] = [("", model)]
         while waiting:
@@ -30,15 +33,16 @@ class Structure:
             seen.add(id(module))
             self.modules[name] = module
             prefix = f"{name}." if name else ""
-            for key, p in module._parameters.items():
-                if p is not None and id(p) not in seen:
-                    seen.add(id(p))
-                    self.parameters[prefix + key] = p
-            children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
-            waiting.extend(reversed(children))
+            if own := module._parameters:
+                for key, p in own.items():
+                    if p is not None and id(p) not in seen:
+                        seen.add(id(p))
+                        self.parameters[prefix + key] = p
+            if module._buffers:
+                self.buffers += [b for b in module._buffers.values() if b is not None]
+            if inner := module._modules:
+                children = [(prefix + key, child) for key, child in inner.items() if child is not None]
+                children.reverse()
+                waiting += children
+        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.sharded = sharded_modules(self.modules.values())
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained now, by name."""
-        return {name: p for name, p in self.parameters.items() if p.requires_grad}

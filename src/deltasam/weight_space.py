@@ -16,6 +16,9 @@ HALVES = (torch.float16, torch.bfloat16)
 # elsewhere in few launches.
 _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 
+# So few numbers are copied in less time than an operation takes to launch.
+_SMALL = 1 << 12
+
 
 def norm(vector: Vector) -> Tensor:
     """Euclidean norm [] over all entries, accumulated in float32 or wider; 0 for an empty vector."""
@@ -29,8 +32,23 @@ def norm(vector: Vector) -> Tensor:
 
 
 def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    if not any(map(is_sharded, tensors)):
+        return _norm_of_all(tensors, dtype)
     norms = torch._foreach_norm([local(t) for t in tensors], 2, dtype)
-    return _norm_of_all([n.to(tensors[0].device) for n in norms], tensors)
+    return norm_of_parts([n.to(tensors[0].device) for n in norms], tensors)
+
+
+def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Euclidean norm [] over all tensors; small ones are put together, which costs less than a launch for each."""
+    large: list[Tensor] = []
+    small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for t in tensors:
+        if t.numel() > _SMALL:
+            large.append(t)
+        else:
+            small.setdefault((t.device, t.dtype), []).append(t.flatten())
+    norms = torch._foreach_norm([*large, *map(torch.cat, small.values())], 2, dtype)
+    return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
 def plus(a: Vector, b: Vector) -> list[Tensor | None]:
@@ -51,20 +69,23 @@ def distance(
         of: The parameters, where some may be sharded.
     """
     ends, starts = ([_real(t) for t in tensors] for tensors in (ends, starts))
-    dtype = _accumulation_dtype(ends)
-    norms: list[list[Tensor]] = [[] for _ in ends]
+    dtype, sharded = _accumulation_dtype(ends), any(map(is_sharded, of))
+    together: list[Tensor] = []
+    of_each: list[list[Tensor]] = [[] for _ in ends]
     for owners, rows in _groups(ends, starts, *([scales] if scales else [])):
-        there, here, *units = ([wide.to(dtype) for wide in row] for row in rows)
+        there, here, *units = ([t if t.dtype == dtype else t.to(dtype) for t in row] for row in rows)
         differences = torch._foreach_sub(there, here)
         for unit in units:
             differences = torch._foreach_div(differences, unit)
+        if not sharded:
+            together.append(_norm_of_all(differences, dtype).to(ends[0].device))
+            continue
         for owner, part in zip(owners, torch._foreach_norm(differences), strict=True):
-            norms[owner].append(part.to(ends[0].device))
-    if not any(map(is_sharded, of)):
-        parts = [n for parts in norms for n in parts]
-        return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
+            of_each[owner].append(part.to(ends[0].device))
+    if not sharded:
+        return torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
     none = torch.zeros((), dtype=dtype, device=ends[0].device) if ends else torch.zeros(())
-    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts or [none])) for parts in norms], of)
+    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts or [none])) for parts in of_each], of)
 
 
 def _groups(ends: Sequence[Tensor], *others: Vector) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
@@ -75,19 +96,20 @@ def _groups(ends: Sequence[Tensor], *others: Vector) -> Iterator[tuple[list[int]
     """
     owners: list[int] = []
     rows: list[tuple[Tensor, ...]] = []
-    size = 0
+    size, device = 0, None
     for number, (end, *belonging) in enumerate(zip(ends, *others, strict=True)):
         most = _CHUNK_ON_CPU if end.device.type == "cpu" else _CHUNK
         whole = (end, *(t if t.shape == end.shape else t.expand_as(end) for t in belonging))
         cut = end.numel() > most
-        for piece in zip(*(t.flatten().split(most) for t in whole), strict=True) if cut else [whole]:
-            if rows and (size + piece[0].numel() > most or end.device != rows[0][0].device):
+        for piece in zip(*(t.flatten().split(most) for t in whole), strict=True) if cut else (whole,):
+            length = piece[0].numel()
+            if rows and (size + length > most or end.device != device):
                 yield owners, list(map(list, zip(*rows, strict=True)))
                 owners, rows, size = [], [], 0
-            if piece[0].numel():
+            if length:
                 owners.append(number)
                 rows.append(piece)
-                size += piece[0].numel()
+                size, device = size + length, end.device
     if rows:
         yield owners, list(map(list, zip(*rows, strict=True)))
 
@@ -117,12 +139,6 @@ def wide(x: Tensor) -> Tensor:
 def _real(x: Tensor) -> Tensor:
     """A complex tensor as two real ones."""
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _norm_of_all(norms: list[Tensor], tensors: Sequence[Tensor]) -> Tensor:
-    if any(map(is_sharded, tensors)):
-        return norm_of_parts(norms, tensors)
-    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -55,13 +55,24 @@ class ASAM(SharedAscent, name="asam"):
         return Ascent(loss.detach(), passes.grad(loss))
 
     def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
-        units = self._units(passes.params)
-        scaled = [None if g is None else g * t for g, t in zip(ascent, units, strict=True)]
+        units = self._units(passes.structure.trained)
+        # Autograd may give one tensor as the gradient of two parameters: only what is new is changed in place.
+        known = [(i, g, units[i]) for i, g in enumerate(ascent) if g is not None]
+        which, gradients, its = (list(column) for column in zip(*known, strict=True))
+        scaled = torch._foreach_mul(gradients, its)
         norm = weight_space.norm(scaled)
-        direction = [None if g is None else g.mul_(t) for g, t in zip(scaled, units, strict=True)]  # in the same memory
+        torch._foreach_mul_(scaled, its)
+        direction: list[Tensor | None] = [None] * len(ascent)
+        for i, step in zip(which, scaled, strict=True):
+            direction[i] = step
         return Direction(direction, norm, units)
 
     @torch.no_grad()
-    def _units(self, params: list[nn.Parameter]) -> list[Tensor]:
-        weights = {id(p) for name, p in self.model.named_parameters() if "weight" in name}
-        return [p.abs().add_(self.eta) if id(p) in weights else p.new_ones(()) for p in params]
+    def _units(self, params: dict[str, nn.Parameter]) -> list[Tensor]:
+        units = {name: p.new_ones(()) for name, p in params.items() if "weight" not in name}
+        weights = {name: p for name, p in params.items() if "weight" in name}
+        if weights:
+            sizes = torch._foreach_abs(list(weights.values()))
+            torch._foreach_add_(sizes, self.eta)
+            units.update(zip(weights, sizes, strict=True))
+        return [units[name] for name in params]

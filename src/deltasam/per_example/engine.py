@@ -121,7 +121,7 @@ class Engine:
         loss, gradients = self._gradients(passes, record, loss, n // m)
         inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
         # What a hook makes of a gradient hangs on the gradient: a check of another step says nothing of it.
-        unknown = self._is_due(self._behaviour(record, n, m)) or (self._check and (inner or record.hooked))
+        unknown = self._is_due(record.behaviour) or (self._check and (inner or record.hooked))
         due = passes.any_process(unknown)
         while due:
             verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
@@ -134,7 +134,7 @@ class Engine:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
                 self.losses_apart = verdict.losses_apart
-                self._checked[self._behaviour(record, n, m)] = frozenset(gradients.thin)
+                self._checked[record.behaviour] = frozenset(gradients.thin)
         record.forget_returned()
         return gradients
 
@@ -149,7 +149,8 @@ class Engine:
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
-        thin = self._checked.get(self._behaviour(record, n, n // groups))
+        record.behaviour = self._behaviour(record, n, n // groups)
+        thin = self._checked.get(record.behaviour)
         return loss, ExampleGradients(record.uses, by_output, groups, thin)
 
     def _without(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.gradient import ParameterGradient, gradient_of
-from deltasam.per_example.outer import Outer, Products
+from deltasam.per_example.gradient import ParameterGradient, gradient_of, is_small
+from deltasam.per_example.outer import SMALL, Outer, Products, alike_in_small, matrices, square_norms
 from deltasam.per_example.record import Use
-from deltasam.per_example.rules import PaddedLookup, Product
+from deltasam.per_example.rules import Affine, PaddedLookup, Product
 from deltasam.weight_space import wide
-
-# Gradients of so few numbers are put together for their norm: what that copies costs less than to launch one each.
-_SMALL = 1 << 12
 
 
 class ExampleGradients:
@@ -45,18 +41,33 @@ class ExampleGradients:
         self.groups, self.thin = groups, set[int]()
         self._expected = thin
         self._unit: Tensor | None = None
+        self._finite: bool | None = None
+        self._rows: dict[int, tuple[Tensor, int, Tensor]] = {}
         of_each: dict[int, tuple[nn.Parameter, list[tuple[int, Use, Tensor]]]] = {}
         for number, (use, b) in enumerate(zip(uses, gradients, strict=True)):
             if b is not None:
                 for p in use.parameters:
                     of_each.setdefault(id(p), (p, []))[1].append((number, use, b))
         # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
-        self._weights = {b: w for b, w in _weights_by_bias(uses).items() if w in of_each}
+        self._weights = {
+            b: w for b, w in _weights_by_bias(uses).items() if w in of_each and not is_small(of_each[w][0], groups)
+        }
         self._fused_weights = set(self._weights.values())
         self.of: dict[int, ParameterGradient] = {}
+        alike: dict[tuple[object, ...], list[tuple[nn.Parameter, Outer]]] = {}
         for parameter, its_uses in of_each.values():  # weights come before their biases
-            if not self._is_fused(parameter):
-                self.of[id(parameter)] = self._gradient_of(parameter, its_uses)
+            if self._is_fused(parameter):
+                continue
+            outers, denses = self._contributions(parameter, its_uses)
+            if not denses and len(outers) == 1 and is_small(parameter, groups) and (key := alike_in_small(outers[0])):
+                alike.setdefault((*key, parameter.shape), []).append((parameter, outers[0]))
+            else:
+                self.of[id(parameter)] = gradient_of(parameter, outers, denses, groups)
+        for pairs in alike.values():
+            parameters, terms = zip(*pairs, strict=True)
+            for parameter, dense in zip(parameters, matrices(terms, parameters[0].shape), strict=True):
+                self.of[id(parameter)] = ParameterGradient(dense=dense, multiplies=True)
+        self._rows.clear()
 
     def norms(self) -> Tensor:
         """Norm of each group's gradient over all parameters [g], in float32 or wider."""
@@ -65,7 +76,8 @@ class ExampleGradients:
         norms = _norms(self.of.values())
         if self._unit is not None:
             return norms * self._unit
-        if norms.isfinite().all():
+        self._finite = bool(norms.isfinite().all())
+        if self._finite:
             return norms
         # With a large loss scale squares may be infinite where gradients are not: go on in a larger unit.
         largest = torch.stack([gradient.largest() for gradient in self.of.values()]).max()
@@ -76,11 +88,11 @@ class ExampleGradients:
 
     def scale(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN."""
-        dropped = factors == 0
+        if not self._finite:  # else 0 times it is 0
+            dropped = factors == 0
+            self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         if self._unit is not None:
             factors, self._unit = factors * self._unit, None
-        if dropped.any():
-            self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         self.times(factors)
 
     def scaled(self, factors: Tensor) -> ExampleGradients:
@@ -107,7 +119,11 @@ class ExampleGradients:
 
     def times(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
-        self.of = {key: gradient.times(factors) for key, gradient in self.of.items()}
+        denses = [gradient.dense for gradient in self.of.values() if gradient.dense is not None]
+        if denses:
+            each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses}}
+            torch._foreach_mul_(denses, [each[dense.ndim] for dense in denses])
+        self.of = {key: g.times(factors) if g.dense is None else g for key, g in self.of.items()}
 
     def multiply(self, scales: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         """Multiply every group's gradient of a parameter by a tensor [*shape], element by element.
@@ -135,42 +151,60 @@ class ExampleGradients:
         weight = self._weights.get(id(parameter))
         return weight is not None and self.of[weight].holds_bias
 
-    def _gradient_of(self, parameter: nn.Parameter, uses: Sequence[tuple[int, Use, Tensor]]) -> ParameterGradient:
+    def _contributions(
+        self, parameter: nn.Parameter, uses: Sequence[tuple[int, Use, Tensor]]
+    ) -> tuple[list[Outer], list[Tensor]]:
+        """What every use of a parameter adds to its gradient: outer products, and tensors [g, *shape]."""
         outers: list[Outer] = []
         denses: list[Tensor] = []
         for number, use, b in uses:
             if use.product is None:
                 denses.append(wide(b).reshape(self.groups, len(b) // self.groups, *parameter.shape).sum(1))
+            elif isinstance(use.product, Affine):
+                denses.append(use.product.gradient(parameter, b, self.groups))
             elif use.product.weight is parameter:
-                outers.append(self._outer(number, use.product, b))
+                outers.append(self._outer(number, use.product, b, ones=id(parameter) in self._fused_weights))
             else:
                 denses.append(use.product.output_rows(wide(b), self.groups).sum(1))
-        gradient = gradient_of(parameter, outers, denses)
-        if id(parameter) in self._fused_weights:
-            return replace(gradient, outers=tuple(replace(term, ones=True) for term in gradient.outers))
-        return gradient
+        return outers, denses
 
-    def _outer(self, number: int, product: Product, b: Tensor) -> Outer:
-        x, b = product.input_rows(self.groups).detach(), product.output_rows(b, self.groups)
+    def _outer(self, number: int, product: Product, b: Tensor, *, ones: bool) -> Outer:
+        x, b = self._input_rows(product), product.output_rows(b, self.groups)
         if isinstance(product, PaddedLookup):
             b = b * (x != product.ignored)[:, :, None]
-        term = Outer(x, b, product.axis)
-        if not x.is_floating_point() or (self._expected is not None and number not in self._expected):
+        term = Outer(x, b, product.axis, ones)
+        unexpected = self._expected is not None and number not in self._expected
+        if unexpected or not x.is_floating_point() or is_small(product.weight, self.groups):
             return term
         less = term.without_zero_rows()
         if less is not term:
             self.thin.add(number)
         return less
 
+    def _input_rows(self, product: Product) -> Tensor:
+        """Of the product; the same tensor again for the same input, so that layers which share one share products."""
+        if type(product) is not Product:
+            return product.input_rows(self.groups).detach()
+        x = product.x
+        held, version, rows = self._rows.get(id(x), (None, 0, x))
+        if held is None or version != x._version:
+            rows = product.input_rows(self.groups).detach()
+            self._rows[id(x)] = (x, x._version, rows)
+        return rows
+
 
 def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
     products, small, squares = Products(wide=True), [], []
+    alike: dict[tuple[object, ...], list[Outer]] = {}
     for gradient in gradients:
         dense = gradient.dense
-        if dense is not None and dense[0].numel() <= _SMALL:
+        if dense is not None and dense.numel() <= SMALL:
             small.append(dense.flatten(1) if dense.ndim > 1 else dense[:, None])
+        elif len(gradient.outers) == 1 and (key := alike_in_small(gradient.outers[0])):
+            alike.setdefault(key, []).append(gradient.outers[0])
         else:
             squares.append(gradient.square_norm(products))
+    squares += [square_norms(terms) for terms in alike.values()]
     if small:
         squares.append(torch.cat(small, 1).square().sum(1))
     return torch.stack(squares).sum(0).clamp(min=0).sqrt()
@@ -179,13 +213,18 @@ def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
 def _weights_by_bias(uses: Sequence[Use]) -> dict[int, int]:
     """Biases that are only ever used together with one weight that is only ever used with them, by id."""
     partners: dict[int, set[int | None]] = {}
+    biases = set[int]()
     for use in uses:
-        weight, bias = (use.product.weight, use.product.bias) if use.product else (None, None)
-        for p in use.parameters:
-            other = bias if p is weight else weight if p is bias else None
-            trained = other is not None and any(other is q for q in use.parameters)
-            partners.setdefault(id(p), set()).add(id(other) if trained else None)
-    biases = {id(u.product.bias) for u in uses if u.product and u.product.bias is not None}
+        product, parameters = use.product, use.parameters
+        if isinstance(product, Product) and product.bias is not None:
+            biases.add(id(product.bias))
+        if isinstance(product, Product) and len(parameters) == 2:
+            weight, bias = map(id, parameters)
+            partners.setdefault(weight, set()).add(bias)
+            partners.setdefault(bias, set()).add(weight)
+        else:
+            for p in parameters:
+                partners.setdefault(id(p), set()).add(None)
     return {
         bias: weight
         for bias, weights in partners.items()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deltasam.per_example.backwards import BACKWARDS
+from deltasam.per_example.row_moves import Reader, reader_of
 
 # fmt: off
 # Of a tensor they read no value: not even how many there are, which values have decided elsewhere.
@@ -56,9 +57,9 @@ class Function:
 
     Attributes:
         name: Its own.
-        looks: It looks at shapes, types and places only, and returns no tensor.
+        is_ignored: It looks at shapes, types and places only, and returns no tensor; or it is an operation of the
+            dispatcher, with which a dispatch mode (a profiler, a counter) goes on after the function was seen.
         backward: What to call in its place, if it is a backward.
-        is_aten: It is an operation of the dispatcher.
         takes_out: It may write its result into ``out=``.
         is_like: Of its second tensor only the type counts.
         is_new: Of its tensor only shape and type count.
@@ -72,12 +73,12 @@ class Function:
         spreads: It repeats a leading axis of 1.
         drops: It draws a mask; or, ``alpha``, numbers of another kind.
         lowered: Autocast runs it in low precision.
+        rows: Tells which rows it picks by data, if it may.
     """
 
     name: str
-    looks: bool
+    is_ignored: bool
     backward: Callable[..., Any] | None
-    is_aten: bool
     takes_out: bool
     is_like: bool
     is_new: bool
@@ -91,6 +92,7 @@ class Function:
     spreads: bool
     drops: bool | str
     lowered: bool
+    rows: Reader | None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -101,9 +103,8 @@ def function_of(func: Any) -> Function:
     looked_at = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
     return Function(
         name=name,
-        looks=looked_at in _LOOKS,
+        is_ignored=looked_at in _LOOKS or getattr(func, "namespace", "") == "aten",
         backward=BACKWARDS.get(func),
-        is_aten=getattr(func, "namespace", "") == "aten",
         takes_out=not isinstance(func, _OPERATIONS),
         is_like=name in _LIKE,
         is_new=name in _NEW or name.startswith("new_"),
@@ -117,6 +118,7 @@ def function_of(func: Any) -> Function:
         spreads=name in _SPREADS,
         drops="alpha" if name in _DROPOUT_OF_ANOTHER_KIND else name in _DROPOUT,
         lowered=name in _LOWERED,
+        rows=reader_of(name),
     )
 
 

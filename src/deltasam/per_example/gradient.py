@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.per_example import outer
-from deltasam.per_example.outer import Outer, Products
+from deltasam.per_example.outer import SMALL, Outer, Products
 from deltasam.weight_space import wide
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
@@ -19,7 +19,7 @@ _TRAFFIC = 40
 _FEW = 4
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class ParameterGradient:
     """One gradient of a parameter per group of examples: as outer products, or as a plain tensor.
 
@@ -112,17 +112,26 @@ class ParameterGradient:
         return _sum(term.bias_total() for term in self.outers)
 
 
-def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor]) -> ParameterGradient:
+def is_small(parameter: Tensor, groups: int) -> bool:
+    """Whether a gradient for every group is so small that to launch operations costs more than what they do."""
+    return groups * parameter.numel() <= SMALL
+
+
+def gradient_of(
+    parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor], groups: int
+) -> ParameterGradient:
     """The sum of what every use of a parameter contributed, in the form that costs least.
 
     Args:
         parameter: The parameter.
         outers: Contributions as outer products.
         denses: Contributions as tensors [g, *shape].
+        groups: g.
     """
     outers = _merged(outers)
     multiplies = not denses and all(term.x.is_floating_point() for term in outers)
-    if not denses and _outer_products_are_cheaper(outers, parameter.shape):
+    small = is_small(parameter, groups) and multiplies  # a lookup takes more operations with a table for each group
+    if not denses and not small and _outer_products_are_cheaper(outers, parameter.shape):
         return ParameterGradient(tuple(outers), multiplies=multiplies)
     matrices = (term.matrix(parameter.shape) for term in outers)
     return ParameterGradient(dense=_sum([*matrices, *denses]), multiplies=multiplies)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,11 @@ from torch import Tensor
 from deltasam.per_example.backwards import checkpoint_region
 from deltasam.weight_space import HALVES, wide
 
+SMALL = 1 << 15
+"""So many numbers are copied in less time than an operation takes to launch."""
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True, eq=False)  # not frozen: one is made in every layer, and that takes four times as long
 class Outer:
     """The gradient ``sum_r x_r (outer) b_r`` of a weight matrix, for every group.
 
@@ -65,11 +69,18 @@ class Outer:
 
     def times(self, factors: Tensor) -> Outer:
         """Each group's gradient times its factor [g]."""
-        if self.b.dtype in HALVES:
-            return replace(self, b=times(self.b, factors))  # the products alone could leave the range of the type
+        # In half precision the products alone could leave the range of the type. And a small b is multiplied once, the
+        # products several times.
+        if self.b.dtype in HALVES or self.is_small:
+            return Outer(self.x, times(self.b, factors), self.axis, self.ones, self.factors)
         factors = factors.to(self.b.dtype)
         # They go into the products, which are smaller than b.
         return replace(self, factors=factors if self.factors is None else self.factors * factors)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether to launch an operation costs more than what it does with all this."""
+        return self.x.numel() + self.b.numel() <= SMALL
 
     def without_zero_rows(self) -> Outer:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
@@ -100,11 +111,10 @@ class Products:
 
     def __init__(self, *, wide: bool, keep: int = 4) -> None:
         self._wide, self._keep = wide, keep
-        self._kept: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[object, ...]] = OrderedDict()
+        self._one: Tensor | None = None
 
-    def __call__(
-        self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None, origin: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
         """``p q^T`` [g, P, Q] of two sides, plus 1 where both have a constant 1 appended, times factors [g].
 
         Args:
@@ -112,21 +122,31 @@ class Products:
             q: Another.
             ones: Whether a constant 1 is appended to both.
             factors: Of each group [g].
-            origin: What p is a view of, made anew for each use; p itself unless given.
         """
-        # Gradient checkpointing must find as much to save the second time, so its regions share with no one else.
-        region = checkpoint_region()
-        of_factors = None if factors is None else _place(factors)
-        node = _in_graph(p if origin is None else origin)
-        key = (_place(p), _place(q), ones, of_factors, torch.is_grad_enabled(), id(region), node)
-        if key not in self._kept:
-            product = _product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
+        # The place in the graph as well: a tensor may be detached in place. And gradient checkpointing must find as much
+        # to save the second time, so its regions share with no one else.
+        node, region = p.grad_fn, checkpoint_region()
+        key = (id(p), p._version, id(q), id(factors), ones, torch.is_grad_enabled(), id(region), id(node))
+        found = self._kept.get(key)
+        if found is None:
+            product = self._product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
                 product = product * factors[:, None, None]
-            self._kept[key] = (product, p, q, region, origin)  # held, so that nothing else takes their place
+            # Held, so that nothing else takes their place.
+            self._kept[key] = found = (product, p, q, factors, region, node)
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
-        return self._kept[key][0]
+        product = found[0]
+        assert isinstance(product, Tensor)
+        return product
+
+
+    def _product(self, p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
+        if not ones:
+            return _product(p, q)
+        if self._one is None or self._one.dtype != p.dtype or self._one.device != p.device:
+            self._one = p.new_ones(1, 1, 1)
+        return torch.baddbmm(self._one, p, q.mT)
 
 
 def square_norm(terms: list[Outer], products: Products) -> Tensor:
@@ -146,9 +166,30 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
     return functools.reduce(torch.add, squares)
 
 
-def contract(
-    onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products, origin: Tensor | None = None
-) -> Tensor:
+def alike_in_small(term: Outer) -> tuple[object, ...] | None:
+    """What must be equal of small gradients for ``matrices`` and ``square_norms``; None for one that is no such."""
+    x, b = term.x, term.b
+    if not term.is_small or not x.is_floating_point() or term.factors is not None:
+        return None
+    return x.shape, b.shape, term.axis, term.ones, x.dtype, b.dtype, b.device
+
+
+def matrices(terms: Sequence[Outer], shape: torch.Size) -> Sequence[Tensor]:
+    """The gradients of several weights [g, *shape], each one outer product, all of one shape: launched as one."""
+    x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
+    together = torch.bmm(x.mT, b) if terms[0].axis == 0 else torch.bmm(b.mT, x)
+    return together.view(-1, *shape).split(len(terms[0].b))
+
+
+def square_norms(terms: list[Outer]) -> Tensor:
+    """The sum of the squared norms of gradients of several weights [g], all of one shape: launched as one."""
+    x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
+    with_x = _product(x, x)
+    products = (with_x + 1 if terms[0].ones else with_x) * _product(b, b)
+    return products.view(len(terms), len(terms[0].b), -1).sum((0, 2))
+
+
+def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight.
 
     Args:
@@ -157,25 +198,30 @@ def contract(
         axis: The axis of the weight that they lie along.
         term: The gradient.
         products: That are kept.
-        origin: The tensor that x is a view of; x itself unless given.
     """
     if term.axis == axis:
-        with_x = products(x, term.x, ones=term.ones, factors=term.factors, origin=origin).to(onto.dtype)
-        return torch.baddbmm(onto, with_x, term.b.to(onto.dtype))
-    with_b = products(x, term.b, factors=term.factors, origin=origin).to(onto.dtype)
+        with_x = products(x, term.x, ones=term.ones, factors=term.factors)
+        return torch.baddbmm(onto, _like(with_x, onto), _like(term.b, onto))
+    with_b = _like(products(x, term.b, factors=term.factors), onto)
     if term.x.is_floating_point():
-        return torch.baddbmm(onto, with_b, term.x.to(onto.dtype))
+        return torch.baddbmm(onto, with_b, _like(term.x, onto))
     return onto.scatter_add(2, term.x[:, None, :].expand_as(with_b), with_b)
 
 
 def times(b: Tensor, factors: Tensor) -> Tensor:
     """What belongs to every group times its factor [g], in b's type."""
+    if b.dtype == factors.dtype:
+        return b * factors.view(-1, *[1] * (b.ndim - 1))
     return (wide(b) * factors.view(-1, *[1] * (b.ndim - 1)).to(wide(b).dtype)).to(b.dtype)
 
 
-def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    return x if x.dtype == y.dtype else x.to(y.dtype)
+
+
+def _product(p: Tensor, q: Tensor) -> Tensor:
     if p.is_floating_point() and q.is_floating_point():
-        return torch.baddbmm(p.new_ones(1, 1, 1), p, q.mT) if ones else torch.bmm(p, q.mT)
+        return torch.bmm(p, q.mT)
     if p.is_floating_point():
         return p.gather(2, q[:, None, :].expand(-1, p.shape[1], -1))
     if q.is_floating_point():
@@ -185,14 +231,3 @@ def _product(p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
 
 def _take(side: Tensor, rows: Tensor) -> Tensor:
     return side.gather(1, rows if side.ndim == 2 else rows[:, :, None].expand(-1, -1, side.shape[2]))
-
-
-def _place(x: Tensor) -> tuple[object, ...]:
-    return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
-
-
-def _in_graph(x: Tensor) -> tuple[object, ...] | None:
-    """Where in the graph a tensor is: ``h`` and ``h.detach()`` are one memory, and two places."""
-    if not x.requires_grad:
-        return None
-    return (x.grad_fn, x.output_nr) if x.grad_fn is not None else (id(x),)

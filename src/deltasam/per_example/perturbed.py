@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.functions import Function
-from deltasam.per_example.gradient import ParameterGradient
+from deltasam.per_example.gradient import ParameterGradient, is_small
 from deltasam.per_example.outer import Products
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Product
+from deltasam.per_example.rules import Affine, Lookup, Product
 from deltasam.per_example.uses import ParameterUses
 
 
@@ -34,14 +34,32 @@ class Perturbed(ParameterUses):
         super().__init__(record.structure, record.parameters)
         self._record = record
         self._perturbations, self._groups = perturbations, perturbations.groups
+        self._small = {} if record.structure.sharded else self._perturb_small()
         self._moved = {
             id(p): gradient.dense.add_(p.detach())  # no memory beside the gradients is taken
             for p in record.parameters.values()
             if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
-            if p.untyped_storage().size()  # weights that are sharded are not here outside of the passes
+            if id(p) not in self._small and p.untyped_storage().size()  # sharded ones are not here outside of passes
         }
         self._products = Products(wide=False)
         self._moves, self._uses = RowMoves(), 0
+        nothing = torch.empty(0)
+        self._last: tuple[Any, ...] = (nothing, 0, None, nothing)
+
+    def _perturb_small(self) -> dict[int, Tensor]:
+        """Small parameters for every group [g, *shape], by id: launched for all of a type at once, not for each.
+
+        Vectors have an axis for rows between [g, 1, D].
+        """
+        looked_up = {id(p) for use in self._record.uses if isinstance(use.product, Lookup) for p in use.parameters}
+        perturbed = {}
+        for p in self._record.parameters.values():
+            gradient = self._of(p)
+            if gradient is not None and gradient.dense is not None and is_small(p, self._groups):
+                if id(p) not in looked_up:
+                    d = gradient.dense
+                    perturbed[id(p)] = p + (d if p.ndim > 1 else d[:, None])
+        return perturbed
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
         """The perturbed parameter for every example [count, *shape]."""
@@ -49,8 +67,11 @@ class Perturbed(ParameterUses):
         gradient = self._perturbations.of.get(id(parameter))
         if gradient is None:
             return parameter.expand(count, *parameter.shape)
-        self._check(count, (parameter,))
-        if id(parameter) in self._moved:
+        if count % self._groups:
+            self._refuse_rows(count, (parameter,))
+        if id(parameter) in self._small:
+            perturbed = self._small[id(parameter)].view(self._groups, *parameter.shape)
+        elif id(parameter) in self._moved:
             perturbed = self._moved[id(parameter)] + (parameter - parameter.detach())  # 0, and a way for the gradient
         else:
             perturbed = parameter + gradient.matrix(parameter.shape).to(parameter.dtype)
@@ -59,7 +80,10 @@ class Perturbed(ParameterUses):
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output with perturbed weights."""
         self._uses += 1
-        self._check(len(product.x), [p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)])
+        if len(product.x) % self._groups:
+            self._refuse_rows(len(product.x), product.parameters)
+        if id(product.weight) in self._small and not _in_low_precision(product.x):
+            return self._multiply_small(product)
         if id(product.weight) in self._moved and not _in_low_precision(product.x):
             return self._multiply(product, self._moved[id(product.weight)])
         y = run()
@@ -68,21 +92,64 @@ class Perturbed(ParameterUses):
             rows = self._add_product(rows, product, weight)
         if (bias := self._of(product.bias)) is not None and bias.dense is not None:
             rows = rows + bias.dense.to(rows.dtype)[:, None]
-        return product.output(rows)
+        return rows if rows.shape == y.shape else product.output(rows)
+
+    def affine(self, affine: Affine) -> Tensor:
+        """The output with perturbed weights."""
+        plain = affine.run(affine.x, None, None)
+        weight, bias = (self._beside(t, plain) for t in (affine.weight, affine.bias))
+        if weight is None:
+            y = plain + bias
+        elif bias is None:
+            y = plain * weight
+        else:
+            y = torch.addcmul(bias, plain, weight)
+        return y if y.dtype == plain.dtype else y.to(plain.dtype)
+
+    def _beside(self, side: Tensor | None, output: Tensor) -> Tensor | None:
+        """A weight or bias with as many axes as an output [B, ...]; if it is perturbed, for every example its own."""
+        if side is None or not isinstance(side, nn.Parameter) or id(side) not in self.names:
+            return side
+        if output.ndim == 3 and side.ndim == 1 and id(side) in self._small and len(output) == self._groups:
+            self._uses += 1
+            return self._small[id(side)]
+        copies = self.copies(side, len(output))
+        axes = output.ndim - copies.ndim
+        return copies.view(len(copies), *[1] * axes, *side.shape) if axes else copies
 
     def _add_product(self, rows: Tensor, product: Product, weight: ParameterGradient) -> Tensor:
-        x = product.input_rows(self._groups)
-        if x.is_floating_point() and weight.dense is not None:
+        x = self._input_rows(product)
+        if weight.dense is not None:
+            if not x.is_floating_point():
+                return rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
             step = (weight.dense - product.weight.detach()) if id(product.weight) in self._moved else weight.dense
             step = _matrices(step)
             return torch.baddbmm(rows, x, (step if product.axis == 0 else step.mT).to(rows.dtype))
-        if weight.dense is not None:
-            return rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
         # A table's rows are looked up in its own precision, also under autocast.
         with nullcontext() if x.is_floating_point() else torch.autocast(x.device.type, enabled=False):
             for term in weight.outers:
-                rows = outer.contract(rows, x, product.axis, term, self._products, product.x)
+                rows = outer.contract(rows, x, product.axis, term, self._products)
         return rows
+
+    def _input_rows(self, product: Product) -> Tensor:
+        """Of the product; the same tensor again for the same input, so that layers which share one share products."""
+        if type(product) is not Product:
+            return product.input_rows(self._groups)
+        x = product.x
+        version, node, (last, *its, rows) = x._version, x.grad_fn, self._last
+        if last is not x or its != [version, node] or rows.requires_grad != x.requires_grad:
+            rows = product.input_rows(self._groups)
+            self._last = (x, version, node, rows)
+        return rows
+
+    def _multiply_small(self, product: Product) -> Tensor:
+        weight, bias, x = self._small[id(product.weight)], product.bias, self._input_rows(product)
+        weight = weight if product.axis == 0 else weight.mT
+        if bias is None:
+            rows = torch.bmm(x, weight)
+        else:
+            rows = torch.baddbmm(self._small[id(bias)] if id(bias) in self._small else bias, x, weight)
+        return rows if rows.shape[:-1] == product.x.shape[:-1] else product.output(rows)
 
     def _multiply(self, product: Product, moved: Tensor) -> Tensor:
         bias = None if product.bias is None else product.bias.expand(1, 1, -1)
@@ -93,7 +160,7 @@ class Perturbed(ParameterUses):
 
     def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """Note whose rows were picked."""
-        self._moves.see(function.name, args, kwargs, result, self._uses)
+        self._moves.see(function.name, function.rows, args, kwargs, result, self._uses)
 
     def check_rows(self) -> None:
         """To be called after the forward.
@@ -114,9 +181,8 @@ class Perturbed(ParameterUses):
 
     spoil = refuse
 
-    def _check(self, count: int, parameters: Iterable[nn.Parameter]) -> None:
-        if count % self._groups:
-            self.refuse(parameters, f"meets {count} rows, which {self._groups} groups of examples do not divide")
+    def _refuse_rows(self, count: int, parameters: Iterable[nn.Parameter]) -> None:
+        self.refuse(parameters, f"meets {count} rows, which {self._groups} groups of examples do not divide")
 
     def _of(self, parameter: Tensor | None) -> ParameterGradient | None:
         return self._perturbations.of.get(id(parameter))

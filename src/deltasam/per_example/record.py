@@ -15,7 +15,7 @@ from deltasam.packed import refuse_packed
 from deltasam.per_example.closeness import close
 from deltasam.per_example.functions import Function
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Product
+from deltasam.per_example.rules import Affine, Product
 from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
 from deltasam.structure import Structure
@@ -35,7 +35,7 @@ class NotCoveredError(RuntimeError):
         self.specs = tuple(specs)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: one is made in every layer, and that takes four times as long
 class Use:
     """One use of parameters by the examples; the gradient b is wanted where it came out.
 
@@ -44,14 +44,14 @@ class Use:
         shape: Of what came out [B, ...]; B is a multiple of the number of examples.
         dtype: Of what came out.
         parameters: The trainable parameters that were used.
-        product: What kind of product it was; None: the parameter's copies themselves came out.
+        product: What it was; None: the parameter's copies themselves came out.
     """
 
     output: GradientEdge
     shape: torch.Size
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
-    product: Product | None = None
+    product: Product | Affine | None = None
 
     @property
     def kind(self) -> str:
@@ -95,6 +95,7 @@ class Record(ParameterUses):
         self._functions: list[object] = []
         self.graph = 0
         self.reached: tuple[bool, ...] = ()
+        self.behaviour = 0
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.
@@ -178,8 +179,18 @@ class Record(ParameterUses):
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """The output as usual, noted."""
         y = run()
-        sides = (product.weight, product.bias)
-        self._add(y, tuple(p for p in sides if isinstance(p, nn.Parameter) and id(p) in self.names), product)
+        parameters, names = product.parameters, self.names
+        if any(id(p) not in names for p in parameters):
+            parameters = tuple(p for p in parameters if id(p) in names)
+        self._add(y, parameters, product)
+        return y
+
+    def affine(self, affine: Affine) -> Tensor:
+        """The output as usual, noted."""
+        weight, bias = (None if t is None else t.detach() for t in (affine.weight, affine.bias))
+        y = affine.run(affine.x, weight, bias)
+        parameters = (p for p in (affine.weight, affine.bias) if isinstance(p, nn.Parameter) and id(p) in self.names)
+        self._add(y, tuple(parameters), affine)
         return y
 
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
@@ -208,18 +219,20 @@ class Record(ParameterUses):
             return
         if function.name == "register_hook" and not _of_torch(args[1:]):
             self.hooked = True
-        is_list = isinstance(result, (list, tuple))
-        if not isinstance(result, Tensor) and function.name != "__setitem__" and not (is_list and tensors_in(result)):
+        is_tensor = isinstance(result, Tensor)
+        is_list = not is_tensor and isinstance(result, (list, tuple))
+        if not is_tensor and function.name != "__setitem__" and not (is_list and tensors_in(result)):
             return  # nothing that examples could go on in
         # The names of all functions, with what they were told: dimensions, shifts and modes, not lengths.
-        self._functions.append(function.name)
+        told = self._functions
+        told.append(function.name)
         of_a_tensor = args and isinstance(args[0], Tensor)
-        count = len(args[0]) if of_a_tensor and args[0].ndim and function.name == "roll" else 0
+        count = len(args[0]) if of_a_tensor and function.name == "roll" and args[0].ndim else 0
         for argument in args[1:] if of_a_tensor else args:
-            self._functions.append(_told(argument, count))
-        if kwargs:
-            self._functions.extend((key, _told(value, count)) for key, value in kwargs.items())
-        self._moves.see(function.name, args, kwargs, result, len(self.uses))
+            told.append(None if isinstance(argument, Tensor) else _told(argument, count))
+        for key, value in kwargs.items():
+            told.append((key, _told(value, count)))
+        self._moves.see(function.name, function.rows, args, kwargs, result, len(self.uses))
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""
@@ -229,7 +242,7 @@ class Record(ParameterUses):
             expected = plain()
         return result.dtype == expected.dtype and close(result, expected)
 
-    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | None) -> None:
+    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
             self.uses.append(Use(get_gradient_edge(_written_to(y, product)), y.shape, y.dtype, parameters, product))
 
@@ -253,13 +266,13 @@ class Record(ParameterUses):
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
 
 
-def _written_to(y: Tensor, product: Product | None) -> Tensor:
+def _written_to(y: Tensor, product: Product | Affine | None) -> Tensor:
     """Where the gradient of what came out of a use is seen, also if y is written into afterwards.
 
     A linear layer's output of three axes is a view of its rows: a write changes the place of the view in the graph, but
     not that of the rows.
     """
-    if product is None or not product.x.is_floating_point() or not y._is_view() or y._base is None:
+    if not isinstance(product, Product) or not product.x.is_floating_point() or not y._is_view() or y._base is None:
         return y
     return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
 
@@ -289,7 +302,7 @@ def _of_torch(hooks: Sequence[Any]) -> bool:
 
 def _without(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> dict[str, nn.Parameter]:
     gone = set(names)
-    return {name: p for name, p in parameters.items() if name not in gone} if gone else parameters
+    return {name: p for name, p in parameters.items() if name not in gone}
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -45,21 +45,18 @@ class RowMove:
         return (self.name, "in turn") if owners == in_turn and len(owners) % examples == 0 else (self.name, *owners)
 
 
-def _row_move(
-    name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
-) -> RowMove | tuple[object, ...] | None:
-    """What a call did with the rows of its arguments; None where that does not depend on data.
+Move = RowMove | tuple[object, ...]
+Reader = Callable[..., Move | None]
 
-    Args:
-        name: Of the function.
-        args: As it was called.
-        kwargs: Likewise.
-        result: What it returned.
-    """
-    reader = _READERS.get(name if name.startswith("__") else name.rstrip("_"))
+
+def reader_of(name: str) -> Reader | None:
+    """What tells which rows a function of this name picks; None where that does not depend on data."""
+    return _READERS.get(name if name.startswith("__") else name.rstrip("_"))
+
+
+def _row_move(name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Move | None:
+    """What a call did with the rows of its arguments; None where that does not depend on data."""
     pieces = args[0] if args and isinstance(args[0], (list, tuple)) else result
-    if reader is None and not isinstance(pieces, (list, tuple)):
-        return None
     flows = [t for t in tensors_in(result if name != "__setitem__" else list(args)) if t.requires_grad]
     if not flows:
         return None  # labels, masks: no row of an example that a gradient will come from
@@ -73,14 +70,28 @@ class RowMoves:
     """What was done with rows by data in one forward pass, in turn, and how many uses came before each time."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[int, RowMove | tuple[object, ...]]] = []
+        self._seen: list[tuple[int, Move]] = []
         self._pieces: dict[int, tuple[Tensor, int]] = {}  # held, so that nothing else takes their places
 
-    def see(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, uses: int) -> None:
-        """A function was called after so many uses."""
-        if (move := _row_move(name, args, kwargs, result)) is not None:
+    def see(
+        self, name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any, uses: int
+    ) -> None:
+        """A function was called after so many uses.
+
+        Args:
+            name: Of the function.
+            reader: Of it; see ``reader_of``.
+            args: As it was called.
+            kwargs: Likewise.
+            result: What it returned.
+            uses: How many there were before.
+        """
+        takes_a_list = args and isinstance(args[0], (list, tuple))
+        if reader is None and not takes_a_list and not isinstance(result, (list, tuple)):
+            return  # most of them
+        if (move := _row_move(name, reader, args, kwargs, result)) is not None:
             self._seen.append((uses, move))
-        if args and isinstance(args[0], (list, tuple)):
+        if takes_a_list:
             numbers = [self._pieces[id(t)][1] for t in args[0] if id(t) in self._pieces]
             if numbers != list(range(len(numbers))):  # put together in another order than they were cut in
                 self._seen.append((uses, (name, *numbers)))
@@ -107,7 +118,7 @@ def _uneven(name: str, tensors: Sequence[Tensor]) -> tuple[object, ...] | None:
     return (name, *lengths) if len(set(lengths)) > 1 else None
 
 
-def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> RowMove | tuple[object, ...] | None:
+def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> Move | None:
     """``x[index]`` and what writes there; only the first axis is that of the examples."""
     index = others.get("indices", index)
     first = next(iter(index), None) if isinstance(index, tuple) else index
@@ -156,7 +167,7 @@ def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
     return _of_index(name, weight, input)
 
 
-_READERS: dict[str, Callable[..., RowMove | tuple[object, ...] | None]] = {
+_READERS: dict[str, Reader] = {
     **dict.fromkeys(("__getitem__", "__setitem__", "index_put"), _by_index),
     **dict.fromkeys(("index_select", "index_add", "index_copy", "index_fill", "index_reduce"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce"), _along),

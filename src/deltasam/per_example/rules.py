@@ -6,17 +6,20 @@ A layer that is none of these needs no rule of its own: its parameters are hande
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from deltasam.weight_space import wide
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made in every layer, and that takes four times as long
 class Product:
     """``output = input times weight (+ bias)``, seen as rows of the input and rows of the output.
 
@@ -25,14 +28,22 @@ class Product:
         weight: The matrix; what it has beyond two axes is one.
         bias: Of the output, or None.
         axis: The axis of the weight that the input contracts with.
+        parameters: Weight and bias, if they are parameters.
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     axis: int
+    parameters: tuple[nn.Parameter, ...] = field(init=False)
 
     kind: ClassVar[str] = "product"
+
+    def __post_init__(self) -> None:
+        weight, bias = self.weight, self.bias
+        self.parameters = (weight,) if is_parameter(weight) else ()
+        if bias is not None and is_parameter(bias):
+            self.parameters += (bias,)
 
     def input_rows(self, groups: int) -> Tensor:
         """The input [groups, R, I]."""
@@ -47,6 +58,7 @@ class Product:
         return rows.view(*self.x.shape[:-1], rows.shape[-1])
 
 
+@dataclass(slots=True)
 class Lookup(Product):
     """Ids [B, ...] that look up rows of a table: a product with one-hot rows."""
 
@@ -61,14 +73,14 @@ class Lookup(Product):
         return rows.view(*self.x.shape, rows.shape[-1])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PaddedLookup(Lookup):
     """A lookup in which one id gets no gradient."""
 
     ignored: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Convolution(Product):
     """A 2-D convolution [B, C, H, W]: a product of the patches it sees."""
 
@@ -102,21 +114,38 @@ class Convolution(Product):
         return tuple((length + 2 * p - d * (k - 1) - 1) // s + 1 for length, k, s, p, d in sides)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Affine:
-    """``output = plain * weight + bias``, after normalisation, say.
+    """``output = plain(input) * weight + bias``, after normalisation, say.
 
     Attributes:
-        plain: Computes the output without weight and bias.
+        x: The input [B, ...].
+        run: Computes the output of an input, a weight and a bias; without these, what they are applied to.
         weight: Or None.
         bias: Or None.
         channels: The axis of the output that weight and bias lie along, from the front; None: the last ones.
     """
 
-    plain: Callable[[], Tensor]
+    x: Tensor
+    run: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
     weight: Tensor | None
     bias: Tensor | None
     channels: int | None = None
+
+    kind: ClassVar[str] = "affine"
+
+    def gradient(self, parameter: nn.Parameter, b: Tensor, groups: int) -> Tensor:
+        """The gradient of weight or bias in every group [g, *shape].
+
+        Args:
+            parameter: Which of them.
+            b: Gradient of the loss with respect to the output.
+            groups: Their number.
+        """
+        b = wide(b)
+        if parameter is self.weight:
+            b = b * self.run(wide(self.x.detach()), None, None)
+        return b.reshape(groups, -1, *parameter.shape).sum(1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,7 @@ class Masked:
 PRODUCTS: dict[Any, Callable[..., Product | None]] = {}
 MASKED: dict[Any, Callable[..., Masked | None]] = {}
 AFFINES: dict[Any, Callable[..., Affine | None]] = {}
+ELEMENTWISE: dict[Any, Callable[..., Affine | None]] = {}
 REFUSALS: dict[Any, Callable[..., str | None]] = {}
 
 
@@ -280,19 +310,19 @@ def _attention(*_: Any, **__: Any) -> str:
 def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Affine:
-    return Affine(lambda: F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+    return Affine(input, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), weight, bias)
 
 
 @_for(AFFINES, F.rms_norm)
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Affine:
-    return Affine(lambda: F.rms_norm(input, normalized_shape, None, eps), weight, None)
+    return Affine(input, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), weight, None)
 
 
 @_for(AFFINES, F.group_norm)
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Affine:
-    return Affine(lambda: F.group_norm(input, num_groups, None, None, eps), weight, bias, channels=1)
+    return Affine(input, lambda x, w, b: F.group_norm(x, num_groups, w, b, eps), weight, bias, channels=1)
 
 
 @_for(AFFINES, F.batch_norm)
@@ -308,11 +338,44 @@ def _batch_norm(
 ) -> Affine | None:
     if training:
         return None  # its examples meet; `check` says so
-    return Affine(lambda: F.batch_norm(input, running_mean, running_var, eps=eps), weight, bias, channels=1)
+    run = functools.partial(F.batch_norm, running_mean=running_mean, running_var=running_var, eps=eps)
+    return Affine(input, lambda x, w, b: run(x, weight=w, bias=b), weight, bias, channels=1)
+
+
+@_for(ELEMENTWISE, torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
+def _scale(input: Any, other: Any) -> Affine | None:
+    x, weight = (other, input) if isinstance(input, nn.Parameter) else (input, other)
+    if not _covers(x, weight):
+        return None
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return Affine(x, lambda x, w, _: x.to(dtype) if w is None else x * w, weight, None)
+
+
+@_for(ELEMENTWISE, torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+def _shift(input: Any, other: Any) -> Affine | None:
+    x, bias = (other, input) if isinstance(input, nn.Parameter) else (input, other)
+    if not _covers(x, bias):
+        return None
+    dtype = torch.promote_types(x.dtype, bias.dtype)
+    return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias)
+
+
+def _covers(x: Any, parameter: Any) -> bool:
+    """Whether the last axes of x are those of a parameter."""
+    if not (isinstance(x, Tensor) and isinstance(parameter, nn.Parameter)) or x.ndim <= parameter.ndim:
+        return False
+    return x.shape[x.ndim - parameter.ndim :] == parameter.shape
+
+
+def is_parameter(t: Tensor) -> TypeGuard[nn.Parameter]:
+    """Whether a tensor is a parameter: what ``isinstance`` says, without its price for every other tensor."""
+    return type(t) is nn.Parameter or (type(t) is not Tensor and isinstance(t, nn.Parameter))
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:
     """A tensor [B, ..., D] as rows of each group [groups, R, D], also where it is empty."""
+    if x.ndim == 3 and len(x) == groups:
+        return x
     return x.reshape(groups, x.shape[:-1].numel() // groups, x.shape[-1])
 
 

@@ -105,7 +105,7 @@ class RowsOfUses(Perturbed):
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """As there; what goes into a product shows interactions that weights of 0 hide in what comes out."""
-        self.met((p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)), product.x)
+        self.met(product.parameters, product.x)
         return super().product(run, product)
 
     def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def new_call() -> int:
     return -next(_numbers)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Shared:
     """A value that depends on parameters but on no example; examples get copies of it once they meet it.
 
@@ -33,21 +33,19 @@ class Shared:
         parameters: What it depends on.
         function: The value from the parameters' values, by id.
         lookup: Where it is nothing but rows of one parameter that were looked up: the product that says so.
+        version: How often the value had been written into when it was computed; None where PyTorch does not count.
     """
 
     value: Tensor
     parameters: tuple[nn.Parameter, ...]
     function: Callable[[Values], Tensor]
     lookup: Product | None = None
-    version: int | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "version", _version(self.value))
+    version: int | None = None
 
     @property
     def stale(self) -> bool:
-        """Whether the value was written into since: through a view, say, which is another tensor."""
-        return self.version != _version(self.value)
+        """Whether a computed value was written into since: through a view, say, which is another tensor."""
+        return not self.is_parameter and self.version != _version(self.value)
 
     @property
     def is_parameter(self) -> bool:
@@ -110,7 +108,7 @@ def computed(
                 values[number] = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
         return values[number] if item is None else values[number][item]
 
-    return Shared(value, parameters, again, lookup)
+    return Shared(value, parameters, again, lookup, _version(value))
 
 
 def _mode(device: str) -> Callable[[], Any]:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from deltasam.per_example import shared
 from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.functions import Function, function_of
-from deltasam.per_example.rules import AFFINES, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product
+from deltasam.per_example.rules import AFFINES, ELEMENTWISE, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product, is_parameter
 from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in, tensors_of_call
 from deltasam.per_example.writes import out_of_place, values_of_owners, written
 from deltasam.sharded import is_sharded
@@ -51,15 +51,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def know(self, parameters: dict[str, nn.Parameter]) -> None:
         """Look for uses of these parameters; what was computed from others is forgotten."""
+        structure = self.structure
+        whole = [p for p in structure.parameters.values() if not (structure.sharded and is_sharded(p))]
         self.names = {id(p): name for name, p in parameters.items()}
         self._wanted = parameters
-        self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in parameters.values() if not is_sharded(p)}
-        whole = self.structure.parameters.values()
-        others = (p for p in whole if id(p) not in self._shared and not is_sharded(p))
-        buffers = (b for m in self.structure.modules.values() for b in m._buffers.values() if b is not None)
-        self._constants: dict[int, Tensor] = {id(t): t for t in (*others, *buffers)}
+        self._shared: dict[int, Shared] = {id(p): shared.parameter(p) for p in whole if id(p) in self.names}
+        self._constants: dict[int, Tensor] = {id(p): p for p in whole if id(p) not in self.names}
+        self._constants.update((id(b), b) for b in structure.buffers)
         self._given: set[int] = set()  # with how many rows the model was called
-        self._known: set[int] | None = set(map(id, whole)) if self.structure.sharded else None
+        self._known = set(map(id, structure.parameters.values())) if structure.sharded else None
 
     def __enter__(self) -> ParameterUses:
         if not self._entered:
@@ -104,6 +104,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         """The output of a product of the examples with parameters; ``run`` computes it as usual."""
 
     @abc.abstractmethod
+    def affine(self, affine: Affine) -> Tensor:
+        """The output of a function that multiplies the examples with parameters, or adds these, element by element."""
+
+    @abc.abstractmethod
     def refuse(self, parameters: Iterable[nn.Parameter], reason: str) -> None:
         """These parameters are used in a way that cannot be handled."""
 
@@ -126,20 +130,26 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every torch function."""
-        function, kwargs = function_of(func), kwargs or {}
-        if function.looks or function.is_aten:  # a dispatch mode (a profiler, a counter) goes on with what was seen
-            return func(*args, **kwargs)
+        function = function_of(func)
+        if function.is_ignored:
+            return func(*args, **(kwargs or {}))
         if function.backward is not None:
             with self:
-                return function.backward(*args, **kwargs)
+                return function.backward(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         tensors = tensors_of_call(args, kwargs)
         if self._known is not None:
             self._meet([t for t in tensors if type(t) is nn.Parameter and id(t) not in self._known])
+        known, of_examples = self._constants, False
         for t in tensors:
             if id(t) in self._shared:
                 return self._with_parameters(func, function, tensors, args, kwargs)
+            of_examples = of_examples or id(t) not in known
         result = func(*args, **kwargs)
-        if not self._is_made_of_constants(result, tensors[:1] if function.is_like else tensors):
+        if of_examples and not function.is_like:  # what they were written into is no constant any more
+            known.pop(id(tensors[0]) if result is None else id(result), None)
+            self.moved(function, args, kwargs, result)
+        elif not self._is_made_of_constants(result, tensors[:1] if function.is_like else tensors):
             self.moved(function, args, kwargs, result)
         return result
 
@@ -152,10 +162,16 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self.sees(tensors[0].device.type)
         out, reader = kwargs.get("out"), PRODUCTS.get(func)
         refusal = REFUSALS.get(func) or REFUSALS.get(name)
-        if reader and refusal is None and out is None:  # nothing else holds for a linear layer
-            product = _read(reader, args, kwargs)
-            if product and self._is_plain(product) and not self._is_constant(product.x):
-                return self._product(lambda: func(*args, **kwargs), product)
+        if refusal is None and out is None:  # nothing else holds for a linear layer, or for a normalisation
+            if reader and (product := _read(reader, args, kwargs)):
+                if self._is_plain(product) and not self._is_constant(product.x):
+                    return self._product(lambda: func(*args, **kwargs), product)
+            elif (by_element := AFFINES.get(func) or ELEMENTWISE.get(func)) is not None:
+                affine = _read(by_element, args, kwargs)
+                if affine is not None and (parameters := self._of_affine(affine)):
+                    result = self.affine(affine)
+                    self.met(parameters, result)
+                    return result
         if out is not None and function.takes_out:
             return self._into(out, func, args, {key: value for key, value in kwargs.items() if key != "out"})
         if function.is_like and len(tensors) > 1:
@@ -194,8 +210,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _stale(self, tensors: list[Tensor]) -> bool:
         """Whether a value that was computed from parameters was written into behind our back."""
-        found = (self._shared[id(t)] for t in tensors if id(t) in self._shared)
-        return any(not value.is_parameter and value.stale for value in found)
+        return any(self._shared[id(t)].stale for t in tensors if id(t) in self._shared)
 
     def _is_plain(self, product: Product) -> bool:
         """Whether weight and bias are parameters as they are, and the input belongs to the examples."""
@@ -205,7 +220,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         result = self.product(run, product)
-        self.met([p for p in (product.weight, product.bias) if isinstance(p, nn.Parameter)], result)
+        self.met(product.parameters, result)
         return result
 
     def _into(self, out: Any, func: Any, args: Any, kwargs: Any) -> Any:
@@ -341,9 +356,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
     # Uses with copies: one value per example, broadcast or mapped.
 
     def _affine(self, affine: Affine) -> Tensor:
-        normal = affine.plain()
-        if affine.channels is None and (result := self._affine_of_parameters(affine, normal)) is not None:
-            return result
+        normal = affine.run(affine.x, None, None)
         weight, bias = (self._along(t, normal, affine.channels) for t in (affine.weight, affine.bias))
         if weight is not None and bias is not None:
             result = self.__torch_function__(torch.addcmul, (), (bias, normal, weight))
@@ -353,20 +366,14 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             result = self.__torch_function__(torch.add, (), (normal, bias))
         return result.to(normal.dtype)  # a float32 norm in a bfloat16 model gives bfloat16
 
-    def _affine_of_parameters(self, affine: Affine, normal: Tensor) -> Tensor | None:
-        """The commonest case, without a look at its functions one by one; None where it is another."""
-        weight, bias = affine.weight, affine.bias
-        if not (isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)) or normal.ndim <= weight.ndim:
-            return None
-        if not (id(weight) in self._shared and id(bias) in self._shared and self._of_examples(normal)):
-            return None
-        bias_copies, weight_copies = (
-            self.copies(p, len(normal)).view(len(normal), *[1] * (normal.ndim - p.ndim - 1), *p.shape)
-            for p in (bias, weight)
-        )
-        result = torch.addcmul(bias_copies, normal, weight_copies)
-        self.met((bias, weight), result)
-        return result.to(normal.dtype)
+    def _of_affine(self, affine: Affine) -> list[nn.Parameter]:
+        """The wanted parameters in it, if all it consists of are these, constants, and examples that have a graph."""
+        if affine.channels is not None or not affine.x.requires_grad or not self._of_examples(affine.x):
+            return []
+        sides = [t for t in (affine.weight, affine.bias) if t is not None]
+        wanted = [t for t in sides if is_parameter(t) and id(t) in self.names]
+        rest = (t for t in sides if id(t) not in self.names)
+        return wanted if affine.x.ndim > sides[0].ndim and all(map(self._is_constant, rest)) else []
 
     def _masked(self, masked: Masked) -> Tensor:
         """A function part of whose result has no gradient, which ``vmap`` would give one."""
@@ -512,7 +519,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
-            others = [t for t in tensors if id(t) not in rows and t.ndim and len(t) == count and not _is_parameter(t)]
+            others = [t for t in tensors if id(t) not in rows and t.ndim and len(t) == count and not is_parameter(t)]
             if others:
                 return self._with_rows(others, func, name, args, kwargs)
             reason = f"{name} cannot be run with a copy for each example ({str(error).partition(chr(10))[0]})"
@@ -524,9 +531,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _is_constant(self, t: Tensor) -> bool:
         """Whether it is the same for all examples, also if we have not seen where it comes from."""
-        if id(t) in self._constants or isinstance(t, nn.Parameter):
+        if id(t) in self._constants or is_parameter(t):
             return True
-        single = t.ndim > 0 and len(t) == 1 and not t.requires_grad
+        single = not t.requires_grad and t.ndim > 0 and len(t) == 1
         return single and bool(self._given) and 1 not in self._given
 
     def _parameters(self, args: Any, kwargs: Any) -> tuple[nn.Parameter, ...]:
@@ -547,8 +554,6 @@ def _plainly_laid(t: Tensor) -> Tensor:
     return t.clone(memory_format=torch.contiguous_format) if t.is_contiguous() and t.stride() != expected else t
 
 
-def _is_parameter(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter)
 
 
 def _memory(tensor: Tensor) -> int:

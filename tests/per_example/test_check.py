@@ -16,6 +16,7 @@ import deltasam
 import own_copies
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.outer import Products
 from deltasam.per_example.perturbed import Perturbed
 
 N, T, D, C = 4, 6, 8, 3
@@ -531,8 +532,9 @@ def test_a_parameter_left_out_of_a_sum() -> None:
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
 
 
-def test_thin_uses_are_remembered() -> None:
+def test_thin_uses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer of which one token is read: its other rows have no gradient, and later steps do not look for it anew."""
+    monkeypatch.setattr(outer, "SMALL", 0)
 
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.head(hidden(m, x)[:, 0])
@@ -580,7 +582,17 @@ def test_one_example_is_checked_once() -> None:
 
 def wrong_place_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> str:
     """Products that are kept by their memory: right values, wrong gradients, and only where weights have moved."""
-    monkeypatch.setattr(outer, "_in_graph", lambda x: None)
+    kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+
+    def by_memory(self: Products, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
+        key = (p.data_ptr(), p.shape, p._version, q.data_ptr(), ones, factors is None, torch.is_grad_enabled())
+        if key not in kept:
+            product = p @ q.mT + ones
+            kept[key] = product if factors is None else product * factors[:, None, None], p, q
+        return kept[key][0]
+
+    monkeypatch.setattr(outer, "SMALL", 0)
+    monkeypatch.setattr(Products, "__call__", by_memory)
     return "second_head_on_detached"
 
 

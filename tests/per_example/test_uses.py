@@ -972,7 +972,8 @@ def test_coverage_tells_the_rules() -> None:
     assert rules.keys() == {n for n, _ in model.named_parameters()}
     assert rules["embed.weight"] == "lookup"
     assert rules["linear.weight"] == rules["head.bias"] == "product"
-    assert rules["norm.weight"] == rules["network.weight"] == "copies"
+    assert rules["norm.weight"] == "affine"
+    assert rules["network.weight"] == "copies"
     assert rules["unused"] == "unused"
     header, *lines = str(coverage).splitlines()
     assert header.split() == ["parameter", "rule", "exact", "why", "not"]

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.gradient import ParameterGradient, gradient_of, is_small
-from deltasam.per_example.outer import SMALL, Outer, Products, alike_in_small, matrices, square_norms
+from deltasam.per_example.gradient import ParameterGradient, gradient_of
+from deltasam.per_example.outer import Outer, Products, alike_in_small, is_small, matrices, square_norms
 from deltasam.per_example.record import Use
 from deltasam.per_example.rules import Affine, PaddedLookup, Product
 from deltasam.weight_space import wide
@@ -50,7 +50,7 @@ class ExampleGradients:
                     of_each.setdefault(id(p), (p, []))[1].append((number, use, b))
         # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
         self._weights = {
-            b: w for b, w in _weights_by_bias(uses).items() if w in of_each and not is_small(of_each[w][0], groups)
+            b: w for b, w in _weights_by_bias(uses).items() if w in of_each and not is_small(groups * of_each[w][0].numel())
         }
         self._fused_weights = set(self._weights.values())
         self.of: dict[int, ParameterGradient] = {}
@@ -59,7 +59,7 @@ class ExampleGradients:
             if self._is_fused(parameter):
                 continue
             outers, denses = self._contributions(parameter, its_uses)
-            if not denses and len(outers) == 1 and is_small(parameter, groups) and (key := alike_in_small(outers[0])):
+            if not denses and len(outers) == 1 and is_small(groups * parameter.numel()) and (key := alike_in_small(outers[0])):
                 alike.setdefault((*key, parameter.shape), []).append((parameter, outers[0]))
             else:
                 self.of[id(parameter)] = gradient_of(parameter, outers, denses, groups)
@@ -174,7 +174,7 @@ class ExampleGradients:
             b = b * (x != product.ignored)[:, :, None]
         term = Outer(x, b, product.axis, ones)
         unexpected = self._expected is not None and number not in self._expected
-        if unexpected or not x.is_floating_point() or is_small(product.weight, self.groups):
+        if unexpected or not x.is_floating_point() or is_small(self.groups * product.weight.numel()):
             return term
         less = term.without_zero_rows()
         if less is not term:
@@ -198,7 +198,7 @@ def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
     alike: dict[tuple[object, ...], list[Outer]] = {}
     for gradient in gradients:
         dense = gradient.dense
-        if dense is not None and dense.numel() <= SMALL:
+        if dense is not None and is_small(dense.numel()):
             small.append(dense.flatten(1) if dense.ndim > 1 else dense[:, None])
         elif len(gradient.outers) == 1 and (key := alike_in_small(gradient.outers[0])):
             alike.setdefault(key, []).append(gradient.outers[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.per_example import outer
-from deltasam.per_example.outer import SMALL, Outer, Products
+from deltasam.per_example.outer import Outer, Products, is_small
 from deltasam.weight_space import wide
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
@@ -112,11 +112,6 @@ class ParameterGradient:
         return _sum(term.bias_total() for term in self.outers)
 
 
-def is_small(parameter: Tensor, groups: int) -> bool:
-    """Whether a gradient for every group is so small that to launch operations costs more than what they do."""
-    return groups * parameter.numel() <= SMALL
-
-
 def gradient_of(
     parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor], groups: int
 ) -> ParameterGradient:
@@ -130,7 +125,7 @@ def gradient_of(
     """
     outers = _merged(outers)
     multiplies = not denses and all(term.x.is_floating_point() for term in outers)
-    small = is_small(parameter, groups) and multiplies  # a lookup takes more operations with a table for each group
+    small = is_small(groups * parameter.numel()) and multiplies  # a lookup takes more operations with a table for each group
     if not denses and not small and _outer_products_are_cheaper(outers, parameter.shape):
         return ParameterGradient(tuple(outers), multiplies=multiplies)
     matrices = (term.matrix(parameter.shape) for term in outers)

@@ -20,7 +20,11 @@ from deltasam.per_example.backwards import checkpoint_region
 from deltasam.weight_space import HALVES, wide
 
 SMALL = 1 << 15
-"""So many numbers are copied in less time than an operation takes to launch."""
+
+
+def is_small(numbers: int) -> bool:
+    """Whether so many numbers are copied in less time than an operation takes to launch."""
+    return numbers <= SMALL
 
 
 @dataclass(slots=True, eq=False)  # not frozen: one is made in every layer, and that takes four times as long
@@ -80,7 +84,7 @@ class Outer:
     @property
     def is_small(self) -> bool:
         """Whether to launch an operation costs more than what it does with all this."""
-        return self.x.numel() + self.b.numel() <= SMALL
+        return is_small(self.x.numel() + self.b.numel())
 
     def without_zero_rows(self) -> Outer:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
@@ -178,7 +182,8 @@ def matrices(terms: Sequence[Outer], shape: torch.Size) -> Sequence[Tensor]:
     """The gradients of several weights [g, *shape], each one outer product, all of one shape: launched as one."""
     x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
     together = torch.bmm(x.mT, b) if terms[0].axis == 0 else torch.bmm(b.mT, x)
-    return together.view(-1, *shape).split(len(terms[0].b))
+    groups = len(terms[0].b)
+    return together.view(len(terms) * groups, *shape).split(groups)
 
 
 def square_norms(terms: list[Outer]) -> Tensor:
@@ -186,7 +191,7 @@ def square_norms(terms: list[Outer]) -> Tensor:
     x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
     with_x = _product(x, x)
     products = (with_x + 1 if terms[0].ones else with_x) * _product(b, b)
-    return products.view(len(terms), len(terms[0].b), -1).sum((0, 2))
+    return products.view(len(terms), len(terms[0].b), *products.shape[1:]).sum((0, 2, 3))
 
 
 def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.functions import Function
-from deltasam.per_example.gradient import ParameterGradient, is_small
-from deltasam.per_example.outer import Products
+from deltasam.per_example.gradient import ParameterGradient
+from deltasam.per_example.outer import Products, is_small
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Lookup, Product
+from deltasam.per_example.rules import Affine, Product
 from deltasam.per_example.uses import ParameterUses
 
 
@@ -43,22 +44,20 @@ class Perturbed(ParameterUses):
         }
         self._products = Products(wide=False)
         self._moves, self._uses = RowMoves(), 0
-        nothing = torch.empty(0)
-        self._last: tuple[Any, ...] = (nothing, 0, None, nothing)
+        self._last: tuple[tuple[object, ...], Tensor | None] = ((), None)
 
     def _perturb_small(self) -> dict[int, Tensor]:
-        """Small parameters for every group [g, *shape], by id: launched for all of a type at once, not for each.
+        """Small parameters for every group [g, *shape], by id; vectors have an axis for rows between [g, 1, D].
 
-        Vectors have an axis for rows between [g, 1, D].
+        With these a layer is one product, where two forms of it would be two, with others between them.
         """
-        looked_up = {id(p) for use in self._record.uses if isinstance(use.product, Lookup) for p in use.parameters}
+        otherwise = {id(p) for use in self._record.uses if not _is_simple(use.product) for p in use.parameters}
         perturbed = {}
         for p in self._record.parameters.values():
             gradient = self._of(p)
-            if gradient is not None and gradient.dense is not None and is_small(p, self._groups):
-                if id(p) not in looked_up:
-                    d = gradient.dense
-                    perturbed[id(p)] = p + (d if p.ndim > 1 else d[:, None])
+            if gradient is not None and (dense := gradient.dense) is not None and id(p) not in otherwise:
+                if is_small(dense.numel()):
+                    perturbed[id(p)] = p + (dense if p.ndim > 1 else dense[:, None]).to(p.dtype)
         return perturbed
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
@@ -82,7 +81,7 @@ class Perturbed(ParameterUses):
         self._uses += 1
         if len(product.x) % self._groups:
             self._refuse_rows(len(product.x), product.parameters)
-        if id(product.weight) in self._small and not _in_low_precision(product.x):
+        if id(product.weight) in self._small and self._has_all(product.bias) and not _in_low_precision(product.x):
             return self._multiply_small(product)
         if id(product.weight) in self._moved and not _in_low_precision(product.x):
             return self._multiply(product, self._moved[id(product.weight)])
@@ -136,11 +135,17 @@ class Perturbed(ParameterUses):
         if type(product) is not Product:
             return product.input_rows(self._groups)
         x = product.x
-        version, node, (last, *its, rows) = x._version, x.grad_fn, self._last
-        if last is not x or its != [version, node] or rows.requires_grad != x.requires_grad:
-            rows = product.input_rows(self._groups)
-            self._last = (x, version, node, rows)
-        return rows
+        if x.ndim == 3 and len(x) == self._groups:
+            return x
+        # The place in the graph as well; and a view that was made without gradients says that it has one, and has none.
+        key = (x, x._version, x.grad_fn, torch.is_grad_enabled())
+        if not all(map(operator.is_, key, self._last[0])) or self._last[1] is None:
+            self._last = (key, product.input_rows(self._groups))
+        return self._last[1]
+
+    def _has_all(self, bias: Tensor | None) -> bool:
+        """Whether a layer's bias is there for every group, or the same for all."""
+        return bias is None or id(bias) in self._small or self._of(bias) is None
 
     def _multiply_small(self, product: Product) -> Tensor:
         weight, bias, x = self._small[id(product.weight)], product.bias, self._input_rows(product)
@@ -217,6 +222,11 @@ class _MultiplyEach(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             db = dy.sum((0, 1), keepdim=True) if ctx.bias_groups == 1 else dy.sum(1, keepdim=True)
         return dx, dw, dm, db, None
+
+
+def _is_simple(product: Product | Affine | None) -> bool:
+    """Whether a use is no lookup and no convolution."""
+    return type(product) is Product or not isinstance(product, Product)
 
 
 def _matrices(weights: Tensor) -> Tensor:

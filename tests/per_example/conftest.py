@@ -1,0 +1,13 @@
+"""Every test of the engine runs with the forms that it has for large layers, too: the models here are small."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltasam.per_example import outer
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "large":
+        monkeypatch.setattr(outer, "SMALL", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -119,11 +120,16 @@ class ExampleGradients:
 
     def times(self, factors: Tensor) -> None:
         """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
-        denses = [gradient.dense for gradient in self.of.values() if gradient.dense is not None]
-        if denses:
-            each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses}}
-            torch._foreach_mul_(denses, [each[dense.ndim] for dense in denses])
-        self.of = {key: g.times(factors) if g.dense is None else g for key, g in self.of.items()}
+        denses = {key: gradient.dense for key, gradient in self.of.items() if gradient.dense is not None}
+        each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses.values()}}
+        if denses and factors.requires_grad:
+            denses = {key: dense * each[dense.ndim] for key, dense in denses.items()}
+        elif denses:
+            torch._foreach_mul_(list(denses.values()), [each[dense.ndim] for dense in denses.values()])
+        self.of = {
+            key: replace(gradient, dense=denses[key]) if key in denses else gradient.times(factors)
+            for key, gradient in self.of.items()
+        }
 
     def multiply(self, scales: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         """Multiply every group's gradient of a parameter by a tensor [*shape], element by element.

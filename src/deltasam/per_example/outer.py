@@ -178,12 +178,12 @@ def alike_in_small(term: Outer) -> tuple[object, ...] | None:
     return x.shape, b.shape, term.axis, term.ones, x.dtype, b.dtype, b.device
 
 
-def matrices(terms: Sequence[Outer], shape: torch.Size) -> Sequence[Tensor]:
+def matrices(terms: Sequence[Outer], shape: torch.Size) -> list[Tensor]:
     """The gradients of several weights [g, *shape], each one outer product, all of one shape: launched as one."""
     x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
     together = torch.bmm(x.mT, b) if terms[0].axis == 0 else torch.bmm(b.mT, x)
-    groups = len(terms[0].b)
-    return together.view(len(terms) * groups, *shape).split(groups)
+    each = together.view(len(terms), len(terms[0].b), *shape)
+    return [each[i] for i in range(len(terms))]
 
 
 def square_norms(terms: list[Outer]) -> Tensor:

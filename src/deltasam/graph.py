@@ -70,4 +70,3 @@ REENTRANT = (
     "use_reentrant=False, with transformers "
     "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
 )
-

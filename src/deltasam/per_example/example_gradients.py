@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.per_example.gradient import ParameterGradient, gradient_of
-from deltasam.per_example.outer import Outer, Products, alike_in_small, is_small, matrices, square_norms
+from deltasam.per_example.outer import Outer, Products, alike_in_small, is_small, square_norms
 from deltasam.per_example.record import Use
 from deltasam.per_example.rules import Affine, PaddedLookup, Product
+from deltasam.per_example.small import SmallGradients
 from deltasam.weight_space import wide
 
 
@@ -44,30 +46,28 @@ class ExampleGradients:
         self._unit: Tensor | None = None
         self._finite: bool | None = None
         self._rows: dict[int, tuple[Tensor, int, Tensor]] = {}
-        of_each: dict[int, tuple[nn.Parameter, list[tuple[int, Use, Tensor]]]] = {}
-        for number, (use, b) in enumerate(zip(uses, gradients, strict=True)):
-            if b is not None:
-                for p in use.parameters:
-                    of_each.setdefault(id(p), (p, []))[1].append((number, use, b))
+        there = [(number, use, b) for number, (use, b) in enumerate(zip(uses, gradients, strict=True)) if b is not None]
+        counts = Counter(id(p) for _, use, _ in there for p in use.parameters)
+        small, others = SmallGradients(groups), {}
+        for number, use, b in there:
+            product, parameters = use.product, use.parameters
+            if product and small.fit(product, parameters) and all(counts[id(p)] == 1 for p in parameters):
+                small.take(product, parameters, self._input_rows(product), product.output_rows(b, groups))
+            else:
+                for p in parameters:
+                    others.setdefault(id(p), (p, []))[1].append((number, use, b))
         # Of all uses: a bias that is fused with its weight must move wherever it is used, also without a gradient.
         self._weights = {
-            b: w for b, w in _weights_by_bias(uses).items() if w in of_each and not is_small(groups * of_each[w][0].numel())
+            b: w
+            for b, w in _weights_by_bias(uses).items()
+            if w in others and not is_small(groups * others[w][0].numel())
         }
         self._fused_weights = set(self._weights.values())
-        self.of: dict[int, ParameterGradient] = {}
-        alike: dict[tuple[object, ...], list[tuple[nn.Parameter, Outer]]] = {}
-        for parameter, its_uses in of_each.values():  # weights come before their biases
-            if self._is_fused(parameter):
-                continue
-            outers, denses = self._contributions(parameter, its_uses)
-            if not denses and len(outers) == 1 and is_small(groups * parameter.numel()) and (key := alike_in_small(outers[0])):
-                alike.setdefault((*key, parameter.shape), []).append((parameter, outers[0]))
-            else:
+        self.of = {id(p): ParameterGradient(dense=dense, multiplies=p.ndim > 1) for p, dense in small.formed()}
+        for parameter, its_uses in others.values():  # weights come before their biases
+            if not self._is_fused(parameter):
+                outers, denses = self._contributions(parameter, its_uses)
                 self.of[id(parameter)] = gradient_of(parameter, outers, denses, groups)
-        for pairs in alike.values():
-            parameters, terms = zip(*pairs, strict=True)
-            for parameter, dense in zip(parameters, matrices(terms, parameters[0].shape), strict=True):
-                self.of[id(parameter)] = ParameterGradient(dense=dense, multiplies=True)
         self._rows.clear()
 
     def norms(self) -> Tensor:
@@ -187,9 +187,9 @@ class ExampleGradients:
             self.thin.add(number)
         return less
 
-    def _input_rows(self, product: Product) -> Tensor:
+    def _input_rows(self, product: Product | Affine) -> Tensor:
         """Of the product; the same tensor again for the same input, so that layers which share one share products."""
-        if type(product) is not Product:
+        if not isinstance(product, Affine) and type(product) is not Product:
             return product.input_rows(self.groups).detach()
         x = product.x
         held, version, rows = self._rows.get(id(x), (None, 0, x))

@@ -112,9 +112,7 @@ class ParameterGradient:
         return _sum(term.bias_total() for term in self.outers)
 
 
-def gradient_of(
-    parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor], groups: int
-) -> ParameterGradient:
+def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor], groups: int) -> ParameterGradient:
     """The sum of what every use of a parameter contributed, in the form that costs least.
 
     Args:
@@ -125,7 +123,9 @@ def gradient_of(
     """
     outers = _merged(outers)
     multiplies = not denses and all(term.x.is_floating_point() for term in outers)
-    small = is_small(groups * parameter.numel()) and multiplies  # a lookup takes more operations with a table for each group
+    small = (
+        is_small(groups * parameter.numel()) and multiplies
+    )  # a lookup takes more operations with a table for each group
     if not denses and not small and _outer_products_are_cheaper(outers, parameter.shape):
         return ParameterGradient(tuple(outers), multiplies=multiplies)
     matrices = (term.matrix(parameter.shape) for term in outers)

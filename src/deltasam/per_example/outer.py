@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +142,6 @@ class Products:
         assert isinstance(product, Tensor)
         return product
 
-
     def _product(self, p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
         if not ones:
             return _product(p, q)
@@ -171,19 +168,11 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
 
 
 def alike_in_small(term: Outer) -> tuple[object, ...] | None:
-    """What must be equal of small gradients for ``matrices`` and ``square_norms``; None for one that is no such."""
+    """What must be equal of small gradients for ``square_norms``; None for one that is no such."""
     x, b = term.x, term.b
     if not term.is_small or not x.is_floating_point() or term.factors is not None:
         return None
     return x.shape, b.shape, term.axis, term.ones, x.dtype, b.dtype, b.device
-
-
-def matrices(terms: Sequence[Outer], shape: torch.Size) -> list[Tensor]:
-    """The gradients of several weights [g, *shape], each one outer product, all of one shape: launched as one."""
-    x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
-    together = torch.bmm(x.mT, b) if terms[0].axis == 0 else torch.bmm(b.mT, x)
-    each = together.view(len(terms), len(terms[0].b), *shape)
-    return [each[i] for i in range(len(terms))]
 
 
 def square_norms(terms: list[Outer]) -> Tensor:

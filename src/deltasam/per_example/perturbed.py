@@ -52,13 +52,16 @@ class Perturbed(ParameterUses):
         With these a layer is one product, where two forms of it would be two, with others between them.
         """
         otherwise = {id(p) for use in self._record.uses if not _is_simple(use.product) for p in use.parameters}
-        perturbed = {}
+        steps = {}
         for p in self._record.parameters.values():
             gradient = self._of(p)
             if gradient is not None and (dense := gradient.dense) is not None and id(p) not in otherwise:
                 if is_small(dense.numel()):
-                    perturbed[id(p)] = p + (dense if p.ndim > 1 else dense[:, None]).to(p.dtype)
-        return perturbed
+                    step = dense if p.ndim > 1 else dense[:, None]
+                    steps[id(p)] = p, step if step.dtype == p.dtype else step.to(p.dtype)
+        if not steps:
+            return {}
+        return dict(zip(steps, torch._foreach_add(*map(list, zip(*steps.values(), strict=True))), strict=True))
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
         """The perturbed parameter for every example [count, *shape]."""

@@ -54,7 +54,9 @@ def reader_of(name: str) -> Reader | None:
     return _READERS.get(name if name.startswith("__") else name.rstrip("_"))
 
 
-def _row_move(name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Move | None:
+def _row_move(
+    name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+) -> Move | None:
     """What a call did with the rows of its arguments; None where that does not depend on data."""
     pieces = args[0] if args and isinstance(args[0], (list, tuple)) else result
     flows = [t for t in tensors_in(result if name != "__setitem__" else list(args)) if t.requires_grad]

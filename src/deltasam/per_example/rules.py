@@ -124,6 +124,7 @@ class Affine:
         weight: Or None.
         bias: Or None.
         channels: The axis of the output that weight and bias lie along, from the front; None: the last ones.
+        key: Equal where ``run`` computes the same.
     """
 
     x: Tensor
@@ -131,8 +132,17 @@ class Affine:
     weight: Tensor | None
     bias: Tensor | None
     channels: int | None = None
+    key: tuple[object, ...] = ()
 
     kind: ClassVar[str] = "affine"
+
+    def input_rows(self, groups: int) -> Tensor:
+        """The input [groups, R, D]."""
+        return _rows(self.x, groups)
+
+    def output_rows(self, y: Tensor, groups: int) -> Tensor:
+        """Something of the output's shape as [groups, R, D]."""
+        return _rows(y, groups)
 
     def gradient(self, parameter: nn.Parameter, b: Tensor, groups: int) -> Tensor:
         """The gradient of weight or bias in every group [g, *shape].
@@ -310,12 +320,14 @@ def _attention(*_: Any, **__: Any) -> str:
 def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Affine:
-    return Affine(input, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), weight, bias)
+    return Affine(
+        input, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), weight, bias, key=("layer_norm", eps)
+    )
 
 
 @_for(AFFINES, F.rms_norm)
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Affine:
-    return Affine(input, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), weight, None)
+    return Affine(input, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), weight, None, key=("rms_norm", eps))
 
 
 @_for(AFFINES, F.group_norm)
@@ -348,7 +360,7 @@ def _scale(input: Any, other: Any) -> Affine | None:
     if not _covers(x, weight):
         return None
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    return Affine(x, lambda x, w, _: x.to(dtype) if w is None else x * w, weight, None)
+    return Affine(x, lambda x, w, _: x.to(dtype) if w is None else x * w, weight, None, key=("mul", dtype))
 
 
 @_for(ELEMENTWISE, torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
@@ -357,7 +369,7 @@ def _shift(input: Any, other: Any) -> Affine | None:
     if not _covers(x, bias):
         return None
     dtype = torch.promote_types(x.dtype, bias.dtype)
-    return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias)
+    return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias, key=("add", dtype))
 
 
 def _covers(x: Any, parameter: Any) -> bool:

@@ -25,7 +25,18 @@ from torch.overrides import TorchFunctionMode
 from deltasam.per_example import shared
 from deltasam.per_example.composed import COMPOSED
 from deltasam.per_example.functions import Function, function_of
-from deltasam.per_example.rules import AFFINES, ELEMENTWISE, MASKED, PRODUCTS, REFUSALS, Affine, Lookup, Masked, Product, is_parameter
+from deltasam.per_example.rules import (
+    AFFINES,
+    ELEMENTWISE,
+    MASKED,
+    PRODUCTS,
+    REFUSALS,
+    Affine,
+    Lookup,
+    Masked,
+    Product,
+    is_parameter,
+)
 from deltasam.per_example.shared import Shared, map_tensors, tensors_given, tensors_in, tensors_of_call
 from deltasam.per_example.writes import out_of_place, values_of_owners, written
 from deltasam.sharded import is_sharded
@@ -552,8 +563,6 @@ def _plainly_laid(t: Tensor) -> Tensor:
     """A contiguous tensor with strides that are so too where an axis is 1 long: convolutions take others for NHWC."""
     expected = tuple(itertools.accumulate((1, *t.shape[:0:-1]), operator.mul))[::-1]
     return t.clone(memory_format=torch.contiguous_format) if t.is_contiguous() and t.stride() != expected else t
-
-
 
 
 def _memory(tensor: Tensor) -> int:

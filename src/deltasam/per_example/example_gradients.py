@@ -48,7 +48,8 @@ class ExampleGradients:
         self._rows: dict[int, tuple[Tensor, int, Tensor]] = {}
         there = [(number, use, b) for number, (use, b) in enumerate(zip(uses, gradients, strict=True)) if b is not None]
         counts = Counter(id(p) for _, use, _ in there for p in use.parameters)
-        small, others = SmallGradients(groups), {}
+        small = SmallGradients(groups)
+        others: dict[int, tuple[nn.Parameter, list[tuple[int, Use, Tensor]]]] = {}
         for number, use, b in there:
             product, parameters = use.product, use.parameters
             if product and small.fit(product, parameters) and all(counts[id(p)] == 1 for p in parameters):

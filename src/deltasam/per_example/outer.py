@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ class Products:
 
     def __init__(self, *, wide: bool, keep: int = 4) -> None:
         self._wide, self._keep = wide, keep
-        self._kept: OrderedDict[tuple[object, ...], tuple[object, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
         self._one: Tensor | None = None
 
     def __call__(self, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
@@ -125,22 +126,20 @@ class Products:
             ones: Whether a constant 1 is appended to both.
             factors: Of each group [g].
         """
-        # The place in the graph as well: a tensor may be detached in place. And gradient checkpointing must find as much
-        # to save the second time, so its regions share with no one else.
+        # The place in the graph as well: a tensor may be detached in place. And gradient checkpointing must find as
+        # much to save the second time, so its regions share with no one else.
         node, region = p.grad_fn, checkpoint_region()
         key = (id(p), p._version, id(q), id(factors), ones, torch.is_grad_enabled(), id(region), id(node))
-        found = self._kept.get(key)
-        if found is None:
+        if key not in self._kept:
             product = self._product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
                 product = product * factors[:, None, None]
             # Held, so that nothing else takes their place.
-            self._kept[key] = found = (product, p, q, factors, region, node)
+            self._kept[key] = (product, p, q, factors, region, node)
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
-        product = found[0]
-        assert isinstance(product, Tensor)
-        return product
+        kept: Tensor = self._kept[key][0]
+        return kept
 
     def _product(self, p: Tensor, q: Tensor, *, ones: bool) -> Tensor:
         if not ones:

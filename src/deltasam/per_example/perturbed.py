@@ -44,7 +44,7 @@ class Perturbed(ParameterUses):
         }
         self._products = Products(wide=False)
         self._moves, self._uses = RowMoves(), 0
-        self._last: tuple[tuple[object, ...], Tensor | None] = ((), None)
+        self._last: tuple[tuple[object, ...], Tensor] = ((), torch.empty(0))
 
     def _perturb_small(self) -> dict[int, Tensor]:
         """Small parameters for every group [g, *shape], by id; vectors have an axis for rows between [g, 1, D].
@@ -55,10 +55,10 @@ class Perturbed(ParameterUses):
         steps = {}
         for p in self._record.parameters.values():
             gradient = self._of(p)
-            if gradient is not None and (dense := gradient.dense) is not None and id(p) not in otherwise:
-                if is_small(dense.numel()):
-                    step = dense if p.ndim > 1 else dense[:, None]
-                    steps[id(p)] = p, step if step.dtype == p.dtype else step.to(p.dtype)
+            dense = None if gradient is None or id(p) in otherwise else gradient.dense
+            if dense is not None and is_small(dense.numel()):
+                step = dense if p.ndim > 1 else dense[:, None]
+                steps[id(p)] = p, step if step.dtype == p.dtype else step.to(p.dtype)
         if not steps:
             return {}
         return dict(zip(steps, torch._foreach_add(*map(list, zip(*steps.values(), strict=True))), strict=True))
@@ -100,12 +100,11 @@ class Perturbed(ParameterUses):
         """The output with perturbed weights."""
         plain = affine.run(affine.x, None, None)
         weight, bias = (self._beside(t, plain) for t in (affine.weight, affine.bias))
-        if weight is None:
-            y = plain + bias
-        elif bias is None:
-            y = plain * weight
-        else:
+        if weight is not None and bias is not None:
             y = torch.addcmul(bias, plain, weight)
+        else:
+            y = plain if weight is None else plain * weight
+            y = y if bias is None else y + bias
         return y if y.dtype == plain.dtype else y.to(plain.dtype)
 
     def _beside(self, side: Tensor | None, output: Tensor) -> Tensor | None:
@@ -142,7 +141,7 @@ class Perturbed(ParameterUses):
             return x
         # The place in the graph as well; and a view that was made without gradients says that it has one, and has none.
         key = (x, x._version, x.grad_fn, torch.is_grad_enabled())
-        if not all(map(operator.is_, key, self._last[0])) or self._last[1] is None:
+        if not self._last[0] or not all(map(operator.is_, key, self._last[0])):
             self._last = (key, product.input_rows(self._groups))
         return self._last[1]
 
@@ -153,10 +152,7 @@ class Perturbed(ParameterUses):
     def _multiply_small(self, product: Product) -> Tensor:
         weight, bias, x = self._small[id(product.weight)], product.bias, self._input_rows(product)
         weight = weight if product.axis == 0 else weight.mT
-        if bias is None:
-            rows = torch.bmm(x, weight)
-        else:
-            rows = torch.baddbmm(self._small[id(bias)] if id(bias) in self._small else bias, x, weight)
+        rows = torch.bmm(x, weight) if bias is None else torch.baddbmm(self._small.get(id(bias), bias), x, weight)
         return rows if rows.shape[:-1] == product.x.shape[:-1] else product.output(rows)
 
     def _multiply(self, product: Product, moved: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients of small parameters, formed together: those of all layers that are alike in as many operations as of one."""
+"""Gradients of small parameters, formed together: of all layers that are alike in as many operations as of one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from deltasam.per_example.outer import is_small
 from deltasam.per_example.rules import Affine, Product
 from deltasam.weight_space import wide
 
+_Layer = tuple[Product | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]
+
 
 class SmallGradients:
     """Gradients of parameters that are used once each.
@@ -21,15 +23,14 @@ class SmallGradients:
 
     def __init__(self, groups: int) -> None:
         self._groups = groups
-        self._alike: dict[
-            tuple[object, ...], list[tuple[Product | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]]
-        ] = {}
+        self._alike: dict[tuple[object, ...], list[_Layer]] = {}
 
     def fit(self, product: Product | Affine, parameters: Sequence[nn.Parameter]) -> bool:
         """Whether the parameters in a layer have gradients that are formed here."""
-        if type(product) is not Product and not (
-            isinstance(product, Affine) and product.key and parameters[0].ndim == 1
-        ):
+        if isinstance(product, Affine):
+            if not product.key or parameters[0].ndim != 1:
+                return False
+        elif type(product) is not Product:
             return False
         return product.x.is_floating_point() and is_small(self._groups * parameters[0].numel())
 

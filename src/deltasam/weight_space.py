@@ -53,7 +53,16 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def plus(a: Vector, b: Vector) -> list[Tensor | None]:
     """The sum of two vectors. Not in place: autograd may give one tensor as the gradient of two parameters."""
-    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
+    return [y if x is None else x if y is None else next(sums) for x, y in zip(a, b, strict=True)]
+
+
+def times(vector: Vector, factor: float) -> list[Tensor | None]:
+    """A vector times a number; not in place either."""
+    there = [t for t in vector if t is not None]
+    products = iter(torch._foreach_mul(there, factor) if there else ())
+    return [None if t is None else next(products) for t in vector]
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _edges(tensors: Any) -> list[GradientEdge]:
     tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
-    return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
+    with torch._C.DisableTorchFunction():  # to ask for the place of a parameter is no use of it
+        return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
 
 
 BACKWARDS: dict[Any, Callable[..., Any]] = {

@@ -386,4 +386,4 @@ def _before(roots: Sequence[Any]) -> set[Any]:
 
 
 def _plus(a: Vector, b: Vector, sign: int) -> list[Tensor | None]:
-    return weight_space.plus(a, [None if t is None else sign * t for t in b])
+    return weight_space.plus(a, b if sign == 1 else weight_space.times(b, sign))

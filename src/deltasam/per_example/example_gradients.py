@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -82,34 +83,42 @@ class ExampleGradients:
         if self._finite:
             return norms
         # With a large loss scale squares may be infinite where gradients are not: go on in a larger unit.
-        largest = torch.stack([gradient.largest() for gradient in self.of.values()]).max()
+        parts = [part for gradient in self.of.values() for part in gradient.parts if part.numel()]
+        largest = torch.stack([wide(part).abs().max().to(norms.device) for part in parts]).max()
         if not largest.isfinite():
             return norms
         self.of, self._unit = {key: gradient.divided(largest) for key, gradient in self.of.items()}, largest
         return _norms(self.of.values()) * largest
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN."""
+    def scale(self, factors: Tensor, *, in_place: bool = True) -> None:
+        """Multiply each group's gradient by its factor [g]; a factor of 0 makes 0 of any gradient, also of NaN.
+
+        Args:
+            factors: One for each group.
+            in_place: Plain tensors are changed; else new ones are made.
+        """
         if not self._finite:  # else 0 times it is 0
             dropped = factors == 0
             self.of = {key: gradient.without(dropped) for key, gradient in self.of.items()}
         if self._unit is not None:
             factors, self._unit = factors * self._unit, None
-        self.times(factors)
+        self.times(factors, in_place=in_place)
 
     def scaled(self, factors: Tensor) -> ExampleGradients:
         """A copy, with each group's gradient multiplied by its factor [g]; a factor of 0 makes 0 of any gradient."""
         other = copy.copy(self)
-        other.of = {key: gradient.apart() for key, gradient in self.of.items()}
-        other.scale(factors)
+        other.scale(factors, in_place=False)
         return other
 
     def zeros(self) -> list[int]:
         """The parameters, by id, whose gradient is 0 in every group."""
-        if not self.of:
-            return []
-        largest = torch.stack([gradient.largest() for gradient in self.of.values()]).tolist()
-        return [key for key, size in zip(self.of, largest, strict=True) if not size]
+        parts = [(key, part) for key, gradient in self.of.items() for part in gradient.parts if part.numel()]
+        if not parts:
+            return list(self.of)
+        largest = torch._foreach_norm([part for _, part in parts], math.inf)
+        sizes = torch.stack([size.to(largest[0].device, torch.float32) for size in largest]).tolist()
+        moving = {key for (key, _), size in zip(parts, sizes, strict=True) if size}
+        return [key for key in self.of if key not in moving]
 
     def stir(self, parameters: Iterable[int], factors: Tensor) -> None:
         """Give some parameters, by id, a random gradient, of norm ``factors`` [g], for a look."""
@@ -119,14 +128,19 @@ class ExampleGradients:
             norms = _norms([random])
             self.of[key] = random.times(torch.where(norms > 0, factors / norms, 0.0))
 
-    def times(self, factors: Tensor) -> None:
-        """Multiply each group's gradient by its factor [g], through which derivatives may be taken."""
+    def times(self, factors: Tensor, *, in_place: bool = True) -> None:
+        """Multiply each group's gradient by its factor [g], through which derivatives may be taken.
+
+        Args:
+            factors: One for each group.
+            in_place: Plain tensors are changed, unless derivatives are taken; else new ones are made.
+        """
         denses = {key: gradient.dense for key, gradient in self.of.items() if gradient.dense is not None}
-        each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses.values()}}
-        if denses and factors.requires_grad:
-            denses = {key: dense * each[dense.ndim] for key, dense in denses.items()}
-        elif denses:
-            torch._foreach_mul_(list(denses.values()), [each[dense.ndim] for dense in denses.values()])
+        for_each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses.values()}}
+        if denses:
+            multiply = torch._foreach_mul_ if in_place and not factors.requires_grad else torch._foreach_mul
+            products = multiply(list(denses.values()), [for_each[dense.ndim] for dense in denses.values()])
+            denses = dict(zip(denses, products or denses.values(), strict=True))
         self.of = {
             key: replace(gradient, dense=denses[key]) if key in denses else gradient.times(factors)
             for key, gradient in self.of.items()

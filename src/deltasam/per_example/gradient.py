@@ -44,14 +44,10 @@ class ParameterGradient:
             return outer.square_norm(list(self.outers), products)
         return self.dense.reshape(len(self.dense), self.dense[0].numel()).square().sum(1)
 
-    def largest(self) -> Tensor:
-        """The largest absolute value in it, or in the output gradients it is made of []."""
-        parts = [term.b for term in self.outers] if self.dense is None else [self.dense]
-        return torch.stack([wide(part).abs().max() if part.numel() else wide(part).sum() for part in parts]).max()
-
-    def apart(self) -> ParameterGradient:
-        """The same in memory of its own, where a later change would be made in place."""
-        return self if self.dense is None else replace(self, dense=self.dense.clone())
+    @property
+    def parts(self) -> list[Tensor]:
+        """The gradient itself, or the output gradients that it is made of: 0 where it is 0."""
+        return [term.b for term in self.outers] if self.dense is None else [self.dense]
 
     def random(self, generator: torch.Generator) -> ParameterGradient:
         """A random one of the same form.

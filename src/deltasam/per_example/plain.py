@@ -156,7 +156,7 @@ def multiplied_grad(
     retain_graph: bool = False,
 ) -> list[Tensor | None]:
     """The gradient of a loss [], which is multiplied for the backward."""
-    return [None if g is None else g / times for g in passes.grad(times * loss, wrt, retain_graph=retain_graph)]
+    return weight_space.times(passes.grad(times * loss, wrt, retain_graph=retain_graph), 1 / times)
 
 
 def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice | Tensor) -> Tensor:

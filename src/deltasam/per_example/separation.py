@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from deltasam.per_example.closeness import rounding_of_repeats
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.rules import Product
+from deltasam.weight_space import wide
 
 _FEW = 7
 """Of so many groups any two are separated; of more, those that fall into different halves."""
+
+_SHARED = 4
+"""So many results are remembered, in case that the same ones are looked at again."""
 
 
 def selections(groups: int, drawn: int, seed: int) -> Iterator[Tensor]:
@@ -69,21 +74,33 @@ class Looks:
     def __init__(self, groups: int) -> None:
         self._groups = groups
         self._weights: dict[tuple[object, ...], Tensor] = {}
+        self._last: deque[tuple[Tensor, int, Tensor]] = deque(maxlen=_SHARED)
 
     @torch.no_grad()
     def at(self, result: Tensor, names: tuple[str, ...] = ()) -> Rows:
         """The rows of a result [B, ...]."""
-        tolerance = rounding_of_repeats(result.dtype)
-        if len(result) % self._groups or not result.numel():
-            return Rows(names, torch.full((self._groups, 2), torch.nan, device=result.device), tolerance)
-        rows = result.detach().reshape(self._groups, -1)
-        rows = rows.double() if rows.device.type != "mps" else rows.float()
-        key = (rows.shape[1], rows.device)
-        if key not in self._weights:
-            places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
-            self._weights[key] = torch.sin(places.square())
-        numbers = torch.stack([rows @ self._weights[key], torch.linalg.vector_norm(rows, dim=1)], 1)
+        tolerance, version = rounding_of_repeats(result.dtype), result._version
+        for seen, its_version, numbers in self._last:  # what comes out of a layer goes into others
+            if seen is result and its_version == version:
+                return Rows(names, numbers, tolerance)
+        numbers = self._numbers(result)
+        self._last.append((result, version, numbers))
         return Rows(names, numbers, tolerance)
+
+    def forget(self) -> None:
+        """Hold no tensor any more."""
+        self._last.clear()
+
+    def _numbers(self, result: Tensor) -> Tensor:
+        if len(result) % self._groups or not result.numel():
+            return torch.full((self._groups, 2), torch.nan, device=result.device)
+        rows = wide(result.detach()).reshape(self._groups, -1)
+        key = (rows.shape[1], rows.dtype, rows.device)
+        if key not in self._weights:
+            exact = torch.float64 if rows.device.type != "mps" else torch.float32
+            places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=exact)
+            self._weights[key] = torch.sin(places.square()).to(rows.dtype)
+        return torch.stack([rows @ self._weights[key], torch.linalg.vector_norm(rows, dim=1)], 1)
 
 
 class RowsOfUses(Perturbed):
@@ -102,6 +119,7 @@ class RowsOfUses(Perturbed):
             yield
         finally:
             self._noting = False
+            self._looks.forget()
 
     def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
         """As there; what goes into a product shows interactions that weights of 0 hide in what comes out."""
@@ -114,6 +132,14 @@ class RowsOfUses(Perturbed):
             names = tuple(self.names[id(p)] for p in parameters if id(p) in self.names)
             with torch._C.DisableTorchFunction():
                 self.rows.append(self._looks.at(result, names))
+
+
+def _together(numbers: list[Tensor]) -> Tensor:
+    """Pairs of numbers [g, 2] in one tensor [..., g, 2] of float64 on the CPU."""
+    first = numbers[0]
+    if any(n.dtype != first.dtype or n.device != first.device for n in numbers):
+        numbers = [n.cpu().double() for n in numbers]
+    return torch.stack(numbers).cpu().double()
 
 
 class Separation:
@@ -142,9 +168,7 @@ class Separation:
         if names != self._names:
             self.uneven = True
         elif rows:
-            numbers = (
-                torch.stack([r.numbers.to(rows[0].numbers.device, rows[0].numbers.dtype) for r in rows]).cpu().double()
-            )
+            numbers = _together([r.numbers for r in rows])
             tolerances = torch.tensor([r.tolerance for r in rows], dtype=torch.float64, device="cpu")[:, None]
             groups = torch.arange(len(state), device="cpu")
             before = self._known[state, :, groups].transpose(0, 1)

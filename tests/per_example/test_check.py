@@ -619,7 +619,7 @@ def wrong_second_pass(monkeypatch: pytest.MonkeyPatch) -> str:
 def wrong_movement(monkeypatch: pytest.MonkeyPatch) -> str:
     """Weights that are moved too far, in the second pass."""
     true = ExampleGradients.scale
-    monkeypatch.setattr(ExampleGradients, "scale", lambda self, factors: true(self, factors * (1 + 1e-5)))
+    monkeypatch.setattr(ExampleGradients, "scale", lambda self, factors, **how: true(self, factors * (1 + 1e-5), **how))
     return "gradient_reversal"
 
 
@@ -627,8 +627,8 @@ def wrong_examples(monkeypatch: pytest.MonkeyPatch) -> str:
     """Every example moves as its neighbour should."""
     true = ExampleGradients.scale
 
-    def scale(self: ExampleGradients, factors: Tensor) -> None:
-        true(self, factors)
+    def scale(self: ExampleGradients, factors: Tensor, **how: bool) -> None:
+        true(self, factors, **how)
         rolled = {
             k: replace(g, outers=tuple(replace(t, b=t.b.roll(1, 0)) for t in g.outers)) for k, g in self.of.items()
         }
@@ -702,6 +702,23 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, w = ctx.saved_tensors
         return gradients[0] @ w, gradients[0].T @ x
+
+
+@pytest.mark.parametrize("of_gate", ["parameter", "buffer"])
+def test_a_hidden_use_is_found_while_its_gradient_is_zero(of_gate: str) -> None:
+    """Behind a gate that begins at 0 the values of all gradients are those that the seen uses explain."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(hidden(m, x) + m.gate * Product.apply(x, m.enc.weight))
+
+    model = Model(forward)
+    gate = torch.zeros(())
+    if of_gate == "parameter":
+        model.gate = nn.Parameter(gate)
+    else:
+        model.register_buffer("gate", gate)
+    with pytest.raises(deltasam.NotCoveredError, match=r"enc\.weight: has a gradient that its uses do not explain"):
+        trained(model, of_batch(model), steps=1)
 
 
 CHANGES: dict[str, Callable[[Any, Tensor], Tensor]] = {

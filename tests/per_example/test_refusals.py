@@ -374,7 +374,8 @@ def test_a_gradient_that_shows_nothing_is_no_proof(factor: float) -> None:
     def closure() -> Tensor:
         return scales[-1] * run(model)
 
-    method.backward(closure)
+    if factor:  # else the graph has shown it already
+        method.backward(closure)
     scales.pop()
     with pytest.raises(deltasam.NotCoveredError, match=r"first\.weight: has a gradient"):
         method.backward(closure)

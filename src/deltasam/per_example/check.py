@@ -23,7 +23,15 @@ from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.plain import LOSSES, Plain, moved_run, multiplied_grad, plain_run, returned_by, through_rows
+from deltasam.per_example.plain import (
+    LOSSES,
+    Plain,
+    moved_run,
+    multiplied_grad,
+    plain_run,
+    returned_by,
+    through_rows,
+)
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
 from deltasam.repeats import CHANGES
@@ -127,6 +135,7 @@ class Check:
     ) -> None:
         self._model, self._passes, self._record, self._gradients = model, passes, record, gradients
         self._shown = [losses.detach(), *(t.detach() for t in record.returned)]
+        self._hidden = self._used_beside(losses)
         self._n, self._groups = record.examples(losses), gradients.groups
         self._norms, self._still = gradients.norms().detach(), gradients.zeros()
         self._radius, self._looks, self._seed = self._far(), Looks(self._groups), seed
@@ -188,9 +197,27 @@ class Check:
             "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
             "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
         )
-        wrong = self._other_gradients(aligned, plain.total)
+        wrong = {*self._hidden, *self._other_gradients(aligned, plain.total)}
         hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
-        return {name: reason + hooked for name in wrong if name in parameters}
+        return {name: reason + hooked for name in parameters if name in wrong}
+
+    def _used_beside(self, losses: Tensor) -> set[str]:
+        """The parameters that the losses depend on by other ways than through their uses, whatever the gradient is."""
+        uses = {(use.output.node, use.output.output_nr): use.came_from for use in self._record.uses}
+        waiting: list[tuple[Any, int]] = [(losses.grad_fn, losses.output_nr)]
+        seen, found = set(waiting), set()
+        while waiting:
+            edge = node, _ = waiting.pop()
+            if edge in uses:  # from here on only what the examples came from
+                following = [source] if (source := uses[edge]) is not None else []
+            else:
+                found.add(id(getattr(node, "variable", None)))
+                overwritten = node.name() == "torch::autograd::CopyBackwards"  # its first input, which gets no gradient
+                following = list(node.next_functions)[overwritten:]
+            new = [edge for edge in following if edge[0] is not None and edge not in seen]
+            seen.update(new)
+            waiting += new
+        return {name for key, name in self._record.names.items() if key in found}
 
     def _not_a_sum(self, plain: Plain) -> dict[str, str]:
         if not plain.rest or not self._other_gradients(_plus(plain.own, plain.rest, 1), plain.total):

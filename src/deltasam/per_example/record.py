@@ -45,6 +45,7 @@ class Use:
         dtype: Of what came out.
         parameters: The trainable parameters that were used.
         product: What it was; None: the parameter's copies themselves came out.
+        came_from: The place in the graph of what the product was given; None if it was not in the graph.
     """
 
     output: GradientEdge
@@ -52,6 +53,7 @@ class Use:
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
     product: Product | Affine | None = None
+    came_from: tuple[Any, int] | None = None
 
     @property
     def kind(self) -> str:
@@ -244,7 +246,10 @@ class Record(ParameterUses):
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            self.uses.append(Use(get_gradient_edge(_written_to(y, product)), y.shape, y.dtype, parameters, product))
+            x = None if product is None else product.x
+            source = None if x is None or x.grad_fn is None else (x.grad_fn, x.output_nr)
+            output = get_gradient_edge(_written_to(y, product))
+            self.uses.append(Use(output, y.shape, y.dtype, parameters, product, source))
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:

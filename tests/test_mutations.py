@@ -107,8 +107,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "the perturbation points downhill": (
         "passes.py",
-        "weight_space.length_to(rho, norm)",
-        "-weight_space.length_to(rho, norm)",
+        "weight_space.length_to(rho, length)",
+        "-weight_space.length_to(rho, length)",
         "equals_the_reference",
     ),
     "the norm is of one layer only": (
@@ -679,7 +679,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "an infinite gradient enters friendly SAM's average": (
         "methods/friendly_sam.py",
-        "if weight_space.norm(batch).isfinite():",
+        "if math.isfinite(weight_space.length(batch).value):",
         "if True:",
         "infinite_gradient",
         "test_friendly_sam.py",

@@ -25,7 +25,7 @@ from deltasam.outputs import loss_of
 from deltasam.runtime import Runtime
 from deltasam.sharded import local, refuse_unreduced, reshard
 from deltasam.structure import Structure
-from deltasam.weight_space import Vector
+from deltasam.weight_space import Length, Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
 
@@ -273,7 +273,7 @@ class Passes:
         return output
 
     def descend(
-        self, ascent: list[Tensor | None], rho: float, *, norm: Tensor | None = None, scales: Vector | None = None
+        self, ascent: list[Tensor | None], rho: float, *, length: Length | None = None, scales: Vector | None = None
     ) -> dict[str, Tensor]:
         """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / norm``.
 
@@ -283,25 +283,27 @@ class Passes:
             ascent: The direction, one tensor per parameter. The list is emptied: its memory, as much as the model's,
                 is free during the pass.
             rho: Distance to go.
-            norm: Length of the ascent [], in the units the distance is measured in; Euclidean unless given.
+            length: Of the ascent, in the units the distance is measured in; Euclidean unless given.
             scales: These units, one tensor per parameter.
 
         Returns:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
         """
-        norm = weight_space.norm(ascent) if norm is None else norm
-        factor = weight_space.length_to(rho, norm)
-        self.moves_nothing = rho > 0 and not factor and norm.item() == 0
+        length = weight_space.length(ascent) if length is None else length
+        factor = weight_space.length_to(rho, length)
+        self.moves_nothing = rho > 0 and length.value == 0
         moving = self.at(list(ascent), factor, scales=scales)
         ascent.clear()
         with moving as point:
             perturbed_loss = self.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), rho)
-        return {"perturbed_loss": perturbed_loss, "ascent_norm": norm, "radius_ratio": ratio}
+        return {"perturbed_loss": perturbed_loss, "ascent_norm": length.norm, "radius_ratio": ratio}
 
     def loss_scale(self) -> float:
         """What the runtime multiplies every loss with before a gradient is taken; 1 where it has no scaler."""
-        return self._runtime.scaled(torch.ones((), device=self.params[0].device)).item()
+        one = torch.ones((), device=self.params[0].device)
+        scaled = self._runtime.scaled(one)
+        return 1.0 if scaled is one else scaled.item()  # most often the device need not be waited for
 
     @property
     def sharded(self) -> bool:
@@ -319,7 +321,7 @@ class Passes:
     def seed(self) -> int:
         """A number that follows from the random state without advancing it."""
         before = torch.get_rng_state()
-        seed = int(torch.randint(2**62, (), device="cpu"))
+        (seed,) = torch.randint(2**62, (1,), device="cpu").tolist()
         torch.set_rng_state(before)
         return seed
 

@@ -13,7 +13,7 @@ from deltasam.checks import nonnegative, one_of
 from deltasam.method import Method, Step
 from deltasam.passes import Passes
 from deltasam.repeats import is_looked_at, refuse_another_loss
-from deltasam.weight_space import Vector
+from deltasam.weight_space import Length, Vector
 
 SHARES = ("micro-batch", "rank", "global")
 
@@ -39,12 +39,12 @@ class Direction:
 
     Attributes:
         vector: One tensor per parameter.
-        norm: Its length [] in the units of the radius; Euclidean unless given.
+        length: In the units of the radius; Euclidean unless given.
         scales: These units, one tensor per parameter.
     """
 
     vector: list[Tensor | None]
-    norm: Tensor | None = None
+    length: Length | None = None
     scales: Vector | None = None
 
 
@@ -111,11 +111,11 @@ class SharedAscent(Method):
         if self.share == "global":
             total = begun[0].mean_over_processes(total)
         direction = self._direction(begun[0], total)
-        norm = weight_space.norm(direction.vector) if direction.norm is None else direction.norm
+        length = weight_space.length(direction.vector) if direction.length is None else direction.length
         steps = []
         for i, (passes, ascent) in enumerate(zip(begun, ascents, strict=True)):
             # Given away for the last descent: its memory, as much as the model's, is free during that pass.
             vector = direction.vector if i == len(begun) - 1 else list(direction.vector)
-            metrics = passes.descend(vector, self.rho, norm=norm, scales=direction.scales)
+            metrics = passes.descend(vector, self.rho, length=length, scales=direction.scales)
             steps.append(Step(ascent.loss, {**metrics, **ascent.metrics}))
         return Step.together(steps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +22,30 @@ _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 _SMALL = 1 << 12
 
 
+class Length(NamedTuple):
+    """A norm [], and what it is: the device is waited for once."""
+
+    norm: Tensor
+    value: float
+
+
 def norm(vector: Vector) -> Tensor:
     """Euclidean norm [] over all entries, accumulated in float32 or wider; 0 for an empty vector."""
+    return length(vector).norm
+
+
+def length(vector: Vector) -> Length:
+    """The same with its value."""
     tensors = [_real(t.detach()) for t in vector if t is not None and t.numel()]
     if not tensors:
-        return torch.zeros(())
+        return Length(torch.zeros(()), 0.0)
     result = _norm(tensors, _accumulation_dtype(tensors))
-    if not result.isfinite() and result.device.type != "mps":  # which has no float64
-        return _norm(tensors, torch.float64)  # with a large loss scale squares may be infinite where gradients are not
-    return result
+    value = result.item()
+    if not math.isfinite(value) and result.device.type != "mps":  # which has no float64
+        # With a large loss scale squares may be infinite where gradients are not.
+        result = _norm(tensors, torch.float64)
+        value = result.item()
+    return Length(result, value)
 
 
 def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -123,12 +140,12 @@ def _groups(ends: Sequence[Tensor], *others: Vector) -> Iterator[tuple[list[int]
         yield owners, list(map(list, zip(*rows, strict=True)))
 
 
-def length_to(radius: float, norm: Tensor) -> float:
+def length_to(radius: float, norm: Tensor | Length) -> float:
     """The factor that brings a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
 
     No small constant is added to the norm, so any positive scale of the loss cancels exactly.
     """
-    value = norm.item()
+    value = norm.value if isinstance(norm, Length) else norm.item()
     return radius / value if value > 0 else 0.0  # radius / inf is 0, and NaN is not above 0
 
 

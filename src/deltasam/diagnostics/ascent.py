@@ -52,7 +52,7 @@ def in_units(vector: Vector, units: Vector | None) -> list[Tensor | None]:
 
 def times(vector: Vector, factor: float) -> list[Tensor | None]:
     """The vector times a number; half precision is widened first."""
-    return [None if v is None else weight_space.wide(v) * factor for v in vector]
+    return weight_space.times([None if v is None else weight_space.wide(v) for v in vector], factor)
 
 
 def _within(vector: list[Tensor | None], radius: float) -> list[Tensor | None]:

@@ -60,12 +60,12 @@ class ASAM(SharedAscent, name="asam"):
         known = [(i, g, units[i]) for i, g in enumerate(ascent) if g is not None]
         which, gradients, its = (list(column) for column in zip(*known, strict=True))
         scaled = torch._foreach_mul(gradients, its)
-        norm = weight_space.norm(scaled)
+        length = weight_space.length(scaled)
         torch._foreach_mul_(scaled, its)
         direction: list[Tensor | None] = [None] * len(ascent)
         for i, step in zip(which, scaled, strict=True):
             direction[i] = step
-        return Direction(direction, norm, units)
+        return Direction(direction, length, units)
 
     @torch.no_grad()
     def _units(self, params: dict[str, nn.Parameter]) -> list[Tensor]:

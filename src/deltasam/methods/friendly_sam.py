@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -103,10 +104,10 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
     @torch.no_grad()
     def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         scale = passes.loss_scale()  # of the gradients; the average is in units of the loss
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        trained = passes.structure.trained
         before = [m if (m := self._average.get(n)) is None else m.to(p) for n, p in trained.items()]
         batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
-        if weight_space.norm(batch).isfinite():
+        if math.isfinite(weight_space.length(batch).value):
             after = [self._moved(m, g, scale) for m, g in zip(before, batch, strict=True)]
             self._average = {n: m for n, m in zip(trained, after, strict=True) if m is not None}
         return Direction([self._without(m, g, scale) for m, g in zip(before, ascent, strict=True)])

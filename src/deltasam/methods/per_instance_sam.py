@@ -161,11 +161,11 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             again = example_losses_of(point.output, "PerInstanceSAM")
             refuse_unlike(again.detach(), losses, passes)
             ascent = passes.grad(again[group].mean())
-        norm = weight_space.norm(ascent)
-        with passes.at(ascent, weight_space.length_to(self.rho, norm)) as point:
+        length = weight_space.length(ascent)
+        with passes.at(ascent, weight_space.length_to(self.rho, length)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
             share = passes.backward(perturbed.sum() / len(losses))
-            return share, norm, point.radius()
+            return share, length.norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,48 +96,59 @@ def distance(
     """
     ends, starts = ([_real(t) for t in tensors] for tensors in (ends, starts))
     dtype, sharded = _accumulation_dtype(ends), any(map(is_sharded, of))
-    together: list[Tensor] = []
-    of_each: list[list[Tensor]] = [[] for _ in ends]
-    for owners, rows in _groups(ends, starts, *([scales] if scales else [])):
+    norms: list[list[Tensor]] = [[] for _ in ends]
+    for owners, rows in _groups(ends, starts, *([scales] if scales else []), together=not sharded):
         there, here, *units = ([t if t.dtype == dtype else t.to(dtype) for t in row] for row in rows)
         differences = torch._foreach_sub(there, here)
         for unit in units:
             differences = torch._foreach_div(differences, unit)
-        if not sharded:
-            together.append(_norm_of_all(differences, dtype).to(ends[0].device))
-            continue
         for owner, part in zip(owners, torch._foreach_norm(differences), strict=True):
-            of_each[owner].append(part.to(ends[0].device))
+            norms[owner].append(part.to(ends[0].device))
     if not sharded:
-        return torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
+        parts = [n for parts in norms for n in parts]
+        return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
     none = torch.zeros((), dtype=dtype, device=ends[0].device) if ends else torch.zeros(())
-    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts or [none])) for parts in of_each], of)
+    return norm_of_parts([torch.linalg.vector_norm(torch.stack(parts or [none])) for parts in norms], of)
 
 
-def _groups(ends: Sequence[Tensor], *others: Vector) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+def _groups(
+    ends: Sequence[Tensor], *others: Sequence[Any], together: bool
+) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
     """Tensors and what belongs to each, so many at a time as make a chunk; one that is larger is cut.
+
+    Args:
+        ends: The tensors.
+        *others: What belongs to each; broadcast against it.
+        together: Small ones are put together, and given out as the first of them.
 
     Yields:
         The numbers of the tensors, and the pieces of each argument.
     """
-    owners: list[int] = []
-    rows: list[tuple[Tensor, ...]] = []
-    size, device = 0, None
-    for number, (end, *belonging) in enumerate(zip(ends, *others, strict=True)):
-        most = _CHUNK_ON_CPU if end.device.type == "cpu" else _CHUNK
-        whole = (end, *(t if t.shape == end.shape else t.expand_as(end) for t in belonging))
-        cut = end.numel() > most
-        for piece in zip(*(t.flatten().split(most) for t in whole), strict=True) if cut else (whole,):
-            length = piece[0].numel()
-            if rows and (size + length > most or end.device != device):
-                yield owners, list(map(list, zip(*rows, strict=True)))
-                owners, rows, size = [], [], 0
-            if length:
-                owners.append(number)
-                rows.append(piece)
-                size, device = size + length, end.device
-    if rows:
-        yield owners, list(map(list, zip(*rows, strict=True)))
+    columns = [
+        ends,
+        *([t if t.shape == e.shape else t.expand_as(e) for t, e in zip(o, ends, strict=True)] for o in others),
+    ]
+    small: dict[torch.device, list[int]] = {}
+    whole: list[int] = []
+    size = 0
+    for number, end in enumerate(ends):
+        length, most = end.numel(), _CHUNK_ON_CPU if end.device.type == "cpu" else _CHUNK
+        if together and 0 < length <= _SMALL:
+            small.setdefault(end.device, []).append(number)
+            continue
+        if whole and (size + length > most or end.device != ends[whole[0]].device):
+            yield whole, [[column[i] for i in whole] for column in columns]
+            whole, size = [], 0
+        if length > most:
+            for pieces in zip(*(column[number].flatten().split(most) for column in columns), strict=True):
+                yield [number], [[piece] for piece in pieces]
+        elif length:
+            whole.append(number)
+            size += length
+    if whole:
+        yield whole, [[column[i] for i in whole] for column in columns]
+    for which in small.values():
+        yield [which[0]], [[torch.cat([column[i].flatten() for i in which])] for column in columns]
 
 
 def length_to(radius: float, norm: Tensor | Length) -> float:

@@ -553,7 +553,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "what shows later is not looked for": (
         "per_example/engine.py",
-        "(is_looked_at(self._passes) or ",
+        "(is_looked_at(self._checked.passes) or ",
         "(",
         "tenth_step",
         "per_example/test_doubtful_uses.py",

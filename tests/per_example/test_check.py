@@ -543,7 +543,7 @@ def test_thin_uses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     method, found = deltasam.PerInstanceSAM(model, rho=RHO), []
     for _ in range(2):
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
-        found.append(dict(method._engine._checked))
+        found.append(dict(method._engine._checked.behaviours))
     assert found[0] == found[1]
     assert list(found[0].values()) == [frozenset([0])]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,23 @@ from deltasam.warn import warn
 _SHOWN = 5
 
 
+@dataclass
+class Checked:
+    """What is known of a model from the passes that were checked.
+
+    Attributes:
+        passes: How many there were, checked or not.
+        trained: The names of the parameters that were trained in the last one.
+        behaviours: What was found exact; and which of its uses have mostly rows without a gradient.
+        losses_apart: Whether the loss of one example depends on no other, as the last check found.
+    """
+
+    passes: int = 0
+    trained: frozenset[str] = frozenset()
+    behaviours: dict[int, frozenset[int]] = field(default_factory=dict)
+    losses_apart: bool = True
+
+
 class Engine:
     """Per-example gradients of a model.
 
@@ -36,17 +54,22 @@ class Engine:
         model: The model.
         skip: Parameters that are not covered are taken for constants, instead of being an error.
         check: Whether anything is checked.
+        checked: What is known already, and will be.
     """
 
-    def __init__(self, model: nn.Module, *, skip: bool = False, check: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, skip: bool = False, check: bool = True, checked: Checked | None = None
+    ) -> None:
         self.coverage: Coverage | None = None
         self._model, self._skip, self._check = model, skip, check
+        self._checked = checked or Checked()
         self._skipped: dict[str, str] = {}
-        self._trained: frozenset[str] = frozenset()
-        self._checked: dict[int, frozenset[int]] = {}  # and which uses have mostly rows without a gradient
-        self.losses_apart = True
-        self._passes = 0
         self._said = False
+
+    @property
+    def losses_apart(self) -> bool:
+        """Whether the loss of one example depends on no other, as the last check found."""
+        return self._checked.losses_apart
 
     def as_written(self, method: str) -> AbstractContextManager[object]:
         """Around all passes of a step: compiled parts run as they were written; the first time, a warning says so.
@@ -66,19 +89,19 @@ class Engine:
         """What the checks found, in JSON values: nothing if nothing was checked."""
         if not self._skipped:
             return {}
-        return {"skipped": dict(self._skipped), "checked": sorted(self._trained)}
+        return {"skipped": dict(self._skipped), "checked": sorted(self._checked.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Treat the parameters from the first step as they were treated; others are still looked for."""
         self._skipped = dict(state.get("skipped", {})) if self._skip else {}
-        self._trained = frozenset(state.get("checked", ()))
+        self._checked.trained = frozenset(state.get("checked", ()))
 
     def first(self, passes: Passes) -> tuple[Any, Record]:
         """Run the first pass; returns what the closure returned, and the record of it."""
-        self._passes += 1
+        self._checked.passes += 1
         trained = frozenset(passes.structure.trained)
-        if trained != self._trained:
-            self._skipped, self._trained = {}, trained
+        if trained != self._checked.trained:
+            self._skipped, self._checked.trained = {}, trained
         if lazy := [name for name, p in passes.structure.parameters.items() if is_lazy(p)]:
             raise NotCoveredError(
                 f"{', '.join(lazy[:_SHOWN])}: is not there before the first forward (a lazy module); run the model "
@@ -124,7 +147,7 @@ class Engine:
         unknown = self._is_due(record.behaviour) or (self._check and (inner or record.hooked))
         due = passes.any_process(unknown)
         while due:
-            verdict = Check(self._model, passes, record, loss, gradients, seed=self._passes).verdict()
+            verdict = Check(self._model, passes, record, loss, gradients, seed=self._checked.passes).verdict()
             if not verdict.reasons:
                 break
             if not verdict.of_single_uses:
@@ -133,8 +156,8 @@ class Engine:
         if due:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
-                self.losses_apart = verdict.losses_apart
-                self._checked[record.behaviour] = frozenset(gradients.thin)
+                self._checked.losses_apart = verdict.losses_apart
+                self._checked.behaviours[record.behaviour] = frozenset(gradients.thin)
         record.forget_returned()
         return gradients
 
@@ -150,7 +173,7 @@ class Engine:
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
         record.behaviour = self._behaviour(record, n, n // groups)
-        thin = self._checked.get(record.behaviour)
+        thin = self._checked.behaviours.get(record.behaviour)
         return loss, ExampleGradients(record.uses, by_output, groups, thin)
 
     def _without(
@@ -187,10 +210,10 @@ class Engine:
     def _behaviour(self, record: Record, n: int, m: int) -> int:
         """Equal for passes that a check of one of them holds for; nothing of the pass is kept."""
         training = tuple(module.training for module in record.structure.modules.values())
-        return hash((record.fingerprint(n), n == m, m, self._trained, frozenset(self._skipped), training))
+        return hash((record.fingerprint(n), n == m, m, self._checked.trained, frozenset(self._skipped), training))
 
     def _is_due(self, behaviour: int) -> bool:
-        return self._check and (is_looked_at(self._passes) or behaviour not in self._checked)
+        return self._check and (is_looked_at(self._checked.passes) or behaviour not in self._checked.behaviours)
 
     def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
         if reasons:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from torch import Tensor, nn
 
 from deltasam.guards import WeightStore
 from deltasam.passes import Closure, Passes
-from deltasam.per_example.engine import Engine
+from deltasam.per_example.engine import Checked, Engine
 from deltasam.runtime import Runtime
+
+# What is known of a model, as long as there is the model.
+_CHECKED: WeakKeyDictionary[nn.Module, Checked] = WeakKeyDictionary()
 
 
 def per_example_grad_norms(
@@ -23,12 +28,14 @@ def per_example_grad_norms(
         closure: Runs one forward pass and returns one loss per example [n], or a scalar loss, of which the norms
             are then the shares of the examples.
         m: Examples per group: norms of the summed gradients of m consecutive examples [n / m].
-        check: Check the pass against plain PyTorch, which takes about three times as long as the rest. Later calls with
-            the same model and closure can do without; where examples interact, or a use is hidden, nothing tells then.
+        check: Check the pass against plain PyTorch, as the methods do: in calls 1, 10, 100, ... for a model, and
+            whenever it does something new. Without, nothing tells where examples interact or a use is hidden.
         runtime: How a loss becomes gradients; plain PyTorch unless given.
 
     Raises:
         NotCoveredError: The norms cannot be had exactly; names the parameters.
         ValueError: m does not divide the number of examples.
     """
-    return Engine(model, check=check).look(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()
+    checked = _CHECKED.setdefault(model, Checked()) if check else None
+    engine = Engine(model, check=check, checked=checked)
+    return engine.look(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()

@@ -172,6 +172,20 @@ def noise_on_a_parameter(m: Any, x: Tensor) -> Tensor:
     return m.head(hidden(m, x) + m.token + 0.3 * torch.randn_like(m.token))
 
 
+@exact(kernel=nn.Parameter(torch.randn(D, 1, 2, D // 2, dtype=torch.float64)))
+def shared_bias(m: Any, x: Tensor) -> Tensor:
+    """By a linear layer and by a convolution that sees all of an example at once."""
+    picture = x.reshape(len(x), 1, 2, D // 2)
+    return m.head(hidden(m, x) + F.conv2d(picture, m.kernel, m.enc.bias).flatten(1))
+
+
+@exact(first=nn.Parameter(torch.rand(D, dtype=torch.float64)), second=nn.Parameter(torch.rand(D, dtype=torch.float64)))
+def two_norms(m: Any, x: Tensor) -> Tensor:
+    """Alike in all but what they are told."""
+    h = F.layer_norm(hidden(m, x), (D,), m.first, None, 1e-5)
+    return m.head(F.layer_norm(h, (D,), m.second, None, 1.0))
+
+
 @exact(w=nn.Parameter(torch.randn(D, C, dtype=torch.float64)))
 def product_into_a_tensor(m: Any, x: Tensor) -> Tensor:
     h = hidden(m, x)

@@ -124,6 +124,27 @@ def test_norms_leave_nothing(model: nn.Module) -> None:
     assert same(everything(model), before)
 
 
+def test_norms_are_checked_once_for_a_model() -> None:
+    """As in a method: what a model was checked for is known as long as there is the model."""
+    model, other, forwards = Small().double(), Small().double(), []
+
+    def calls(model: nn.Module) -> int:
+        forwards.clear()
+        deltasam.per_example_grad_norms(model, lambda: (forwards.append(0), losses(model))[1])
+        return len(forwards)
+
+    found = [calls(model) for _ in range(10)]
+    assert found == [found[0], *[1] * 8, found[0]]
+    assert found[0] > 1
+    assert calls(other) == found[0]
+    model.norm.requires_grad_(False)
+    assert calls(model) > 1
+    freed = weakref.ref(other)
+    del other
+    gc.collect()
+    assert freed() is None
+
+
 def test_a_step_leaves_nothing_but_the_gradient(model: nn.Module) -> None:
     before = everything(model)
     method = deltasam.PerInstanceSAM(model, rho=RHO)

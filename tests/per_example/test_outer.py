@@ -252,6 +252,10 @@ def test_products_are_shared_and_never_stale() -> None:
     torch.testing.assert_close(products(p, q), p @ q.mT)
     with torch.no_grad():
         assert products(p, q) is not products(q, p)
+    p = 2 * torch.randn(1, 3, 2, requires_grad=True)
+    assert products(p, q).requires_grad
+    p.detach_()
+    assert not products(p, q).requires_grad
     for _ in range(3):  # memory that is given back is given out again
         a = torch.randn(1, 3, 2)
         torch.testing.assert_close(products(a, q), a @ q.mT)

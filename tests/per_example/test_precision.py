@@ -176,6 +176,15 @@ def cosine(taken: per_instance.Taken, wanted: dict[str, Tensor]) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
+def test_a_step_below_rounding_is_not_lost() -> None:
+    """Weights that are moved by less than their own rounding: products of the step alone are not rounded away."""
+    model, x = nn.Linear(2, 1, bias=False).bfloat16(), torch.ones(4, 1, 2, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    step = deltasam.PerInstanceSAM(model, rho=1e-3).backward(lambda: model(x).float().flatten())
+    torch.testing.assert_close(step.metrics["perturbed_loss"], torch.tensor(1e-3 * 2**0.5), rtol=0.02, atol=0.0)
+
+
 def test_autocast(run: Losses) -> None:
     model = Small()
     wanted, norms = expected(model, run), per_instance.norms(model, run)

@@ -46,7 +46,7 @@ class ExampleGradients:
         self._expected = thin
         self._unit: Tensor | None = None
         self._finite: bool | None = None
-        self._rows: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._rows: dict[int, Tensor] = {}
         there = [(number, use, b) for number, (use, b) in enumerate(zip(uses, gradients, strict=True)) if b is not None]
         counts = Counter(id(p) for _, use, _ in there for p in use.parameters)
         small = SmallGradients(groups)
@@ -207,11 +207,9 @@ class ExampleGradients:
         if not isinstance(product, Affine) and type(product) is not Product:
             return product.input_rows(self.groups).detach()
         x = product.x
-        held, version, rows = self._rows.get(id(x), (None, 0, x))
-        if held is None or version != x._version:
-            rows = product.input_rows(self.groups).detach()
-            self._rows[id(x)] = (x, x._version, rows)
-        return rows
+        if id(x) not in self._rows:  # what has gone into a product is not written into until the backward has run
+            self._rows[id(x)] = product.input_rows(self.groups).detach()
+        return self._rows[id(x)]
 
 
 def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:

@@ -25,10 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
 from adversary.oracle import Answer, Generators, Gradient, Losses, Oracle, difference, of_copies
+from deltasam.per_example import outer
 
 TOLERANCE = 1e-8
 RHO = 0.1
 TILT = 0.7
+_SMALL = outer.SMALL
 ORDER = ("wrong", "crashed", "refused", "exact")
 SPECS = (
     f"per_instance_sam:rho={RHO}",
@@ -171,16 +173,19 @@ class Subject:
     Args:
         spec: Of ``SPECS``.
         model: Its own; is brought to the state of each case.
+        large: The engine uses the forms that it has for large layers.
     """
 
-    def __init__(self, spec: str, model: nn.Module) -> None:
+    def __init__(self, spec: str, model: nn.Module, *, large: bool = False) -> None:
         self.spec, self.model = spec, model
+        self._small = 0 if large else _SMALL
         self._method = None if spec == "per_example_grad_norms" else deltasam.make_method(spec, model)
 
     def step(self, truth: Truth) -> Outcome:
         """Run a step on the case's batch, beginning at its state, and judge it."""
         case = truth.case
         become(self.model, case.model)
+        outer.SMALL = self._small
         plain, after = truth.plain()
         before = truth.start
         before.restore()

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def judge(name: str) -> dict[str, Outcome]:
         return {"": Outcome("not run", f"{type(error).__name__}: {error}"[:150])}
     found = {}
     for spec in SPECS:
-        subject = Subject(spec, copy.deepcopy(model))
+        subject = Subject(spec, copy.deepcopy(model), large=zlib.crc32((spec + name).encode()) % 2 == 0)
         found[spec] = worst([subject.step(truth) for truth in truths])
     return found
 

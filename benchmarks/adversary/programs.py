@@ -20,6 +20,7 @@ import signal
 import sys
 import textwrap
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -289,7 +290,9 @@ def judge(text: str, specs: tuple[str, ...] = SPECS, *, sequence: bool = False) 
     for spec in specs:
         fits = [t for t in truths if _fits(spec, t.case)]
         if fits:
-            subject = Subject(spec, copy.deepcopy(fits[0].case.model))
+            subject = Subject(
+                spec, copy.deepcopy(fits[0].case.model), large=zlib.crc32((spec + text).encode()) % 2 == 0
+            )
             if not sequence and spec not in ALL_STEPS:
                 fits = fits[:1]
             found[spec] = worst([subject.step(truth) for truth in fits])

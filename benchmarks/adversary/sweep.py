@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -483,7 +484,8 @@ def judge(model_type: str, name: str, *, dropout: bool) -> dict[str, Outcome]:
     found = {}
     for spec in SWEPT:
         try:
-            found[spec] = Subject(spec, copy.deepcopy(model)).step(truth)
+            large = zlib.crc32((spec + type(model).__name__).encode()) % 2 == 0
+            found[spec] = Subject(spec, copy.deepcopy(model), large=large).step(truth)
         except Exception as error:  # noqa: BLE001 - whatever comes out is listed
             found[spec] = of_exception(error)
     return found

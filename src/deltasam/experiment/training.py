@@ -117,16 +117,18 @@ class Run:
         number = len(self.steps)
         rows = self.rows(number)
         mine = processes.part(rows)
+        # Without a row of its own a process goes through one of the others', which counts nothing.
+        seen = mine or rows[:1]
         share = len(mine) * processes.count() / len(rows)
         first = FirstPass(self.task)
         try:
-            # Without a row of its own a process goes through one of the others', which counts nothing.
-            step = self.method.backward(self.closure(mine or rows[:1], share, first.note), runtime=SilentPasses())
+            step = self.method.backward(self.closure(seen, share, first.note), runtime=SilentPasses())
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
         average_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self._update()
+        self._prefetch(number + 1)
         facts = self._record(step.metrics, rows, first.of_examples(step.metrics, len(mine), share), share)
         seconds = time.perf_counter() - started  # after the numbers were read: they wait for the device
         epoch = (number + 1) / self.steps_per_epoch
@@ -239,6 +241,12 @@ class Run:
         known = [name for name in mine if all(name in part for part in parts)]
         self.examples.add(rows, **{name: torch.cat([part[name] for part in parts]) for name in known})
         return {name: sum(f[name] for f in facts) / len(facts) for name in _FACTS}
+
+    def _prefetch(self, step: int) -> None:
+        """Prepare the rows of a step while a GPU is busy with the one before."""
+        if self.device.startswith("cuda") and step < self.total_steps:
+            rows = self.rows(step)
+            self.task.prefetch(processes.part(rows) or rows[:1])
 
     def _update(self) -> None:
         clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)

@@ -205,7 +205,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
-            "random": processes.gather(random_state()),
+            "random": processes.gather(random_state(self.device)),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
             "examples": self.examples.state_dict(),
@@ -222,7 +222,7 @@ class Run:
         self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
         self.examples.load_state_dict(state["examples"])
         self._peak = state["peak_memory_mib"] or 0.0
-        restore_random_state(state["random"][processes.rank()])
+        restore_random_state(state["random"][processes.rank()], self.device)
 
     def _refuse_other_runs(self) -> None:
         if processes.count() > 1:

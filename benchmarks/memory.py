@@ -4,6 +4,9 @@
     python benchmarks/memory.py --shapes 16x64,8x128
     python benchmarks/memory.py --device cuda --precision bf16
 
+    python benchmarks/memory.py --plan llama-7b --batch 4x2048 --lora 16          # without the memory (memory_plan.py)
+    python benchmarks/memory.py --plan path/to/config.json --batch 16x512 --weights fp32 --precision bf16
+
 Every contestant runs in a process of its own; its peak is the largest resident set while it trains, less what the
 process took once torch and transformers were loaded; on CUDA the most that PyTorch had allocated. Printed are medians
 over a few processes.
@@ -21,6 +24,7 @@ from rich.table import Table
 
 import deltasam
 from cost import MODELS, PEER, batch_of, classification, method_step, peer_step
+from memory_plan import CONFIGS, WEIGHTS, Setting, config_of, report
 from place import Place, add_options, place_of
 
 _STEPS = 4
@@ -49,9 +53,22 @@ def main() -> None:
     parser.add_argument("--methods", default="erm,sam,per_instance_sam", help="specs, comma-separated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    plan = parser.add_argument_group("what a model that does not fit here needs")
+    plan.add_argument("--plan", metavar="MODEL_CONFIG", help=f"a config.json, its folder, or {', '.join(CONFIGS)}")
+    plan.add_argument("--batch", default="4x2048", help="examples x tokens")
+    plan.add_argument("--lora", type=int, default=0, metavar="RANK", help="adapters on every linear layer")
+    plan.add_argument("--weights", choices=WEIGHTS, default="bf16", help="the type of the weights")
+    plan.add_argument("--checkpointing", action="store_true", help="run layers again in the backward")
+    plan.add_argument("--room", type=float, default=80, metavar="GIB", help="for which the largest batch is sought")
     add_options(parser)
     options = parser.parse_args()
     place = place_of(options)
+    if options.plan:
+        examples, tokens = map(int, options.batch.split("x"))
+        rest = (options.lora, WEIGHTS[options.weights], options.precision, options.checkpointing)
+        setting = Setting(config_of(options.plan), examples, tokens, *rest)
+        report(Console(), options.plan, setting, options.room)
+        return
     if options.one:
         print(peak_of(options.one, options.model, options.shapes, place))
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 
 import cost
 import gpu
+import memory
+import memory_plan
 import overhead
 import place
+from memory_plan import Setting
 from place import Place
 
 
@@ -120,3 +125,75 @@ def test_what_fails_and_what_there_was_no_time_for_is_in_the_record(
     assert found["checks"]["first"]["error"] == "RuntimeError: out of luck"
     assert found["checks"]["second"] == {"ok": True}
     assert found["steps"]["third"]["not run"] == "10 minutes were over"
+
+
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "vocab_size": 200,
+}
+
+
+def setting(name: str, **others: Any) -> Setting:
+    config = memory_plan.config_of(name)
+    config.update(TINY if name == "bert-base" else {**TINY, "num_key_value_heads": 2})
+    return Setting(config, **{"examples": 4, "tokens": 64, **others})
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "tolerance"),
+    [
+        ("llama-1b", {}, 0.01),
+        ("llama-1b", {"examples": 8, "tokens": 8}, 0.01),  # short: products of rows with rows
+        ("llama-1b", {"lora": 4}, 0.02),  # adapters begin at 0, and so do gradients of half of them
+        ("llama-1b", {"checkpointing": True}, 0.01),
+        ("llama-1b", {"weights": torch.bfloat16}, 0.01),
+        ("llama-1b", {"precision": "bf16"}, 0.01),
+        ("bert-base", {}, 0.25),  # the last layer's rows are mostly 0, which the plan does not know
+    ],
+)
+def test_the_plan_is_what_a_real_step_takes(name: str, others: dict[str, Any], tolerance: float) -> None:
+    asked = setting(name, **others)
+    planned = memory_plan.planned(asked)
+    model, losses = asked.task()()
+    for spec, need in planned.items():
+        real = memory_plan.needs(spec, model, losses)
+        assert real.peak <= need.peak + 1e-3 * real.peak
+        assert need.peak == pytest.approx(real.peak, rel=tolerance)
+    assert planned["per_instance_sam"].peak > planned["sam"].peak > planned["erm"].peak
+
+
+def test_live_tensors_are_counted() -> None:
+    known = torch.zeros(10)
+    with memory_plan.Live([known]) as live:
+        live.start()
+        a = torch.zeros(100)
+        with live.phase("inside"):
+            b = a.view(10, 10) + 1
+            b.mul_(2)
+        del a, b
+        known.add_(1)
+    assert live.phases == {"between": 440, "inside": 840}
+    assert live.bytes == 40
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    asked = setting("llama-1b")
+    totals = {n: memory_plan.planned(dataclasses.replace(asked, examples=n), ["sam"])["sam"].total for n in (1, 5, 6)}
+    assert memory_plan.largest_batch(asked, "sam", totals[6] - 1) == 5
+    assert memory_plan.largest_batch(asked, "sam", totals[5]) == 5
+    assert memory_plan.largest_batch(asked, "sam", totals[1] - 1) == 0
+
+
+def test_a_plan_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setting("llama-1b").config.save_pretrained(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    run(memory.main, monkeypatch, "--plan", str(tmp_path), "--batch", "2x64", "--lora", "4", "--room", "0.001")
+    printed = capsys.readouterr().out
+    assert "q_proj.lora_A.default.weight" in printed
+    assert "dense" in printed
+    assert "per_instance_sam" in printed
+    with pytest.raises(SystemExit, match="neither a file nor a folder"):
+        run(memory.main, monkeypatch, "--plan", "no-such-model")

@@ -2,6 +2,7 @@
 
     python benchmarks/breakdown.py                     # MiniLM-L6
     python benchmarks/breakdown.py --model wide --shapes 16x32,8x128
+    python benchmarks/breakdown.py --device cuda --precision bf16
 
 A plain forward is one unit of floating-point operations, a full backward two, a backward to the activations only one.
 SAM takes six units. Per-instance SAM takes five and what the products of tokens with tokens (or the gradients of single
@@ -12,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cost import MODELS, batch_of
+from cost import MODELS, batch_of, classification
 from deltasam import PerInstanceSAM
 from deltasam.guards import WeightStore
 from deltasam.outputs import loss_of, losses_of
@@ -31,24 +30,30 @@ from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.runtime import Runtime
+from place import add_options, place_of
 
 
 class Phases:
-    """Times of consecutive phases, in ms: one list per phase."""
+    """Times of consecutive phases, in ms: one list per phase.
 
-    def __init__(self) -> None:
+    Args:
+        clock: In seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.times: dict[str, list[float]] = {}
-        self._last = time.perf_counter()
+        self._clock = clock
+        self._last = clock()
 
     def start(self) -> None:
         """From here."""
-        self._last = time.perf_counter()
+        self._last = self._clock()
 
     def end(self, name: str) -> None:
         """Till here; the next phase starts."""
-        now = time.perf_counter()
+        now = self._clock()
         self.times.setdefault(name, []).append(1000 * (now - self._last))
-        self._last = time.perf_counter()
+        self._last = self._clock()
 
 
 def plain(model: nn.Module, losses: Callable[[], Tensor], phases: Phases) -> None:
@@ -94,19 +99,18 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="minilm")
     parser.add_argument("--shapes", default="32x16,16x32,16x64,8x128,2x512", help="examples x tokens, comma-separated")
     parser.add_argument("--rounds", type=int, default=7)
+    add_options(parser)
     options = parser.parse_args()
-    model = MODELS[options.model]().train()
-    console = Console()
+    place, console = place_of(options), Console()
+    console.print(f"{place}, medians of {options.rounds} rounds")
     for shape in options.shapes.split(","):
         examples, tokens = map(int, shape.split("x"))
-        inputs, labels = batch_of(examples, tokens)
-
-        def losses(inputs: dict[str, Tensor] = inputs, labels: Tensor = labels) -> Tensor:
-            return F.cross_entropy(model(**inputs).logits, labels, reduction="none")
-
+        with place.tensors():
+            batch = batch_of(examples, tokens)
+        model, losses = place.task(classification(MODELS[options.model], batch))()
         method = PerInstanceSAM(model)
         method.backward(losses)  # checked
-        phases = Phases()
+        phases = Phases(place.clock())
         for _ in range(options.rounds):
             plain(model, losses, phases)
             per_instance(model, losses, method._engine, method._store, phases)

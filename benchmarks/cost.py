@@ -5,6 +5,7 @@
     python benchmarks/cost.py --model wide --shapes 16x32,8x128,2x512
     python benchmarks/cost.py --record benchmarks/results/cost.json     # keep every time, for docs/benchmarks.md
     OMP_NUM_THREADS=1 python benchmarks/cost.py --clock processor       # on a machine that does other work as well
+    python benchmarks/cost.py --device cuda --precision bf16
 
 A step is zero_grad, forward and backward passes, one step of fused AdamW, as `deltasam train` has it: the whole of what
 the two libraries do differently. The contestants take turns within every round, so a machine that slows down
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,13 +31,11 @@ import deltasam
 from deltasam.errors import UserError
 from deltasam.experiment.config import BUNDLED_MODEL
 from deltasam.experiment.model import locate_model, quiet_transformers
-from deltasam.experiment.provenance import machine
+from place import CLOCKS, Place, Task, add_options, place_of
 
 PEER = "pytorch_optimizer.SAM"
 LOOP = "one example at a time"
 Batch = tuple[dict[str, Tensor], Tensor]
-Task = Callable[[], tuple[nn.Module, Callable[[], Tensor]]]
-"""Makes a model, and a function that computes its losses [n] on a batch."""
 
 
 def encoder() -> nn.Module:
@@ -61,7 +59,6 @@ def wide_encoder() -> nn.Module:
     return BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=3))
 
 
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 MODELS = {"minilm": encoder, "wide": wide_encoder}
 
 
@@ -116,25 +113,29 @@ def peer_step(task: Task) -> Callable[[], None]:
     return step
 
 
-def loop_step(make_model: Callable[[], nn.Module], batch: Batch) -> Callable[[], None]:
+def loop_step(make_model: Callable[[], nn.Module], batch: Batch, place: Place) -> Callable[[], None]:
     """Per-instance SAM as one would write it: SAM on one example after the other, in plain PyTorch."""
-    model, (inputs, labels) = make_model().train(), batch
+    with place.tensors():
+        model, (inputs, labels) = make_model().train(), batch
+    devices = [] if place.kind == "cpu" else [place.device]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     params = list(model.parameters())
 
     def gradient(i: int) -> list[Tensor]:
-        logits = model(**{name: tensor[i : i + 1] for name, tensor in inputs.items()}).logits
-        return list(torch.autograd.grad(F.cross_entropy(logits, labels[i : i + 1]) / len(labels), params))
+        with place.autocast():
+            logits = model(**{name: tensor[i : i + 1] for name, tensor in inputs.items()}).logits
+            loss = F.cross_entropy(logits, labels[i : i + 1]) / len(labels)
+        return list(torch.autograd.grad(loss, params))
 
     def step() -> None:
         total = [torch.zeros_like(p) for p in params]
         for i in range(len(labels)):
-            random_state, ascent = torch.get_rng_state(), gradient(i)
+            with torch.random.fork_rng(devices):
+                ascent = gradient(i)
             saved = [p.detach().clone() for p in params]
             with torch.no_grad():
                 norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in ascent]))
                 torch._foreach_add_(params, ascent, alpha=float(0.005 / norm))
-            torch.set_rng_state(random_state)
             torch._foreach_add_(total, gradient(i))
             with torch.no_grad():
                 torch._foreach_copy_(params, saved)
@@ -185,25 +186,27 @@ def main() -> None:
     parser.add_argument("--loop", action="store_true", help=f"also {LOOP!r}")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="processor: time on all cores together")
     parser.add_argument("--record", type=Path, help="JSON file for every time of every round")
+    add_options(parser)
     options = parser.parse_args()
+    place = place_of(options)
     specs = ["erm", *(s for s in deltasam.split_specs(options.methods) if s != "erm")]
     console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    console.print(f"{place}, medians of {options.rounds} rounds")
     shapes: dict[str, dict[str, list[float]]] = {}
     for shape in options.shapes.split(","):
         examples, tokens = map(int, shape.split("x"))
-        batch = batch_of(examples, tokens)
+        with place.tensors():
+            batch = batch_of(examples, tokens)
         make_model = MODELS[options.model]
-        task = classification(make_model, batch)
+        task = place.task(classification(make_model, batch))
         steps = {spec: method_step(spec, task) for spec in specs} | {PEER: peer_step(task)}
         if options.loop:
-            steps[LOOP] = loop_step(make_model, batch)
+            steps[LOOP] = loop_step(make_model, batch, place)
         title = f"{examples} examples x {tokens} tokens"
-        shapes[shape] = measure(steps, options.rounds, title, CLOCKS[options.clock])
+        shapes[shape] = measure(steps, options.rounds, title, place.clock(options.clock))
         console.print(table_of(title, shapes[shape]))
     if options.record:
-        setting = {"model": options.model, "clock": options.clock, "torch": torch.__version__, "machine": machine()}
-        record = {**setting, "seconds": shapes}
+        record = {"model": options.model, "clock": options.clock, **place.conditions(), "seconds": shapes}
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/integrations.py                  # MiniLM-L6, erm, sam and per_instance_sam
     python benchmarks/integrations.py --methods sam --shape 16x32 --rounds 30
+    python benchmarks/integrations.py --device cuda --precision bf16
 
 All take the same steps (forward and backward passes, clipping, AdamW, a linear schedule) on models of their own. They
 take turns, a step each, so a machine that slows down slows them all. What a trainer itself adds shows where nothing is
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import transformers
@@ -29,6 +31,7 @@ import deltasam
 from cost import encoder
 from deltasam.integrations import hf
 from deltasam.integrations.accelerate import AccelerateRuntime
+from place import Place, add_options, place_of
 
 Rows = list[dict[str, Tensor]]
 PLAIN = "plain Trainer"
@@ -46,14 +49,19 @@ def parts(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_sched
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, 0, 1000)
 
 
-def bare(spec: str, rows: Rows) -> Iterator[None]:
+def bare(spec: str, rows: Rows, place: Place) -> Iterator[None]:
     """One step for each ``next``."""
-    model, collate = encoder().train(), transformers.default_data_collator
+    model, collate = encoder().train().to(place.device), transformers.default_data_collator
     optimizer, scheduler = parts(model)
     method = deltasam.make_method(spec, model)
+
+    def forward(batch: dict[str, Tensor]) -> object:
+        with place.autocast():
+            return model(**batch)
+
     while True:
-        batch = collate(rows)
-        method.backward(lambda batch=batch: model(**batch))
+        batch = {name: tensor.to(place.device) for name, tensor in collate(rows).items()}
+        method.backward(partial(forward, batch))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -61,15 +69,17 @@ def bare(spec: str, rows: Rows) -> Iterator[None]:
         yield
 
 
-def accelerated(spec: str, rows: Rows) -> Iterator[None]:
+def accelerated(spec: str, rows: Rows, place: Place) -> Iterator[None]:
     """One step for each ``next``."""
-    accelerator, collate = Accelerator(cpu=True), transformers.default_data_collator
+    precision = "no" if place.precision == "fp32" else place.precision
+    accelerator = Accelerator(cpu=place.kind == "cpu", mixed_precision=precision)
+    collate = transformers.default_data_collator
     model = encoder().train()
     optimizer, scheduler = parts(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     method, runtime = deltasam.make_method(spec, model), AccelerateRuntime(accelerator)
     while True:
-        batch = collate(rows)
+        batch = {name: tensor.to(accelerator.device) for name, tensor in collate(rows).items()}
         with accelerator.accumulate(model):
             method.backward(lambda batch=batch: model(**batch), runtime=runtime)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -91,13 +101,13 @@ class Turns(transformers.TrainerCallback):
         self.go.acquire()
 
 
-def trained(kind: type, arguments: type, rows: Rows, **options: object) -> Iterator[None]:
+def trained(kind: type, arguments: type, rows: Rows, place: Place, **options: object) -> Iterator[None]:
     """One step for each ``next``, with all that the trainer does between two of them."""
     turns = Turns()
     args = arguments(
-        tempfile.mkdtemp(), max_steps=1000, per_device_train_batch_size=len(rows), learning_rate=2e-5, use_cpu=True,
-        report_to="none", save_strategy="no", logging_steps=10, disable_tqdm=True, dataloader_pin_memory=False,
-        **options,
+        tempfile.mkdtemp(), max_steps=1000, per_device_train_batch_size=len(rows), learning_rate=2e-5,
+        use_cpu=place.kind == "cpu", bf16=place.precision == "bf16", report_to="none", save_strategy="no",
+        logging_steps=10, disable_tqdm=True, dataloader_pin_memory=place.kind != "cpu", **options,
     )  # fmt: skip
     trainer = kind(encoder(), args, train_dataset=rows * 100, callbacks=[turns])
     trainer.remove_callback(transformers.PrinterCallback)
@@ -109,21 +119,21 @@ def trained(kind: type, arguments: type, rows: Rows, **options: object) -> Itera
         yield
 
 
-def clocks() -> tuple[float, float]:
+def clocks(place: Place) -> tuple[float, float]:
     """Seconds that went by, and seconds that this process computed."""
-    return time.perf_counter(), time.process_time()
+    return place.clock()(), time.process_time()
 
 
-def measure(contestants: dict[str, Iterator[None]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(contestants: dict[str, Iterator[None]], rounds: int, place: Place) -> dict[str, list[tuple[float, float]]]:
     """Both clocks of every contestant in every round, after two steps each."""
     for step in (*contestants.values(), *contestants.values()):
         next(step)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, step in contestants.items():
-            start = clocks()
+            start = clocks(place)
             next(step)
-            seconds[name].append(tuple(b - a for a, b in zip(start, clocks(), strict=True)))
+            seconds[name].append(tuple(b - a for a, b in zip(start, clocks(place), strict=True)))
     return seconds
 
 
@@ -147,19 +157,21 @@ def main() -> None:
     parser.add_argument("--methods", default="erm,sam,per_instance_sam", help="specs, comma-separated")
     parser.add_argument("--shape", default="16x32", help="examples x tokens")
     parser.add_argument("--rounds", type=int, default=15)
+    add_options(parser)
     options = parser.parse_args()
+    place = place_of(options)
     examples, tokens = map(int, options.shape.split("x"))
     rows, console = rows_of(examples, tokens), Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    console.print(f"{place}, medians of {options.rounds} rounds")
     for spec in deltasam.split_specs(options.methods):
         contestants = {
-            "bare loop": bare(spec, rows),
-            "Accelerate": accelerated(spec, rows),
-            "deltasam Trainer": trained(hf.Trainer, hf.TrainingArguments, rows, method=spec),
+            "bare loop": bare(spec, rows, place),
+            "Accelerate": accelerated(spec, rows, place),
+            "deltasam Trainer": trained(hf.Trainer, hf.TrainingArguments, rows, place, method=spec),
         }
         if spec == "erm":
-            contestants[PLAIN] = trained(transformers.Trainer, transformers.TrainingArguments, rows)
-        console.print(table_of(f"{spec}, {options.shape}", measure(contestants, options.rounds)))
+            contestants[PLAIN] = trained(transformers.Trainer, transformers.TrainingArguments, rows, place)
+        console.print(table_of(f"{spec}, {options.shape}", measure(contestants, options.rounds, place)))
 
 
 if __name__ == "__main__":

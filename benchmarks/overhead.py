@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/overhead.py
     python benchmarks/overhead.py --models bert-12,bert-96 --methods sam,per_instance_sam
     python benchmarks/overhead.py --record benchmarks/results/overhead.json    # every time, for docs/benchmarks.md
+    python benchmarks/overhead.py --device cuda --precision bf16
 
 An accelerator waits for the operations that Python launches, where a model is small or the accelerator fast; these
 models show that time on a CPU. Beside the times of ``cost.py``: the operations dispatched in a step over those of plain
@@ -29,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
-from cost import CLOCKS, PEER, Task, measure, method_step, peer_step, ratio
-from deltasam.experiment.provenance import machine
+from cost import PEER, measure, method_step, peer_step, ratio
+from place import CLOCKS, Task, add_options, place_of
 
 WIDTH, EXAMPLES, TOKENS, WORDS = 32, 4, 8, 100
 FIRST_STEPS = 5
@@ -121,11 +122,11 @@ def counted(spec: str, task: Task) -> Operations:
     return operations
 
 
-def first_over_later(spec: str, task: Task, clock: Callable[[], float]) -> float:
+def first_over_later(spec: str, task: Task, clock: Callable[[], float], rounds: int = FIRST_STEPS) -> float:
     """A method's first step over its third, both without the optimizer's; the median of a few."""
     model, losses = task()
     ratios = []
-    for _ in range(FIRST_STEPS + 1):
+    for _ in range(rounds + 1):
         method, times = deltasam.make_method(spec, model), []
         method.follow(torch.optim.SGD(model.parameters()))
         for _ in range(3):
@@ -168,14 +169,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="processor: time on all cores together")
     parser.add_argument("--record", type=Path, help="JSON file for every time of every round")
+    add_options(parser)
     options = parser.parse_args()
+    place = place_of(options)
     specs = ["erm", *(s for s in deltasam.split_specs(options.methods) if s != "erm")]
-    clock, console = CLOCKS[options.clock], Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    clock, console = place.clock(options.clock), Console()
+    console.print(f"{place}, medians of {options.rounds} rounds")
     seconds: dict[str, dict[str, list[float]]] = {}
     counts: dict[str, dict[str, dict[str, float]]] = {}
     for model in options.models.split(","):
-        task = MODELS[model]
+        task = place.task(MODELS[model])
         operations = {spec: counted(spec, task) for spec in specs}
         plain = operations["erm"].all.total()
         steps = {spec: method_step(spec, task) for spec in specs} | {PEER: peer_step(task)}
@@ -202,8 +205,7 @@ def main() -> None:
     if growths:
         console.print(table_of("growth of time with depth over the peer's", growths))
     if options.record:
-        setting = {"clock": options.clock, "torch": torch.__version__, "machine": machine()}
-        record = {**setting, "seconds": seconds, "counts": counts}
+        record = {"clock": options.clock, **place.conditions(), "seconds": seconds, "counts": counts}
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

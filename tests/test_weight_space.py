@@ -22,6 +22,27 @@ def test_distance_in_units() -> None:
     torch.testing.assert_close(weight_space.distance(ends, starts, units).double(), scaled.norm(), rtol=1e-5, atol=0)
 
 
+def test_a_step_is_added_a_few_weights_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision steps are widened, for which there may be no room at once; the bits are the same."""
+    weights = [torch.randn(n, 3).to(torch.bfloat16).T for n in (5, 40, 1, 2, 7)]
+    steps = [None, *(torch.randn_like(w) for w in weights[1:])]
+    together, apart = [w.clone() for w in weights], [w.clone() for w in weights]
+    weight_space.add(together, steps, 0.3)
+    monkeypatch.setattr(weight_space, "_CHUNK", 20)
+    widened: list[int] = []
+    real = torch._foreach_add_
+
+    def add(params: list[torch.Tensor], wide: list[torch.Tensor], *, alpha: float) -> None:
+        widened.append(sum(step.numel() for step in wide))
+        real(params, wide, alpha=alpha)
+
+    monkeypatch.setattr(torch, "_foreach_add_", add)
+    weight_space.add(apart, steps, 0.3)
+    assert widened == [120, 9, 21]
+    assert all(map(torch.equal, apart, together))
+    assert not torch.equal(apart[1], weights[1])
+
+
 def test_gradients_that_share_memory_are_not_scaled_twice() -> None:
     """The gradients of two biases that are added up can be one and the same tensor."""
 

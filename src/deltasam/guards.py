@@ -52,8 +52,15 @@ def reseed(seed: int) -> None:
 
 
 def accelerators(params: Iterable[nn.Parameter]) -> set[torch.device]:
-    """The devices other than the CPU that parameters are on: they have random states of their own."""
-    return {p.device for p in params if p.device.type not in ("cpu", "meta")}
+    """The devices other than the CPU that parameters compute on: they have random states of their own.
+
+    Sharded parameters may be kept on the CPU, and are on their mesh's device in a forward.
+    """
+    params = list(params)
+    devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
+    for kind in {p.device_mesh.device_type for p in params if is_sharded(p)} - {d.type for d in devices} - {"cpu"}:
+        devices.add(torch.device(kind, torch.get_device_module(kind).current_device()))
+    return devices
 
 
 class Buffers:

@@ -163,9 +163,17 @@ def length_to(radius: float, norm: Tensor | Length) -> float:
 @torch.no_grad()
 def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
     """Add ``factor * vector`` to the parameters in place, with a single rounding."""
-    pairs = [(param, wide(step)) for param, step in zip(params, vector, strict=True) if step is not None]
-    if pairs:
-        torch._foreach_add_([param for param, _ in pairs], [step for _, step in pairs], alpha=factor)
+    pairs = [(param, step) for param, step in zip(params, vector, strict=True) if step is not None]
+    groups: list[list[tuple[Tensor, Tensor]]] = []
+    size = 0
+    for pair in pairs:
+        size += pair[1].numel()
+        if not groups or size > _CHUNK:
+            groups.append([])
+            size = pair[1].numel()
+        groups[-1].append(pair)
+    for group in groups:  # steps in half precision are widened: all at once they would be twice the model's size
+        torch._foreach_add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -141,3 +142,22 @@ def test_plots_show_the_numbers(model: nn.Module) -> None:
     assert errors.lines[0].get_xdata() == pytest.approx([r.mean.error for r in results])
     assert len(cosines.lines[0].get_xdata()) == 2  # undefined for plain training
     assert [t.get_text() for t in ax.get_yticklabels()] == ["erm", "sam:rho=0.02", "asam:rho=0.1"]
+
+
+def test_methods_share_the_memory_for_a_copy_of_the_weights(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each would be in the peaks of all that come after it."""
+    stores, kept = [], []
+
+    class Watched(deltasam.guards.WeightStore):
+        def __init__(self) -> None:
+            super().__init__()
+            stores.append(weakref.ref(self))
+
+    def start(self: object, device: str) -> None:
+        kept.append(sum(store() is not None and bool(store()._saved) for store in stores))
+
+    monkeypatch.setattr(deltasam.method, "WeightStore", Watched)
+    monkeypatch.setattr("deltasam.experiment.device.PeakMemory.__init__", start)
+    monkeypatch.setattr("deltasam.experiment.device.PeakMemory.mib", lambda _: None)
+    cost(model, closures_of(model)[:1], "sam,asam,sam:rho=0.1,erm", rounds=1)
+    assert kept == [1, 1, 1, 0]  # its own

@@ -64,6 +64,20 @@ def test_random_state_round_trip(tmp_path: Path) -> None:
     assert (torch.rand(2).tolist(), random.random(), np.random.rand(), np.random.randn()) == draws
 
 
+def test_the_random_state_of_a_gpu_is_restored_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, put = random_state(), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.append((state, device)))
+    assert state["cuda"] == []
+    of_gpu = random_state("cuda:3")
+    assert of_gpu["cuda"] == ["state of cuda:3"]
+    restore_random_state(of_gpu, "cuda:0")  # resumed where there are fewer
+    restore_random_state({**of_gpu, "cuda": ["a", "b"]}, "cuda:1")  # of an older version, which kept those of all
+    restore_random_state({**of_gpu, "cuda": ["a", "b"]}, "cuda:5")
+    restore_random_state(of_gpu, "cpu")
+    assert put == [("state of cuda:3", "cuda:0"), ("b", "cuda:1"), ("b", "cuda:5")]
+
+
 def test_no_checkpoint_when_nothing_is_left_to_do(data: TextData, config: TrainConfig, tmp_path: Path) -> None:
     seen = []
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import socket
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from deltasam.errors import UserError
 from deltasam.experiment import processes
 from deltasam.experiment.checkpoint import resume_run
 from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.device import own_device
+from deltasam.experiment.device import find_device, own_device
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.tasks import text
 from deltasam.experiment.training import Run
@@ -236,20 +238,56 @@ def test_accelerate_that_started_one_of_several(monkeypatch: pytest.MonkeyPatch)
         pass
 
 
+class _Gpus:
+    """GPUs that a process sees, and what is asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.chosen: list[str] = []
+        monkeypatch.setattr(torch.cuda, "set_device", self.chosen.append)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+        number = lambda device: torch.device(device).index  # noqa: E731
+        properties = lambda device: SimpleNamespace(uuid=names[number(device)])  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus = _Gpus(monkeypatch, "first", "second")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert own_device("cuda") == "cuda"
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda mine: [(mine[0], "first"), mine])
     assert own_device("cuda") == "cuda:1"
-    assert chosen == [1]
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert gpus.chosen == ["cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "2")  # the third of three
     with pytest.raises(UserError, match="more processes than GPUs, of which there are 2; start one per GPU"):
         own_device("cuda")
     with pytest.raises(UserError, match="--device cuda:1: several processes train on cpu or cuda"):
         own_device("cuda:1")
+
+
+def test_a_scheduler_shows_each_process_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Gpus(monkeypatch, "that of this one")
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda mine: [(mine[0], "that of the other"), mine])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda") == "cuda:0"
+
+
+def test_a_device_is_tried_where_it_will_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it would take memory of a GPU that another process works on."""
+    _Gpus(monkeypatch, "first", "second")
+    tried: list[str] = []
+    monkeypatch.setattr(torch, "empty", lambda size, device: tried.append(device))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert find_device("cpu") == "cpu"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert find_device("cuda") == "cuda"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert find_device("cuda") == "cuda"
+    assert find_device("cuda:0") == "cuda:0"
+    assert tried == ["cpu", "cuda", "cuda:1", "cuda:0"]
 
 
 @pytest.mark.parametrize(("items", "sizes"), [(7, [3, 2, 2]), (6, [2, 2, 2]), (2, [1, 1, 0]), (0, [0, 0, 0])])

@@ -263,3 +263,25 @@ def test_on_real_data(config: TrainConfig) -> None:
     run = Run(data, dataclasses.replace(config, epochs=1), "per_instance_sam", 0)
     result = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
     assert math.isfinite(result.metrics["spearman"])
+
+
+def test_each_view_is_tokenised_once_per_step(task: SentenceTask) -> None:
+    calls: list[tuple[str, ...]] = []
+    tokenizer = task.tokenizer
+
+    class Counting:
+        mask_token = tokenizer.mask_token
+
+        def __call__(self, sentences: list[str], **options: Any) -> Any:
+            calls.append(tuple(sentences))
+            return tokenizer(sentences, **options)
+
+    task.tokenizer = Counting()
+    rows = [3, 0, 7, 11]
+    for spec in ("sam", "per_instance_sam"):
+        calls.clear()
+        method = deltasam.make_method(spec, task.model)
+        for step in (1, 2, 3):
+            method.backward(lambda: task.output(rows))
+            assert len(calls) <= 1 + step  # the view as it is stays the same; what is masked is drawn for each step
+        assert len(calls) == len(set(calls))

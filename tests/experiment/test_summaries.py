@@ -351,3 +351,11 @@ def test_a_pretrained_encoder_learns_real_summaries() -> None:
     result = train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
     assert run.steps[0].loss > 10  # as good as chance among 30,522 words
     assert result.metrics["loss"] < run.steps[0].loss - 2
+
+
+def test_documents_are_collated_once_per_step(task: SummaryTask) -> None:
+    calls = []
+    collate = task.train_batches._collate
+    task.train_batches._collate = lambda rows: (calls.append(0), collate(rows))[1]
+    Method.registry["sam"](task.model).backward(lambda: task.output(ROWS))
+    assert len(calls) == 1

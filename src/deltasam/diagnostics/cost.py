@@ -14,6 +14,7 @@ from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.timing import Call, TimedCalls
+from deltasam.guards import WeightStore
 from deltasam.method import Method
 from deltasam.passes import Closure
 from deltasam.per_example.record import NotCoveredError
@@ -159,6 +160,7 @@ def _tried(
     memory: dict[str, float | None] = {}
     refused: dict[str, str] = {}
     device = str(next(timed.model.parameters()).device)
+    shared = WeightStore()
     for spec in specs:
         method = make_method(spec, timed.model)
         method.follow(torch.optim.SGD(timed.model.parameters(), lr=0.0))  # never steps; some keep an average for it
@@ -175,6 +177,10 @@ def _tried(
         peak = PeakMemory(device)
         timed.call(method, closure)
         working[spec], memory[spec] = method, peak.mib()
+        # A store of its own for each would be as many models, in the peaks of all that come after it too.
+        for part in (method, *vars(method).values()):
+            if isinstance(part, Method):
+                part._store = shared
     if not working:
         raise ValueError(f"cost: no method works here; {next(iter(refused.values()), 'none was given')}")
     return working, memory, refused

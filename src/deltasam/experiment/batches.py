@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,14 +10,20 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from deltasam.errors import UserError
+from deltasam.experiment.feed import Feed
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_LABELS = "labels of the rows"  # no model takes an input of that name
+
 
 class Batches:
-    """A split, tokenised once; any of its rows can be had as a batch padded to its longest text."""
+    """A split, tokenised once; any of its rows can be had as a batch padded to its longest text.
+
+    A batch is made once for as long as no two others are asked for.
+    """
 
     def __init__(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, device: str) -> None:
         texts = [list(split[name]) for name in ("text", "text_pair") if name in split.column_names]
@@ -24,19 +31,26 @@ class Batches:
         self.labels = torch.tensor(list(split["label"]))
         self._features = [{name: column[i] for name, column in encoded.items()} for i in range(len(self.labels))]
         self._collate = DataCollatorWithPadding(tokenizer)
-        self._device = device
+        self._feed = Feed(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs [rows, longest] and the labels [rows] of some rows."""
-        inputs = self._collate([self._features[i] for i in rows])
-        return {k: v.to(self._device) for k, v in inputs.items()}, self.labels[rows].to(self._device)
+        tensors = self._feed.batch(tuple(rows), partial(self._made, rows))
+        return tensors, tensors.pop(_LABELS)
+
+    def prefetch(self, rows: list[int]) -> None:
+        """Make the batch of some rows while an accelerator computes."""
+        self._feed.prefetch(tuple(rows), partial(self._made, rows))
 
     def by_length(self) -> list[int]:
         """All rows, the shortest text first: evaluated in this order they need the least padding."""
         return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
+
+    def _made(self, rows: list[int]) -> dict[str, Tensor]:
+        return {**self._collate([self._features[i] for i in rows]), _LABELS: self.labels[rows]}
 
 
 def shuffled(size: int, seed: int, epoch: int) -> list[int]:

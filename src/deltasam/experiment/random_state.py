@@ -18,25 +18,31 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """The random state of Python, NumPy and PyTorch, in types that ``torch.load(weights_only=True)`` reads."""
+def random_state(device: str = "cpu") -> dict[str, Any]:
+    """The random state of Python, NumPy, PyTorch and a device, in types that ``torch.load(weights_only=True)`` reads.
+
+    Args:
+        device: On which a run computes; of no other GPU is anything asked, which would take memory there.
+    """
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     return {
         "python": random.getstate(),
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.startswith("cuda") else [],
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Inverse of ``random_state``."""
+def restore_random_state(state: dict[str, Any], device: str = "cpu") -> None:
+    """Inverse of ``random_state``, on whatever GPU the run now computes."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.startswith("cuda"):
+        # Before, the states of all GPUs that were there were kept.
+        number = (torch.device(device).index or 0) if len(state["cuda"]) > 1 else 0
+        torch.cuda.set_rng_state(state["cuda"][min(number, len(state["cuda"]) - 1)], device)
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.feed import Feed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 class SummaryBatches:
     """A split, tokenised once; any of its rows can be had as a batch padded to its longest texts.
+
+    A batch is made once for as long as no two others are asked for.
 
     Args:
         split: Columns ``text`` and ``summary``.
@@ -44,16 +48,19 @@ class SummaryBatches:
             for ids, mask, target in zip(documents["input_ids"], documents["attention_mask"], targets, strict=True)
         ]
         self._collate = DataCollatorForSeq2Seq(tokenizer, model=model)
-        self._device = device
+        self._feed = Feed(device)
 
     def __len__(self) -> int:
         return len(self._features)
 
     def batch(self, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs of some rows, and the tokens to predict [rows, longest], -100 where there is none."""
-        inputs = self._collate([self._features[i] for i in rows])
-        tensors = {name: inputs[name].to(self._device) for name in (*_READ, "decoder_input_ids", "labels")}
+        tensors = self._feed.batch(tuple(rows), partial(self._made, rows))
         return tensors, tensors.pop("labels")
+
+    def prefetch(self, rows: list[int]) -> None:
+        """Make the batch of some rows while an accelerator computes."""
+        self._feed.prefetch(tuple(rows), partial(self._made, rows))
 
     def documents(self, rows: list[int]) -> dict[str, Tensor]:
         """What is read of some rows."""
@@ -63,6 +70,10 @@ class SummaryBatches:
     def by_length(self) -> list[int]:
         """All rows, the shortest document first: evaluated in this order they need the least padding."""
         return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
+
+    def _made(self, rows: list[int]) -> dict[str, Tensor]:
+        inputs = self._collate([self._features[i] for i in rows])
+        return {name: inputs[name] for name in (*_READ, "decoder_input_ids", "labels")}
 
 
 _READ = ("input_ids", "attention_mask")

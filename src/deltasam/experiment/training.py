@@ -117,16 +117,18 @@ class Run:
         number = len(self.steps)
         rows = self.rows(number)
         mine = processes.part(rows)
+        # Without a row of its own a process goes through one of the others', which counts nothing.
+        seen = mine or rows[:1]
         share = len(mine) * processes.count() / len(rows)
         first = FirstPass(self.task)
         try:
-            # Without a row of its own a process goes through one of the others', which counts nothing.
-            step = self.method.backward(self.closure(mine or rows[:1], share, first.note), runtime=SilentPasses())
+            step = self.method.backward(self.closure(seen, share, first.note), runtime=SilentPasses())
         except ValueError as error:
             raise UserError(f"{self.method.spec}: {error}") from error
         average_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self._update()
+        self._prefetch(number + 1)
         facts = self._record(step.metrics, rows, first.of_examples(step.metrics, len(mine), share), share)
         seconds = time.perf_counter() - started  # after the numbers were read: they wait for the device
         epoch = (number + 1) / self.steps_per_epoch
@@ -203,7 +205,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
-            "random": processes.gather(random_state()),
+            "random": processes.gather(random_state(self.device)),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
             "examples": self.examples.state_dict(),
@@ -220,7 +222,7 @@ class Run:
         self.evaluations = [EvaluationRecord(**e) for e in state["evaluations"]]
         self.examples.load_state_dict(state["examples"])
         self._peak = state["peak_memory_mib"] or 0.0
-        restore_random_state(state["random"][processes.rank()])
+        restore_random_state(state["random"][processes.rank()], self.device)
 
     def _refuse_other_runs(self) -> None:
         if processes.count() > 1:
@@ -239,6 +241,12 @@ class Run:
         known = [name for name in mine if all(name in part for part in parts)]
         self.examples.add(rows, **{name: torch.cat([part[name] for part in parts]) for name in known})
         return {name: sum(f[name] for f in facts) / len(facts) for name in _FACTS}
+
+    def _prefetch(self, step: int) -> None:
+        """Prepare the rows of a step while a GPU is busy with the one before."""
+        if self.device.startswith("cuda") and step < self.total_steps:
+            rows = self.rows(step)
+            self.task.prefetch(processes.part(rows) or rows[:1])
 
     def _update(self) -> None:
         clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from deltasam.experiment import processes
 from deltasam.experiment.batches import check_length, shuffled
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.contrastive import contrastive_loss, embed, mask_span
+from deltasam.experiment.feed import Feed
 from deltasam.experiment.inference import outputs_of
 from deltasam.experiment.model import load_encoder
 from deltasam.experiment.similarity import similarity_metrics
@@ -30,7 +32,8 @@ class SentenceTask(Task):
     """
 
     def __init__(self, data: SentenceData, config: TrainConfig, device: str) -> None:
-        self._data, self._config, self._device = data, config, device
+        self._data, self._config = data, config
+        self._feed = Feed(device, keep=4)  # two views of a step, and of the next
         self.model, self.tokenizer = load_encoder(config)
         check_length(self.model, config.max_length)
         if data.contrast.masked_characters and self.tokenizer.mask_token is None:
@@ -50,6 +53,11 @@ class SentenceTask(Task):
         losses, logits = contrastive_loss(self.embeddings(sentences), self.embeddings(masked), contrast.temperature)
         return Output(losses, logits, logits.new_full(logits.shape[:-1], 1 / (2 * len(rows))))
 
+    def prefetch(self, rows: list[int]) -> None:
+        """Make the batch of the views that are not masked: what is masked in the others is drawn in their step."""
+        sentences = [self._data.train[row] for row in rows]
+        self._feed.prefetch(tuple(sentences), partial(self._tokens, sentences))
+
     def evaluate(self) -> dict[str, float]:
         """Rank correlations, and the training loss on the evaluation sentences with nothing dropped or masked."""
         by_length = sorted(range(len(self._measured)), key=lambda i: len(self._measured[i]))
@@ -64,9 +72,12 @@ class SentenceTask(Task):
 
     def embeddings(self, sentences: list[str]) -> Tensor:
         """Embeddings [sentences, d], in the configuration's precision."""
+        inputs = self._feed.batch(tuple(sentences), partial(self._tokens, sentences))
+        return embed(self.model, inputs, self._data.contrast.pooling, self._config.precision)
+
+    def _tokens(self, sentences: list[str]) -> dict[str, Tensor]:
         limits = {"truncation": True, "max_length": self._config.max_length}
-        inputs = self.tokenizer(sentences, padding=True, return_tensors="pt", **limits).to(self._device)
-        return embed(self.model, dict(inputs), self._data.contrast.pooling, self._config.precision)
+        return dict(self.tokenizer(sentences, padding=True, return_tensors="pt", **limits))
 
     def _masked(self, sentence: str) -> str:
         length = self._data.contrast.masked_characters

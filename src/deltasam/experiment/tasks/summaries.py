@@ -46,6 +46,10 @@ class SummaryTask(Task):
         weights = counted / counted.sum()
         return Output(len(rows) * (losses * weights).sum(1), logits, weights)
 
+    def prefetch(self, rows: list[int]) -> None:
+        """Make the batch of these rows."""
+        self.train_batches.prefetch(rows)
+
     def evaluate(self) -> dict[str, float]:
         """``loss``, in nats per token of the right summaries, and each kind of ROUGE of those the model writes."""
         training, rows, size = self.model.training, self.evaluation_batches.by_length(), 2 * self._config.batch_size

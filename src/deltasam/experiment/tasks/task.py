@@ -38,6 +38,9 @@ class Task(abc.ABC):
     def output(self, rows: list[int]) -> Output:
         """One forward on some training rows, counted from 0: one loss per row [rows], whose mean is the batch's."""
 
+    def prefetch(self, rows: list[int]) -> None:  # noqa: B027
+        """Prepare these training rows, which come next, while an accelerator computes; nothing random is drawn."""
+
     def predictions(self, output: Output) -> Tensor | None:
         """What the model takes the rows of an output for: classes [rows], as integers, or scores [rows].
 

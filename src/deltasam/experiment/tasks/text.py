@@ -39,6 +39,10 @@ class TextTask(Task):
         weights = logits.new_full((len(rows),), 1 / len(rows))
         return Output(example_losses(logits, labels, self._kind), logits, weights)
 
+    def prefetch(self, rows: list[int]) -> None:
+        """Make the batch of these rows."""
+        self.train_batches.prefetch(rows)
+
     def predictions(self, output: Output) -> Tensor | None:
         """Classes, or scores."""
         if output.logits is None:

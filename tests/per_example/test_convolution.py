@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
+from deltasam import dropout_masks
 from per_instance import assert_exact
 
 LAYERS = {
@@ -41,3 +42,22 @@ def test_is_exact(name: str) -> None:
     method = deltasam.PerInstanceSAM(model)
     method.backward(lambda: F.cross_entropy(model(x.double()), y, reduction="none"))
     assert {row.rule for row in method.coverage() if row.parameter.startswith("layer.")} == {rule}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_after_it_sees_the_same_masks_where_none_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator, where masks are drawn anew from the same random state: in the order of the memory."""
+    make, _ = LAYERS[name]
+    model = Net(nn.Sequential(make(), nn.Dropout(0.3)))
+    x, y = torch.randn(4, 2, 6, 7), torch.randint(0, 3, (4,))
+    model(x)
+    gradients = []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(dropout_masks, "is_compiled", lambda modules: True)
+        torch.manual_seed(0)
+        model.zero_grad()
+        deltasam.PerInstanceSAM(model).backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for with_store, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(without, with_store)

@@ -158,7 +158,7 @@ class Engine:
             if verdict.conclusive:
                 self._checked.losses_apart = verdict.losses_apart
                 self._checked.behaviours[record.behaviour] = frozenset(gradients.thin)
-        record.forget_returned()
+        record.forget_graph()
         return gradients
 
     def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> tuple[Tensor, ExampleGradients]:

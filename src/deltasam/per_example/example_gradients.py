@@ -135,16 +135,15 @@ class ExampleGradients:
             factors: One for each group.
             in_place: Plain tensors are changed, unless derivatives are taken; else new ones are made.
         """
-        denses = {key: gradient.dense for key, gradient in self.of.items() if gradient.dense is not None}
-        for_each = {ndim: factors.view(-1, *[1] * (ndim - 1)) for ndim in {dense.ndim for dense in denses.values()}}
+        of = self.of = self.of if in_place else dict(self.of)
+        denses = {key: gradient.dense for key, gradient in of.items() if gradient.dense is not None}
         if denses:
+            kinds = {(d.ndim, d.device): factors.to(d.device).view(-1, *[1] * (d.ndim - 1)) for d in denses.values()}
             multiply = torch._foreach_mul_ if in_place and not factors.requires_grad else torch._foreach_mul
-            products = multiply(list(denses.values()), [for_each[dense.ndim] for dense in denses.values()])
+            products = multiply(list(denses.values()), [kinds[d.ndim, d.device] for d in denses.values()])
             denses = dict(zip(denses, products or denses.values(), strict=True))
-        self.of = {
-            key: replace(gradient, dense=denses[key]) if key in denses else gradient.times(factors)
-            for key, gradient in self.of.items()
-        }
+        for key in of:  # one after the other: what each was is free before the next is made
+            of[key] = replace(of[key], dense=denses[key]) if key in denses else of[key].times(factors)
 
     def multiply(self, scales: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         """Multiply every group's gradient of a parameter by a tensor [*shape], element by element.
@@ -213,20 +212,22 @@ class ExampleGradients:
 
 
 def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
-    products, small, squares = Products(wide=True), [], []
+    products, squares = Products(wide=True), []
+    small: dict[torch.device, list[Tensor]] = {}
     alike: dict[tuple[object, ...], list[Outer]] = {}
     for gradient in gradients:
         dense = gradient.dense
         if dense is not None and is_small(dense.numel()):
-            small.append(dense.flatten(1) if dense.ndim > 1 else dense[:, None])
+            small.setdefault(dense.device, []).append(dense.flatten(1) if dense.ndim > 1 else dense[:, None])
         elif len(gradient.outers) == 1 and (key := alike_in_small(gradient.outers[0])):
             alike.setdefault(key, []).append(gradient.outers[0])
         else:
             squares.append(gradient.square_norm(products))
     squares += [square_norms(terms) for terms in alike.values()]
     if small:
-        squares.append(torch.cat(small, 1).square().sum(1))
-    return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+        squares += [torch.cat(rows, 1).square().sum(1) for rows in small.values()]
+    device = squares[0].device
+    return torch.stack([square.to(device) for square in squares]).sum(0).clamp(min=0).sqrt()
 
 
 def _weights_by_bias(uses: Sequence[Use]) -> dict[int, int]:

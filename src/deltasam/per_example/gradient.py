@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltasam.per_example import outer
 from deltasam.per_example.outer import Outer, Products, is_small
-from deltasam.weight_space import wide
+from deltasam.weight_space import HALVES, wide
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
 _TRAFFIC = 40
@@ -152,11 +152,14 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
 def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
     """Three products of rows with rows (norm, forward, backward) against one matrix for every group.
 
-    The matrix is also formed only where it does not take more memory than twice the rows.
+    In half precision the matrix takes part in as many: there it stands beside the weight, whose product is not left
+    out. It is also formed only where it does not take more memory, in float32 at least, than twice the rows.
     """
     rows = sum(term.b.shape[1] for term in terms)
     table = all(not term.x.is_floating_point() for term in terms)
     columns = shape[1:].numel()
     weights, sides = shape.numel(), columns if table else shape[0] + columns
-    by_matrix = rows * (columns if table else weights) + _TRAFFIC * weights
-    return 3 * rows * rows * sides <= by_matrix or weights > 2 * rows * sides
+    of_matrix = 3 if terms[0].b.dtype in HALVES else 1
+    by_matrix = of_matrix * rows * (columns if table else weights) + _TRAFFIC * weights
+    size, size_of_matrix = terms[0].b.itemsize, wide(terms[0].b[:0]).itemsize
+    return 3 * rows * rows * sides <= by_matrix or weights * size_of_matrix > 2 * rows * sides * size

@@ -76,7 +76,7 @@ class Outer:
         # products several times.
         if self.b.dtype in HALVES or self.is_small:
             return Outer(self.x, times(self.b, factors), self.axis, self.ones, self.factors)
-        factors = factors.to(self.b.dtype)
+        factors = factors.to(self.b)
         # They go into the products, which are smaller than b.
         return replace(self, factors=factors if self.factors is None else self.factors * factors)
 
@@ -203,9 +203,10 @@ def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products
 
 def times(b: Tensor, factors: Tensor) -> Tensor:
     """What belongs to every group times its factor [g], in b's type."""
-    if b.dtype == factors.dtype:
-        return b * factors.view(-1, *[1] * (b.ndim - 1))
-    return (wide(b) * factors.view(-1, *[1] * (b.ndim - 1)).to(wide(b).dtype)).to(b.dtype)
+    factors = factors.view(-1, *[1] * (b.ndim - 1))
+    if b.dtype == factors.dtype and b.device == factors.device:
+        return b * factors
+    return (wide(b) * factors.to(wide(b))).to(b.dtype)
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:

@@ -51,11 +51,10 @@ class Perturbed(ParameterUses):
 
         With these a layer is one product, where two forms of it would be two, with others between them.
         """
-        otherwise = {id(p) for use in self._record.uses if not _is_simple(use.product) for p in use.parameters}
         steps = {}
         for p in self._record.parameters.values():
             gradient = self._of(p)
-            dense = None if gradient is None or id(p) in otherwise else gradient.dense
+            dense = None if gradient is None else gradient.dense
             if dense is not None and is_small(dense.numel()):
                 step = dense if p.ndim > 1 else dense[:, None]
                 steps[id(p)] = p, step if step.dtype == p.dtype else step.to(p.dtype)
@@ -84,7 +83,7 @@ class Perturbed(ParameterUses):
         self._uses += 1
         if len(product.x) % self._groups:
             self._refuse_rows(len(product.x), product.parameters)
-        if id(product.weight) in self._small and self._has_all(product.bias) and not _in_low_precision(product.x):
+        if self._is_small(product) and not _in_low_precision(product.x):
             return self._multiply_small(product)
         if id(product.weight) in self._moved and not _in_low_precision(product.x):
             return self._multiply(product, self._moved[id(product.weight)])
@@ -145,8 +144,11 @@ class Perturbed(ParameterUses):
             self._last = (key, product.input_rows(self._groups))
         return self._last[1]
 
-    def _has_all(self, bias: Tensor | None) -> bool:
-        """Whether a layer's bias is there for every group, or the same for all."""
+    def _is_small(self, product: Product) -> bool:
+        """Whether the weights of a linear layer are there for every group; its bias also, or it is the same for all."""
+        if id(product.weight) not in self._small or type(product) is not Product:
+            return False
+        bias = product.bias
         return bias is None or id(bias) in self._small or self._of(bias) is None
 
     def _multiply_small(self, product: Product) -> Tensor:
@@ -223,11 +225,6 @@ class _MultiplyEach(torch.autograd.Function):
         return dx, dw, dm, db, None
 
 
-def _is_simple(product: Product | Affine | None) -> bool:
-    """Whether a use is no lookup and no convolution."""
-    return type(product) is Product or not isinstance(product, Product)
-
-
 def _matrices(weights: Tensor) -> Tensor:
     """One weight per group, of any number of axes, as a matrix each [g, rows, columns]."""
     return weights.flatten(2)
@@ -235,4 +232,6 @@ def _matrices(weights: Tensor) -> Tensor:
 
 def _in_low_precision(x: Tensor) -> bool:
     """Whether a product with x is rounded so much that weights moved a little are weights not moved."""
-    return torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64)
+    if torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64):
+        return True
+    return x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32

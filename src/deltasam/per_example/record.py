@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deltasam.packed import refuse_packed
-from deltasam.per_example.closeness import close
+from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.functions import Function
 from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Affine, Product
@@ -85,6 +85,7 @@ class Record(ParameterUses):
 
     def _forget(self) -> None:
         self.uses: list[Use] = []
+        self._number_of_uses = 0
         self.refusals: dict[str, str] = {}
         self.spoiled: dict[str, str] = {}
         self._calls: set[frozenset[int]] = set()
@@ -161,11 +162,11 @@ class Record(ParameterUses):
 
     def row_moves(self, groups: int) -> tuple[object, ...]:
         """Whose rows were picked by data: equal where the same groups of examples had the same ones."""
-        return self._moves.summary(groups, len(self.uses))
+        return self._moves.summary(groups, self._number_of_uses)
 
-    def forget_returned(self) -> None:
-        """Drop what the model returned: it holds the graph of the pass."""
-        self.returned = []
+    def forget_graph(self) -> None:
+        """Drop the uses, with what went into the layers, and what the model returned: a second pass needs neither."""
+        self.uses, self.returned = [], []
 
     @property
     def outputs(self) -> list[GradientEdge]:
@@ -234,7 +235,7 @@ class Record(ParameterUses):
             told.append(None if isinstance(argument, Tensor) else _told(argument, count))
         for key, value in kwargs.items():
             told.append((key, _told(value, count)))
-        self._moves.see(function.name, function.rows, args, kwargs, result, len(self.uses))
+        self._moves.see(function.name, function.rows, args, kwargs, result, self._number_of_uses)
 
     def accept(self, result: Tensor, plain: Callable[[], Tensor]) -> bool:
         """Whether ``vmap`` made the same of it, to rounding."""
@@ -242,7 +243,8 @@ class Record(ParameterUses):
             return True
         with torch.no_grad():
             expected = plain()
-        return result.dtype == expected.dtype and close(result, expected)
+        tolerance = max(rounding_of(result.dtype), rounding_of_tf32() if result.is_cuda else 0.0)
+        return result.dtype == expected.dtype and close(result, expected, tolerance)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
         if self._open and y.grad_fn is not None:  # else it was made under no_grad
@@ -250,6 +252,7 @@ class Record(ParameterUses):
             source = None if x is None or x.grad_fn is None else (x.grad_fn, x.output_nr)
             output = get_gradient_edge(_written_to(y, product))
             self.uses.append(Use(output, y.shape, y.dtype, parameters, product, source))
+            self._number_of_uses += 1
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:

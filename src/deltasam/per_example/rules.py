@@ -102,7 +102,8 @@ class Convolution(Product):
 
     def output(self, rows: Tensor) -> Tensor:
         """The output from its rows."""
-        return rows.view(len(self.x), -1, rows.shape[-1]).mT.unflatten(2, self._size())
+        # As a convolution lays it out: a dropout after it draws its mask in that order.
+        return rows.view(len(self.x), -1, rows.shape[-1]).mT.unflatten(2, self._size()).contiguous()
 
     @property
     def places(self) -> int:

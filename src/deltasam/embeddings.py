@@ -143,8 +143,7 @@ def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, gener
     """
     drawn = sampler((int(real.sum()), embeddings.shape[-1]), generator=generator, device="cpu")
     noise = torch.zeros_like(embeddings)
-    noise[real] = drawn.to(noise)
-    return noise
+    return noise.masked_scatter_(real[..., None].expand_as(noise), drawn.to(noise))
 
 
 def along(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -168,7 +167,7 @@ def _real_positions(ids: Tensor, given: dict[str, Any]) -> Tensor:
             f"can be perturbed"
         )
     whole, mask = given.get("input_ids"), given.get("attention_mask")
-    if isinstance(whole, Tensor) and not torch.equal(whole.reshape(-1, whole.shape[-1]), ids):
+    if isinstance(whole, Tensor) and whole is not ids and not torch.equal(whole.reshape(-1, whole.shape[-1]), ids):
         raise ValueError(
             "the input embeddings were given other ids than the model, so it cannot be told what is padding; only "
             "models that look their input_ids up as they are can be perturbed"

@@ -119,6 +119,7 @@ class Engine:
             cause = str(error).partition("\n")[0]
             why = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
             record.spoiled = {WHOLE: why}
+        record.refuse_packed()
         return output, record
 
     def gradients(self, passes: Passes, record: Record, loss: Tensor, m: int) -> ExampleGradients:

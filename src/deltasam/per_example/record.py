@@ -86,6 +86,7 @@ class Record(ParameterUses):
     def _forget(self) -> None:
         self.uses: list[Use] = []
         self._number_of_uses = 0
+        self._inputs: list[tuple[Any, dict[str, Any]]] = []
         self.refusals: dict[str, str] = {}
         self.spoiled: dict[str, str] = {}
         self._calls: set[frozenset[int]] = set()
@@ -114,6 +115,16 @@ class Record(ParameterUses):
         finally:
             self._open = False
             hook.remove()
+
+    def refuse_packed(self) -> None:
+        """To be called after the forward, in which the device shall not be waited for.
+
+        Raises:
+            ValueError: What the model was given are several examples in a row.
+        """
+        for args, kwargs in self._inputs:
+            refuse_packed([args, kwargs], "a method of single examples")
+        self._inputs = []
 
     def examples(self, losses: Tensor) -> int:
         """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
@@ -256,8 +267,7 @@ class Record(ParameterUses):
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:
-            with torch._C.DisableTorchFunction():
-                refuse_packed([args, kwargs], "a method of single examples")
+            self._inputs.append((args, kwargs))
         super()._see_inputs(module, args, kwargs)
         given = [t for t in tensors_given((args, kwargs)) if t.ndim]
         if given:

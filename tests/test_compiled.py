@@ -16,6 +16,7 @@ import deltasam
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2])
 BACKEND = "aot_eager"  # as torch.compile's own, but for the generated code
+SCRIPT_CALL = torch.jit.ScriptFunction.__call__
 PER_EXAMPLE = [
     "per_instance_sam:rho=0.3",
     "per_instance_sam:rho=0.3,unsupported=loop",
@@ -84,6 +85,33 @@ COMPILED = [whole, whole_but_the_method_has_the_model, in_place, a_layer, a_func
 def test_per_example_methods_are_exact(spec: str, compile_: Callable) -> None:
     assert torch.equal(gradient(spec, *compile_(make())), eager(spec))
     assert "unique_graphs" not in torch._dynamo.utils.counters["stats"]  # nothing was compiled
+
+
+@torch.jit.script
+def scaled(x: Tensor, scale: Tensor) -> Tensor:
+    return x * scale / torch.sqrt(torch.tensor(x.size(-1), dtype=torch.float))
+
+
+class Scaled(nn.Module):
+    function: Callable = staticmethod(scaled)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(5, 3), nn.Parameter(torch.rand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x), self.scale)
+
+
+@pytest.mark.parametrize("spec", ["per_instance_sam:rho=0.3", "delta_sam:rho=0.3,weights=norms"])
+def test_a_scripted_function_is_run_as_it_was_written(spec: str) -> None:
+    model = Scaled()
+    plain = copy.deepcopy(model)
+    plain.function = scaled._torchdynamo_inline
+    expected = gradient(spec, plain, lambda: F.cross_entropy(plain(X), Y, reduction="none"))
+    found = gradient(spec, model, lambda: F.cross_entropy(model(X), Y, reduction="none"))
+    assert torch.equal(found, expected)
+    assert torch.jit.ScriptFunction.__call__ is SCRIPT_CALL
 
 
 @pytest.mark.parametrize("compile_", COMPILED)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
+from deltasam import guards
 from deltasam.diagnostics import loss_slice, sharpness
 
 X, Y = torch.randn(4, 5, dtype=torch.float64), torch.randint(0, 3, (4,))
@@ -169,6 +170,35 @@ def test_buffers_that_the_forward_reads_are_the_same_in_every_pass(make: Any, sp
         assert torch.equal(p.grad, q.grad)
     for p, q in zip(plain.buffers(), model.buffers(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("spec", ["delta_sam:rho=0.1,weights=slopes", "delta_sam:rho=0.1"])
+def test_buffers_that_every_forward_is_sent(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DDP sends them: where autograd counts that as a change (PyTorch 2.9), though the values are the same."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.linear = nn.Embedding(8, 1).double(), nn.Linear(5, 3).double()
+            self.register_buffer("ids", torch.arange(8)[None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(torch.tanh(x + self.positions(self.ids[:, :5])[..., 0]))
+
+    plain = Positions()
+    model = copy.deepcopy(plain)
+    torch.manual_seed(0)
+    deltasam.make_method(spec, plain).backward(closure_of(plain))
+    monkeypatch.setattr(guards, "alone", lambda: False)
+
+    def send(*_: Any) -> None:
+        model.ids.copy_(model.ids.clone())
+
+    model.register_forward_pre_hook(send)
+    torch.manual_seed(0)
+    deltasam.make_method(spec, model).backward(closure_of(model))
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_a_cache_that_has_grown_stays() -> None:

@@ -72,7 +72,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "UMT5": {**T5, "feed_forward_proj": "gated-gelu"},
     "LongT5": T5,
     "Dinov2": VISION,
-    "ConvNext": {**VISION, **FOUR},
+    "ConvNext": {**VISION, **FOUR, "patch_size": 4},
     "CLIP": {"vision_config": VISION, "num_labels": CLASSES},
     "Wav2Vec2": SPEECH,
     "Hubert": SPEECH,

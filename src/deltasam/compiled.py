@@ -1,4 +1,4 @@
-"""What ``torch.compile`` makes of a model, and how to do without where every call of a torch function must be seen.
+"""What compilers make of a model, and how to do without where every call of a torch function must be seen.
 
 Compiled code calls no torch functions. And a ``TorchFunctionMode`` that is on would itself be compiled into the graph,
 with what it noted for one batch taken for constants of all: a wrong gradient, without a word.
@@ -7,16 +7,39 @@ with what it noted for one batch taken for constants of all: a wrong gradient, w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+_call_script = torch.jit.ScriptFunction.__call__
 
-def as_written() -> AbstractContextManager[object]:
-    """Inside, ``torch.compile`` has no effect: forwards, and backwards that run a forward again."""
+
+def _call_source(script: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the Python function that was scripted; a loaded or traced one has none, and is called itself."""
+    source = getattr(script, "_torchdynamo_inline", None)
+    return _call_script(script, *args, **kwargs) if source is None else source(*args, **kwargs)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, ``torch.compile`` and the decorator ``torch.jit.script`` of functions have no effect.
+
+    In forwards, and in backwards that run a forward again. Modules that are scripted or traced stay as they are.
+    """
+    kind: Any = torch.jit.ScriptFunction  # of which DeBERTa has some, in transformers 5.18 still
+    before = kind.__call__
+    try:
+        kind.__call__ = _call_source
+        with _uncompiled():
+            yield
+    finally:
+        kind.__call__ = before
+
+
+def _uncompiled() -> AbstractContextManager[object]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes a second
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

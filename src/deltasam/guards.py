@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam import weight_space
+from deltasam.collectives import alone
 from deltasam.sharded import is_sharded, local
 
 _BLOCK = 1 << 20
@@ -76,6 +77,9 @@ class Buffers:
             for module in modules
             if module._buffers
         ]
+        # Of several processes DDP writes those of the first into the buffers of all, in every forward.
+        buffers = [] if alone() else [b for _, saved in self._saved for b, _ in saved.values() if type(b) is Tensor]
+        self._versions = [(b, b._version) for b in buffers if not b.is_inference()]
 
     def restore_written(self) -> None:
         """Give the buffers that are still there their values back, so that a forward does again what it did.
@@ -93,6 +97,18 @@ class Buffers:
             current.clear()
             current.update((name, buffer) for name, (buffer, _) in saved.items())
         self.restore_written()
+        for buffer, version in self._versions:  # what it holds is again what a graph that saved it expects
+            if buffer._version != version:
+                _set_version(buffer, version)
+
+
+def _set_version(tensor: Tensor, version: int) -> None:
+    """Say that a tensor was written into as many times as before: it holds the same values."""
+    set_version: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        set_version((tensor,), (version,))
+    except TypeError:  # PyTorch 2.6 takes one tensor
+        set_version(tensor, version)
 
 
 class WeightStore:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deltasam
 import own_copies
 from deltasam.per_example import outer
+from deltasam.per_example.backwards import checkpoint_region
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.outer import Products
 from deltasam.per_example.perturbed import Perturbed
@@ -659,6 +660,8 @@ def wrong_examples(monkeypatch: pytest.MonkeyPatch) -> str:
     ids=lambda f: f.__name__,
 )
 def test_a_wrong_engine_is_refused(sabotage: Any, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sabotage is wrong_place_in_the_graph and checkpoint_region() is not None:
+        pytest.skip("this PyTorch does not tell checkpointed regions apart, so products are not kept (before 2.8)")
     model, losses = problem(sabotage(monkeypatch))
     method = deltasam.PerInstanceSAM(model, rho=RHO)
     with pytest.raises(deltasam.NotCoveredError):

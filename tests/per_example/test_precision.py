@@ -206,6 +206,11 @@ def test_autocast(run: Losses) -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2", "gpt2_lora", "vit", "conv2d", "conv1d", "t5", "llama", "nano_gpt"])
 def test_autocast_on_architectures(name: str) -> None:
     case = architectures.make(name, torch.float32, dropout=0.0)
+    if name == "t5":  # with the oldest versions rounding turns a ReLU on or off at its own weights: that is refused
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for p in case.model.parameters():
+                p.add_(0.02 * p.abs().mean() * torch.randn_like(p))
 
     def losses(call: Any) -> Tensor:
         return case.run(call, architectures.ALL)

@@ -44,7 +44,7 @@ BACKWARDS: dict[Any, Callable[..., Any]] = {
 def checkpoint_region() -> object:
     """What stands for the checkpointed region of a forward that is under way; None outside of all.
 
-    Where PyTorch does not tell (before 2.7), an object of its own for each call.
+    Where PyTorch does not tell (before 2.8), an object of its own for each call.
     """
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     if top is None:

@@ -245,7 +245,7 @@ def test_products_are_shared_and_never_stale() -> None:
     products = Products(wide=False, keep=2)
     p, q = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
     first = products(p, q)
-    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # without it nothing is shared: before PyTorch 2.8
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # else nothing is shared: PyTorch < 2.8
         assert products(p, q) is first
         assert products(p.view(1, 3, 2), q) is not first  # another tensor may be at another place in the graph
     p.add_(1)

@@ -17,6 +17,7 @@ from deltasam.diagnostics import at_radius
 from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
 from deltasam.spec import full_spec, short_spec
+from norms import OPACUS, PLAIN
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
@@ -85,6 +86,19 @@ def overhead() -> str:
             row += [f"{counts['operations x erm']:.1f}", f"{counts['waits']:.0f}", f"{counts['first / later']:.1f}"]
         rows.append(tuple(row))
     return f"{_conditions(record)}\n\n{_table(tuple(head), rows)}"
+
+
+def norms() -> str:
+    """Gradient norms of single examples, over a forward and backward, and over another library's."""
+    record = costs("norms")
+    rows = [
+        (f"{shape.replace('x', ' x ')}", name, f"{1000 * statistics.median(times):.0f}", *ratios)
+        for shape, seconds in record["seconds"].items()
+        for name, times in seconds.items()
+        for ratios in [(f"{ratio(seconds, name, PLAIN):.2f}", f"{ratio(seconds, name, OPACUS):.2f}")]
+    ]
+    head = ("examples x tokens", "norms by", "ms", f"over a {PLAIN}", f"over {OPACUS}")
+    return f"MiniLM-L6 without dropout, {_conditions(record)}\n\n{_table(head, rows)}"
 
 
 def shapes() -> str:
@@ -165,7 +179,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (choose, cost, estimates, fidelity, overhead, shapes)}
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (choose, cost, estimates, fidelity, norms, overhead, shapes)
+}
 
 
 def table(name: str) -> str:

@@ -34,6 +34,7 @@ from cost import PEER, measure, method_step, peer_step, ratio
 from place import CLOCKS, Task, add_options, place_of
 
 WIDTH, EXAMPLES, TOKENS, WORDS = 32, 4, 8, 100
+WRITTEN, COMPILED = "as written", "compiled"
 FIRST_STEPS = 5
 _WAITS = frozenset(["_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "bincount"])
 
@@ -137,6 +138,17 @@ def first_over_later(spec: str, task: Task, clock: Callable[[], float], rounds: 
     return statistics.median(ratios[1:])
 
 
+def compiled(task: Task) -> Task:
+    """The same with ``torch.compile``."""
+
+    def made() -> tuple[nn.Module, Callable[[], Tensor]]:
+        model, losses = task()
+        model.compile()
+        return model, losses
+
+    return made
+
+
 def growth(seconds: dict[str, dict[str, list[float]]], name: str) -> dict[str, float]:
     """By how much more a method's time grows from the shallowest model of a kind to the deepest than the peer's."""
     depths: dict[str, list[tuple[int, str]]] = {}
@@ -168,6 +180,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(deltasam.method_names()), help="specs, comma-separated")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="processor: time on all cores together")
+    parser.add_argument("--compile", action="store_true", help="also with the model compiled, beside as it was written")
     parser.add_argument("--record", type=Path, help="JSON file for every time of every round")
     add_options(parser)
     options = parser.parse_args()
@@ -177,6 +190,7 @@ def main() -> None:
     console.print(f"{place}, medians of {options.rounds} rounds")
     seconds: dict[str, dict[str, list[float]]] = {}
     counts: dict[str, dict[str, dict[str, float]]] = {}
+    together: dict[str, dict[str, dict[str, list[float]]]] = {}
     for model in options.models.split(","):
         task = place.task(MODELS[model])
         operations = {spec: counted(spec, task) for spec in specs}
@@ -201,11 +215,24 @@ def main() -> None:
             for spec in specs
         }
         console.print(table_of(model, rows))
+        if options.compile:
+            together[model] = {
+                spec: measure(
+                    {WRITTEN: method_step(spec, task), COMPILED: method_step(spec, compiled(task))},
+                    options.rounds,
+                    f"{model}, {spec}",
+                    clock,
+                )
+                for spec in specs
+            }
+            rows = {spec: {COMPILED: ratio(found, COMPILED, WRITTEN)} for spec, found in together[model].items()}
+            console.print(table_of(f"{model}: time with torch.compile over that without", rows))
     growths = {spec: found for spec in specs if (found := growth(seconds, spec))}
     if growths:
         console.print(table_of("growth of time with depth over the peer's", growths))
     if options.record:
-        record = {"clock": options.clock, **place.conditions(), "seconds": seconds, "counts": counts}
+        measured = {"seconds": seconds, "counts": counts, "compiled": together}
+        record = {"clock": options.clock, **place.conditions(), **measured}
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

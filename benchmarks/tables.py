@@ -18,6 +18,7 @@ from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
 from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
+from overhead import COMPILED, WRITTEN
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
@@ -86,6 +87,17 @@ def overhead() -> str:
             row += [f"{counts['operations x erm']:.1f}", f"{counts['waits']:.0f}", f"{counts['first / later']:.1f}"]
         rows.append(tuple(row))
     return f"{_conditions(record)}\n\n{_table(tuple(head), rows)}"
+
+
+def compiled() -> str:
+    """What ``torch.compile`` leaves of the time of a step that is launched more than computed."""
+    record = costs("compiled")
+    specs = next(iter(record["compiled"].values()))
+    rows = [
+        (f"`{spec}`", *(f"{ratio(found[spec], COMPILED, WRITTEN):.2f}" for found in record["compiled"].values()))
+        for spec in specs
+    ]
+    return f"{_conditions(record)}\n\n{_table(('method', *record['compiled']), rows)}"
 
 
 def norms() -> str:

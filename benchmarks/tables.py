@@ -191,9 +191,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (choose, cost, estimates, fidelity, norms, overhead, shapes)
-}
+_MADE = (choose, compiled, cost, estimates, fidelity, norms, overhead, shapes)
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in _MADE}
 
 
 def table(name: str) -> str:

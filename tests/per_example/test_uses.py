@@ -524,6 +524,17 @@ class WrittenIntoZeros(Token):
 
 
 @use
+class PartOfZeros(Token):
+    """A table of zeros, of which a part is written through a view, and then as a part: the graph has both."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        table = torch.zeros(2, D, dtype=x.dtype)
+        table[:, :1] += self.token[:2, None]
+        ids = torch.arange(2).expand(len(x), -1)
+        return torch.tanh(self.linear(torch.cat([F.embedding(ids, table), x], 1)))
+
+
+@use
 class ActivationInPlace(Tokens):
     """A linear layer's output of three axes is a view of its rows, and is written into."""
 

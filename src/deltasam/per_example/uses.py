@@ -312,7 +312,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         if not fixed:
             return self._write_among_examples(*args)
         again = written if name == "__setitem__" else out_of_place(func, name, is_mapped=id(target) in before)
-        source = target if id(target) in before else target.clone()
+        source = target if id(target) in before else target.detach().clone()  # a constant, also to a view of it
         result = func(*args, **kwargs)
         self._constants.pop(id(target), None)
         self._shared[id(target)] = shared.computed(target, again, (source, *others), kwargs, before)

@@ -258,8 +258,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "noise goes on in padding": (
         "embeddings.py",
-        "(int(real.sum()), embeddings.shape[-1])",
-        "(real.numel(), embeddings.shape[-1])",
+        "rows = drawn.to(embeddings)[place].view_as(embeddings)",
+        "rows = drawn.to(embeddings).view_as(embeddings)",
         "padding_changes",
     ),
     "SMART's ascent is not scaled": (
@@ -441,8 +441,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "norms are in half precision": (
         "per_example/example_gradients.py",
-        "torch.stack(squares).sum(0)",
-        "torch.stack(squares).bfloat16().sum(0)",
+        "for square in squares]).sum(0)",
+        "for square in squares]).bfloat16().sum(0)",
         "float16",
         "per_example/test_precision.py",
     ),
@@ -651,8 +651,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "gradient-free uses are recorded": (
         "per_example/record.py",
-        "if self._open and y.grad_fn is not None:",
-        "if self._open:",
+        "if self._open and y.grad_fn is None:",
+        "if False:",
         "refused_by_name and custom_function",
         "per_example/test_refusals.py",
     ),
@@ -700,14 +700,14 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "infinite squares are taken for infinite gradients": (
         "weight_space.py",
-        "if not math.isfinite(value) and",
+        "if (not math.isfinite(value) or value < TINY) and",
         "if False and",
         "squares_that_leave",
         "test_precision.py",
     ),
     "infinite squares of examples are taken for infinite gradients": (
         "per_example/example_gradients.py",
-        "if not largest.isfinite():",
+        "if not largest.isfinite() or not largest:",
         "if True:",
         "squares_that_leave",
         "test_precision.py",
@@ -788,7 +788,7 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "any ids will do": (
         "embeddings.py",
-        "if isinstance(whole, Tensor) and not",
+        "if isinstance(whole, Tensor) and whole is not ids and not",
         "if False and not",
         "cannot_be_told",
         "test_embeddings.py",
@@ -1036,8 +1036,8 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "small weights move in low precision": (
         "per_example/perturbed.py",
-        "and self._has_all(product.bias) and not _in_low_precision(product.x):",
-        "and self._has_all(product.bias):",
+        "if self._is_small(product) and not _in_low_precision(product.x):",
+        "if self._is_small(product):",
         "below_rounding",
         "per_example/test_precision.py",
     ),

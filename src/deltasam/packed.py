@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -22,8 +23,17 @@ def refuse_packed(batch: Any, method: str) -> None:
     Raises:
         ValueError: A row holds several examples.
     """
-    for inputs in _mappings(batch):
-        if sign := _sign_of_packing(inputs):
+    refuse_signs(signs_of_packing(batch), method)
+
+
+def refuse_signs(signs: Iterable[tuple[Tensor, str]], method: str) -> None:
+    """The same for what ``signs_of_packing`` has found: here the device is waited for.
+
+    Raises:
+        ValueError: A row holds several examples.
+    """
+    for found, sign in signs:
+        if found:
             raise packed_error(method, sign)
 
 
@@ -50,28 +60,31 @@ def _mappings(batch: Any) -> Iterator[Mapping[Any, Any]]:
             yield from _mappings(part)
 
 
-def _sign_of_packing(inputs: Mapping[Any, Any]) -> str | None:
+def signs_of_packing(batch: Any) -> list[tuple[Tensor, str]]:
+    """What would show that rows of a batch hold several examples: whether it does [], and in words."""
+    return [sign for inputs in _mappings(batch) for sign in _signs(inputs)]
+
+
+def _signs(inputs: Mapping[Any, Any]) -> Iterator[tuple[Tensor, str]]:
     for name, value in inputs.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             continue
-        if name.startswith("cu_seq") and value.numel() > 2:
-            return f"{name} tells where {value.numel() - 1} begin"
-        if name.endswith("seq_idx") and value.ndim == 2 and bool((value != value[:, :1]).any()):
-            return f"{name} numbers them"
+        if name.startswith("cu_seq"):
+            yield torch.tensor(value.numel() > 2), f"{name} tells where {value.numel() - 1} begin"
+        if name.endswith("seq_idx") and value.ndim == 2:
+            yield (value != value[:, :1]).any(), f"{name} numbers them"
         if name.endswith("position_ids") and value.ndim == 2:
             mask = inputs.get(name.removesuffix("position_ids") + "attention_mask")
-            if _start_again(value, mask):
-                return f"its {name} start again"
+            yield _start_again(value, mask), f"its {name} start again"
         numbers = name.endswith("attention_mask") and value.ndim == 2 and not value.is_floating_point()
-        if numbers and value.numel() and int(value.max()) > 1:
-            return f"{name} numbers them"
-    return None
+        if numbers and value.numel():
+            yield value.max() > 1, f"{name} numbers them"
 
 
-def _start_again(positions: Tensor, mask: Tensor | None) -> bool:
-    """Whether position ids [n, T] do not grow from one token of a row to the next; padding [n, T] does not count."""
+def _start_again(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether position ids [n, T] do not grow from one token of a row to the next []; padding [n, T] does not count."""
     again = positions.diff(dim=1) <= 0
     if isinstance(mask, Tensor) and mask.shape == positions.shape:
         real = mask != 0
         again = again & real[:, 1:] & real[:, :-1]
-    return bool(again.any())
+    return again.any()

@@ -22,6 +22,10 @@ _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 _SMALL = 1 << 12
 
 
+TINY = 1e-15
+"""The square of a smaller norm may be 0 in float32."""
+
+
 class Length(NamedTuple):
     """A norm [], and what it is: the device is waited for once."""
 
@@ -41,8 +45,8 @@ def length(vector: Vector) -> Length:
         return Length(torch.zeros(()), 0.0)
     result = _norm(tensors, _accumulation_dtype(tensors))
     value = result.item()
-    if not math.isfinite(value) and result.device.type != "mps":  # which has no float64
-        # With a large loss scale squares may be infinite where gradients are not.
+    if (not math.isfinite(value) or value < TINY) and result.device.type != "mps":  # which has no float64
+        # With a large loss scale squares may be infinite where gradients are not, and 0 with a small one.
         result = _norm(tensors, torch.float64)
         value = result.item()
     return Length(result, value)

@@ -34,6 +34,7 @@ from deltasam.per_example.plain import (
 )
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
+from deltasam.per_example.uses import HIDDEN
 from deltasam.repeats import CHANGES
 from deltasam.weight_space import HALVES, Vector
 
@@ -193,13 +194,9 @@ class Check:
         parameters = self._record.parameters
         found = dict(zip(parameters, self._gradients.totals(parameters.values()), strict=True))
         aligned = [found.get(name) for name in self._names]
-        reason = (
-            "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
-            "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
-        )
         wrong = {*self._hidden, *self._other_gradients(aligned, plain.total)}
         hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
-        return {name: reason + hooked for name in parameters if name in wrong}
+        return {name: HIDDEN + hooked for name in parameters if name in wrong}
 
     def _used_beside(self, losses: Tensor) -> set[str]:
         """The parameters that the losses depend on by other ways than through their uses, whatever the gradient is."""
@@ -209,7 +206,7 @@ class Check:
         while waiting:
             edge = node, _ = waiting.pop()
             if edge in uses:  # from here on only what the examples came from
-                following = [source] if (source := uses[edge]) is not None else []
+                following = list(uses[edge])
             else:
                 found.add(id(getattr(node, "variable", None)))
                 overwritten = node.name() == "torch::autograd::CopyBackwards"  # its first input, which gets no gradient

@@ -38,7 +38,7 @@ class Checked:
 
     passes: int = 0
     trained: frozenset[str] = frozenset()
-    behaviours: dict[int, frozenset[int]] = field(default_factory=dict)
+    behaviours: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
     losses_apart: bool = True
 
 
@@ -175,7 +175,7 @@ class Engine:
         n = record.examples(loss)
         record.behaviour = self._behaviour(record, n, n // groups)
         thin = self._checked.behaviours.get(record.behaviour)
-        return loss, ExampleGradients(record.uses, by_output, groups, thin)
+        return loss, ExampleGradients(record.uses, by_output, groups, thin, apart=record.outside_graph)
 
     def _without(
         self, reasons: Mapping[str, str], passes: Passes, record: Record, groups: int
@@ -208,12 +208,12 @@ class Engine:
         """The names of the parameters that are trained now."""
         return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
-    def _behaviour(self, record: Record, n: int, m: int) -> int:
-        """Equal for passes that a check of one of them holds for; nothing of the pass is kept."""
+    def _behaviour(self, record: Record, n: int, m: int) -> tuple[object, ...]:
+        """Equal for passes that a check of one of them holds for: words and numbers, and no tensor of the pass."""
         training = tuple(module.training for module in record.structure.modules.values())
-        return hash((record.fingerprint(n), n == m, m, self._checked.trained, frozenset(self._skipped), training))
+        return record.fingerprint(n), n == m, m, self._checked.trained, frozenset(self._skipped), training
 
-    def _is_due(self, behaviour: int) -> bool:
+    def _is_due(self, behaviour: tuple[object, ...]) -> bool:
         return self._check and (is_looked_at(self._checked.passes) or behaviour not in self._checked.behaviours)
 
     def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from deltasam import weight_space
 from deltasam.per_example.gradient import ParameterGradient, gradient_of
 from deltasam.per_example.outer import Outer, Products, alike_in_small, is_small, square_norms
 from deltasam.per_example.record import Use
@@ -28,6 +29,7 @@ class ExampleGradients:
         groups: How many groups of consecutive examples there are; a group's gradient is the sum of its examples'.
         thin: The numbers of uses that are expected to have mostly rows of gradient 0, which are left out; None: all
             are looked at, for which the device is waited for.
+        apart: Parameters, by id, that were used outside of the graph as well: they need a gradient of their own.
 
     Attributes:
         groups: As above.
@@ -41,6 +43,8 @@ class ExampleGradients:
         gradients: Sequence[Tensor | None],
         groups: int,
         thin: Collection[int] | None = None,
+        *,
+        apart: Collection[int] = (),
     ) -> None:
         self.groups, self.thin = groups, set[int]()
         self._expected = thin
@@ -62,7 +66,7 @@ class ExampleGradients:
         self._weights = {
             b: w
             for b, w in _weights_by_bias(uses).items()
-            if w in others and not is_small(groups * others[w][0].numel())
+            if w in others and b not in apart and not is_small(groups * others[w][0].numel())
         }
         self._fused_weights = set(self._weights.values())
         self.of = {id(p): ParameterGradient(dense=dense, multiplies=p.ndim > 1) for p, dense in small.formed()}
@@ -79,13 +83,15 @@ class ExampleGradients:
         norms = _norms(self.of.values())
         if self._unit is not None:
             return norms * self._unit
-        self._finite = bool(norms.isfinite().all())
-        if self._finite:
+        most = float(norms.max())
+        self._finite = math.isfinite(most)
+        if self._finite and (most > weight_space.TINY or not norms.numel()):
             return norms
-        # With a large loss scale squares may be infinite where gradients are not: go on in a larger unit.
+        # With a large loss scale squares may be infinite where gradients are not, and 0 with a small one: go on in
+        # another unit.
         parts = [part for gradient in self.of.values() for part in gradient.parts if part.numel()]
         largest = torch.stack([wide(part).abs().max().to(norms.device) for part in parts]).max()
-        if not largest.isfinite():
+        if not largest.isfinite() or not largest:
             return norms
         self.of, self._unit = {key: gradient.divided(largest) for key, gradient in self.of.items()}, largest
         return _norms(self.of.values()) * largest
@@ -138,9 +144,10 @@ class ExampleGradients:
         of = self.of = self.of if in_place else dict(self.of)
         denses = {key: gradient.dense for key, gradient in of.items() if gradient.dense is not None}
         if denses:
-            kinds = {(d.ndim, d.device): factors.to(d.device).view(-1, *[1] * (d.ndim - 1)) for d in denses.values()}
+            kinds = {(d.ndim, d.device, d.dtype): d for d in denses.values()}
+            for_each = {kind: factors.to(d).view(-1, *[1] * (d.ndim - 1)) for kind, d in kinds.items()}
             multiply = torch._foreach_mul_ if in_place and not factors.requires_grad else torch._foreach_mul
-            products = multiply(list(denses.values()), [kinds[d.ndim, d.device] for d in denses.values()])
+            products = multiply(list(denses.values()), [for_each[d.ndim, d.device, d.dtype] for d in denses.values()])
             denses = dict(zip(denses, products or denses.values(), strict=True))
         for key in of:  # one after the other: what each was is free before the next is made
             of[key] = replace(of[key], dense=denses[key]) if key in denses else of[key].times(factors)

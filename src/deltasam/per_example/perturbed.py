@@ -42,6 +42,7 @@ class Perturbed(ParameterUses):
             if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
             if id(p) not in self._small and p.untyped_storage().size()  # sharded ones are not here outside of passes
         }
+        self._versions = {id(t): t.x._version for g in perturbations.of.values() for t in g.outers}
         self._products = Products(wide=False)
         self._moves, self._uses = RowMoves(), 0
         self._last: tuple[tuple[object, ...], Tensor] = ((), torch.empty(0))
@@ -120,14 +121,16 @@ class Perturbed(ParameterUses):
     def _add_product(self, rows: Tensor, product: Product, weight: ParameterGradient) -> Tensor:
         x = self._input_rows(product)
         if weight.dense is not None:
-            if not x.is_floating_point():
-                return rows + weight.dense.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
             step = (weight.dense - product.weight.detach()) if id(product.weight) in self._moved else weight.dense
+            if not x.is_floating_point():
+                return rows + step.to(rows.dtype).gather(1, x[:, :, None].expand_as(rows))
             step = _matrices(step)
             return torch.baddbmm(rows, x, (step if product.axis == 0 else step.mT).to(rows.dtype))
         # A table's rows are looked up in its own precision, also under autocast.
         with nullcontext() if x.is_floating_point() else torch.autocast(x.device.type, enabled=False):
             for term in weight.outers:
+                if term.x._version != self._versions[id(term)]:
+                    self.refuse(product.parameters, "was given something that the second pass has written over")
                 rows = outer.contract(rows, x, product.axis, term, self._products)
         return rows
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from deltasam.packed import refuse_packed
+from deltasam.packed import refuse_signs, signs_of_packing
 from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.functions import Function
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Product
+from deltasam.per_example.rules import Affine, Product, is_parameter
 from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
 from deltasam.structure import Structure
@@ -45,7 +45,7 @@ class Use:
         dtype: Of what came out.
         parameters: The trainable parameters that were used.
         product: What it was; None: the parameter's copies themselves came out.
-        came_from: The place in the graph of what the product was given; None if it was not in the graph.
+        came_from: The places in the graph of what it was given beside parameters, if there are any.
     """
 
     output: GradientEdge
@@ -53,7 +53,7 @@ class Use:
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
     product: Product | Affine | None = None
-    came_from: tuple[Any, int] | None = None
+    came_from: tuple[tuple[Any, int], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -86,7 +86,8 @@ class Record(ParameterUses):
     def _forget(self) -> None:
         self.uses: list[Use] = []
         self._number_of_uses = 0
-        self._inputs: list[tuple[Any, dict[str, Any]]] = []
+        self.outside_graph: set[int] = set()
+        self._signs: list[tuple[Tensor, str]] = []
         self.refusals: dict[str, str] = {}
         self.spoiled: dict[str, str] = {}
         self._calls: set[frozenset[int]] = set()
@@ -99,7 +100,7 @@ class Record(ParameterUses):
         self._functions: list[object] = []
         self.graph = 0
         self.reached: tuple[bool, ...] = ()
-        self.behaviour = 0
+        self.behaviour: tuple[object, ...] = ()
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.
@@ -122,9 +123,8 @@ class Record(ParameterUses):
         Raises:
             ValueError: What the model was given are several examples in a row.
         """
-        for args, kwargs in self._inputs:
-            refuse_packed([args, kwargs], "a method of single examples")
-        self._inputs = []
+        refuse_signs(self._signs, "a method of single examples")
+        self._signs = []
 
     def examples(self, losses: Tensor) -> int:
         """The number of examples in the batch: as many as there are losses, or rows in what the model was given.
@@ -168,7 +168,7 @@ class Record(ParameterUses):
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         batches = frozenset(map(of_each, self._batches(examples)))
         hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
-        functions = hash(tuple(self._functions)), self.graph, self.reached
+        functions = tuple(self._functions), self.graph, self.reached
         return hooks, uses, batches, self.row_moves(examples), functions
 
     def row_moves(self, groups: int) -> tuple[object, ...]:
@@ -201,8 +201,7 @@ class Record(ParameterUses):
 
     def affine(self, affine: Affine) -> Tensor:
         """The output as usual, noted."""
-        weight, bias = (None if t is None else t.detach() for t in (affine.weight, affine.bias))
-        y = affine.run(affine.x, weight, bias)
+        y = affine.run(affine.x, affine.weight, affine.bias)
         parameters = (p for p in (affine.weight, affine.bias) if isinstance(p, nn.Parameter) and id(p) in self.names)
         self._add(y, tuple(parameters), affine)
         return y
@@ -258,16 +257,17 @@ class Record(ParameterUses):
         return result.dtype == expected.dtype and close(result, expected, tolerance)
 
     def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
-        if self._open and y.grad_fn is not None:  # else it was made under no_grad
-            x = None if product is None else product.x
-            source = None if x is None or x.grad_fn is None else (x.grad_fn, x.output_nr)
+        if self._open and y.grad_fn is None:  # it was made under no_grad
+            self.outside_graph.update(map(id, parameters))
+        elif self._open:
             output = get_gradient_edge(_written_to(y, product))
-            self.uses.append(Use(output, y.shape, y.dtype, parameters, product, source))
+            self.uses.append(Use(output, y.shape, y.dtype, parameters, product, _sources(product)))
             self._number_of_uses += 1
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:
-            self._inputs.append((args, kwargs))
+            with torch._C.DisableTorchFunction():  # now, since a forward may change what it is given
+                self._signs += signs_of_packing([args, kwargs])
         super()._see_inputs(module, args, kwargs)
         given = [t for t in tensors_given((args, kwargs)) if t.ndim]
         if given:
@@ -293,6 +293,14 @@ def _written_to(y: Tensor, product: Product | Affine | None) -> Tensor:
     if not isinstance(product, Product) or not product.x.is_floating_point() or not y._is_view() or y._base is None:
         return y
     return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+
+
+def _sources(product: Product | Affine | None) -> tuple[tuple[Any, int], ...]:
+    """The places in the graph of what a product was given beside parameters."""
+    if product is None:
+        return ()
+    given = [product.x, *(t for t in (product.weight, product.bias) if t is not None and not is_parameter(t))]
+    return tuple((t.grad_fn, t.output_nr) for t in given if t.grad_fn is not None)
 
 
 def _told(argument: Any, count: int) -> object:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from deltasam.weight_space import wide
 
+_LAST = torch.channels_last
+
 
 @dataclass(slots=True)  # not frozen: one is made in every layer, and that takes four times as long
 class Product:
@@ -102,8 +104,10 @@ class Convolution(Product):
 
     def output(self, rows: Tensor) -> Tensor:
         """The output from its rows."""
+        y = rows.view(len(self.x), -1, rows.shape[-1]).mT.unflatten(2, self._size())
         # As a convolution lays it out: a dropout after it draws its mask in that order.
-        return rows.view(len(self.x), -1, rows.shape[-1]).mT.unflatten(2, self._size()).contiguous()
+        last = any(t.is_contiguous(memory_format=_LAST) and not t.is_contiguous() for t in (self.x, self.weight))
+        return y.contiguous(memory_format=_LAST if last else torch.contiguous_format)
 
     @property
     def places(self) -> int:
@@ -191,7 +195,9 @@ def _for(table: dict[Any, Any], *functions: Any) -> Callable[[Any], Any]:
 
 @_for(PRODUCTS, F.linear)
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
-    return Product(input, weight, bias, axis=1) if weight.ndim == 2 and input.ndim > 1 else None
+    if weight.ndim != 2 or input.ndim < 2 or (bias is not None and bias.ndim != 1):
+        return None
+    return Product(input, weight, bias, axis=1)
 
 
 @_for(PRODUCTS, torch.addmm)
@@ -360,7 +366,7 @@ def _scale(input: Any, other: Any) -> Affine | None:
     x, weight = (other, input) if isinstance(input, nn.Parameter) else (input, other)
     if not _covers(x, weight):
         return None
-    dtype = torch.promote_types(x.dtype, weight.dtype)
+    dtype = torch.result_type(x, weight)
     return Affine(x, lambda x, w, _: x.to(dtype) if w is None else x * w, weight, None, key=("mul", dtype))
 
 
@@ -369,13 +375,15 @@ def _shift(input: Any, other: Any) -> Affine | None:
     x, bias = (other, input) if isinstance(input, nn.Parameter) else (input, other)
     if not _covers(x, bias):
         return None
-    dtype = torch.promote_types(x.dtype, bias.dtype)
+    dtype = torch.result_type(x, bias)
     return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias, key=("add", dtype))
 
 
 def _covers(x: Any, parameter: Any) -> bool:
     """Whether the last axes of x are those of a parameter."""
     if not (isinstance(x, Tensor) and isinstance(parameter, nn.Parameter)) or x.ndim <= parameter.ndim:
+        return False
+    if not (x.is_floating_point() and parameter.is_floating_point()):
         return False
     return x.shape[x.ndim - parameter.ndim :] == parameter.shape
 

@@ -34,6 +34,7 @@ class Shared:
         function: The value from the parameters' values, by id.
         lookup: Where it is nothing but rows of one parameter that were looked up: the product that says so.
         version: How often the value had been written into when it was computed; None where PyTorch does not count.
+        requires_grad: Whether it was in the graph then.
     """
 
     value: Tensor
@@ -41,11 +42,17 @@ class Shared:
     function: Callable[[Values], Tensor]
     lookup: Product | None = None
     version: int | None = None
+    requires_grad: bool = True
 
     @property
     def stale(self) -> bool:
         """Whether a computed value was written into since: through a view, say, which is another tensor."""
         return not self.is_parameter and self.version != _version(self.value)
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether a custom autograd.Function has put what its forward computed into the graph, as its own result."""
+        return not self.is_parameter and self.value.requires_grad and not self.requires_grad
 
     @property
     def is_parameter(self) -> bool:
@@ -108,7 +115,7 @@ def computed(
                 values[number] = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
         return values[number] if item is None else values[number][item]
 
-    return Shared(value, parameters, again, lookup, _version(value))
+    return Shared(value, parameters, again, lookup, _version(value), value.requires_grad)
 
 
 def _mode(device: str) -> Callable[[], Any]:

@@ -44,6 +44,10 @@ from deltasam.structure import Structure
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+HIDDEN = (
+    "has a gradient that its uses do not explain: a function that PyTorch does not show uses it (a custom "
+    "autograd.Function, a compiled or scripted one, a backward inside the backward), or a hook changes it"
+)
 _NO_AXIS = "; where a loss is the sum of several terms, return one loss per example"
 
 
@@ -189,6 +193,9 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self.__torch_function__(torch.Tensor.to, (), (tensors[0], tensors[1].device, tensors[1].dtype))
         if function.is_new:
             return self._constant(func(*args, **kwargs))
+        if any(self._shared[id(t)].is_of_another for t in tensors if id(t) in self._shared):
+            self.refuse(self._parameters(args, kwargs), HIDDEN)
+            return func(*args, **kwargs)
         if function.reads or self._stale(tensors):
             why = "is read as a number" if function.reads else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")
@@ -379,12 +386,15 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
 
     def _of_affine(self, affine: Affine) -> list[nn.Parameter]:
         """The wanted parameters in it, if all it consists of are these, constants, and examples that have a graph."""
-        if affine.channels is not None or not affine.x.requires_grad or not self._of_examples(affine.x):
+        x = affine.x
+        if affine.channels is not None or affine.weight is affine.bias or not x.is_contiguous():
+            return []  # what comes out of others lies in memory as the function decides
+        if not x.requires_grad or not self._of_examples(x):
             return []
         sides = [t for t in (affine.weight, affine.bias) if t is not None]
         wanted = [t for t in sides if is_parameter(t) and id(t) in self.names]
         rest = (t for t in sides if id(t) not in self.names)
-        return wanted if affine.x.ndim > sides[0].ndim and all(map(self._is_constant, rest)) else []
+        return wanted if x.ndim > sides[0].ndim and all(map(self._is_constant, rest)) else []
 
     def _masked(self, masked: Masked) -> Tensor:
         """A function part of whose result has no gradient, which ``vmap`` would give one."""

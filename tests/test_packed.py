@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import deltasam
 from deltasam.packed import refuse_packed
 
 
@@ -60,3 +61,25 @@ def test_packed(name: str) -> None:
 @pytest.mark.parametrize("name", SINGLE)
 def test_not_packed(name: str) -> None:
     refuse_packed(SINGLE[name], "sam")
+
+
+class Positions(nn.Module):
+    """Takes what it needs out of the batch, or writes it over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        positions = batch.pop("position_ids")
+        y = self.layer(torch.ones(*positions.shape, 3) * positions[..., None]).sum((1, 2))
+        positions.zero_()
+        return y
+
+
+def test_a_forward_may_change_what_it_is_given() -> None:
+    model = Positions()
+    method = deltasam.PerInstanceSAM(model)
+    with pytest.raises(ValueError, match="start again"):
+        method.backward(lambda: model({"position_ids": ids([0, 1, 0], [0, 1, 2])}))
+    method.backward(lambda: model({"position_ids": ids([0, 1, 2], [0, 1, 2])}))

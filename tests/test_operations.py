@@ -29,7 +29,7 @@ def counted(spec: str, task: overhead.Task) -> tuple[Operations, list[int]]:
         waits.append(operations.waits.total() - before)
         return result
 
-    for _ in range(2):  # counting makes another graph, whose first step is checked
+    for _ in range(3):  # counting makes another graph, whose first step is checked
         waits.clear()
         with Operations() as operations:
             method.backward(closure)

@@ -115,7 +115,7 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return loop(spec, float32(), autocast=True)
 
 
-@stack("GradScaler", task=Task(float32), tolerance=1e-4)
+@stack("GradScaler", task=Task(float32), tolerance=5e-4)  # slopes are small differences of float32 losses
 def _(spec: str, folder: Path) -> reference.Weights:
     return loop(spec, float32(), scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12))
 

@@ -597,13 +597,13 @@ def test_one_example_is_checked_once() -> None:
 
 def wrong_place_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> str:
     """Products that are kept by their memory: right values, wrong gradients, and only where weights have moved."""
-    kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+    kept: dict[tuple[object, ...], tuple[Any, ...]] = {}
 
     def by_memory(self: Products, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
-        key = (p.data_ptr(), p.shape, p._version, q.data_ptr(), ones, factors is None, torch.is_grad_enabled())
+        key = (p.data_ptr(), p.shape, p._version, q.data_ptr(), ones, id(factors), torch.is_grad_enabled())
         if key not in kept:
             product = p @ q.mT + ones
-            kept[key] = product if factors is None else product * factors[:, None, None], p, q
+            kept[key] = product if factors is None else product * factors[:, None, None], p, q, factors
         return kept[key][0]
 
     monkeypatch.setattr(outer, "SMALL", 0)

@@ -5,6 +5,6 @@ Both are there after one forward and a backward to the layers' outputs only. In 
 weights of its own: the outputs are moved, not the weights.
 
 ``uses`` sees how a model uses its parameters, as it runs; ``rules`` knows the functions worth knowing; ``record``
-notes the first forward; ``example_gradients`` is what it tells (``small``: of narrow layers, together); ``perturbed`` is
+notes the first forward; ``example_gradients`` is what it tells, ``small`` its part for narrow layers; ``perturbed`` is
 the second forward; ``engine`` puts them together and ``check`` does not believe them.
 """

@@ -229,12 +229,11 @@ class Check:
         known = iter(_norms_of([b for *_, b in there if b is not None]))
         sizes = [0.0 if b is None else next(known) for *_, b in there]
         total = sum(size * size for size in sizes) ** 0.5
-        # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding. One that
-        # was not found is hidden, though it may be 0 today.
+        # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
         return [
             name
-            for (name, a, _), distance, size in zip(there, far, sizes, strict=True)
-            if a is None or not distance <= self._tolerance * (size + 0.01 * total)
+            for (name, *_), distance, size in zip(there, far, sizes, strict=True)
+            if not distance <= self._tolerance * (size + 0.01 * total)
         ]
 
     # By value, with weights moved.

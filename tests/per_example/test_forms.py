@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -240,3 +241,31 @@ def test_any_scale_of_the_loss_cancels(spec: str, scale: float) -> None:
         method.backward(lambda f=factor: f * F.cross_entropy(model(x), y, reduction="none"))
         gradients.append(torch.cat([p.grad.double().flatten() for p in model.parameters()]) / factor)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+class Straight(nn.Module):
+    """A weight through a custom function, with as many rows as there are examples; and a buffer of what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.p, self.head = weight(4, 4), weight(6), nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x, Seen.apply(self.w.T.contiguous()).T, self.p[1:-1])
+        with torch.no_grad():
+            self.mean.lerp_(h.mean((0, 1)), 0.5)
+        return self.head(torch.tanh(h).mean(1))
+
+
+@pytest.mark.parametrize("way", ["skip", "loop"])
+def test_a_custom_function_gives_no_rows_of_examples(way: str) -> None:
+    """What is reported, and what the forward writes into buffers, is what a plain pass gives."""
+    model, plain, losses = Straight(), Straight(), of(torch.randn(4, 1, 4))
+    plain.load_state_dict(model.state_dict())
+    method = deltasam.PerInstanceSAM(model, rho=RHO, unsupported=way)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it goes one by one
+        step = method.backward(lambda: losses(model))
+    torch.testing.assert_close(step.loss, losses(plain).detach().mean())
+    torch.testing.assert_close(model.mean, plain.mean)

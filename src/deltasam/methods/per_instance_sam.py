@@ -122,6 +122,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         losses = losses_of(output)
         try:
             metrics = self._descend_together(passes, losses, record)
+            losses = record.losses  # of the pass that counts: where parameters are left out, another than the first
         except NotCoveredError as reason:
             # Sharded weights cannot be moved for one process alone.
             if self.unsupported != "loop" or passes.sharded or is_of_changes(reason):

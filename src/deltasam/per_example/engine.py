@@ -173,6 +173,7 @@ class Engine:
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
+        record.losses = loss.detach()
         record.behaviour = self._behaviour(record, n, n // groups)
         thin = self._checked.behaviours.get(record.behaviour)
         return loss, ExampleGradients(record.uses, by_output, groups, thin, apart=record.outside_graph)

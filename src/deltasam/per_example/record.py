@@ -101,6 +101,7 @@ class Record(ParameterUses):
         self.graph = 0
         self.reached: tuple[bool, ...] = ()
         self.behaviour: tuple[object, ...] = ()
+        self.losses = torch.empty(0)
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.

@@ -195,7 +195,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             return self._constant(func(*args, **kwargs))
         if any(self._shared[id(t)].is_of_another for t in tensors if id(t) in self._shared):
             self.refuse(self._parameters(args, kwargs), HIDDEN)
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if all(id(t) in self._shared or self._is_constant(t) for t in tensors):
+                self._is_made_of_constants(result, [])  # of no example, whatever its shape
+            return result
         if function.reads or self._stale(tensors):
             why = "is read as a number" if function.reads else "or what was computed from it is written into"
             self.refuse(self._parameters(args, kwargs), f"{why}, which copies for each example cannot follow")

@@ -13,13 +13,15 @@ import torch
 import deltasam
 from adversary import methods, oracle, programs, sweep
 from adversary.judge import SPECS, Truth
+from deltasam.per_example import outer
 
 FAILURES = ("wrong", "crashed")
 PER_INSTANCE = SPECS[0]
 
 
 @pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(outer, "SMALL", outer.SMALL)  # the adversary sets it as it likes
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1034,6 +1034,13 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "below_rounding",
         "per_example/test_precision.py",
     ),
+    "a bias that is larger than its weight does not move": (
+        "per_example/perturbed.py",
+        "return bias is None or id(bias) in self._small or self._of(bias) is None",
+        "return True",
+        "is_exact and large and NothingInIt",
+        "per_example/test_uses.py",
+    ),
     "layers of other settings are formed together": (
         "per_example/small.py",
         "of = product.axis if isinstance(product, Product) else product.key",

@@ -112,7 +112,7 @@ class Engine:
             with record.open():
                 output = passes.first()
         except FAILURES as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError) or _was_interrupted(error):
                 raise
             passes.abandon()
             output = passes.first()  # if the closure fails by itself, it does so here
@@ -221,6 +221,13 @@ class Engine:
         if reasons:
             self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
             raise NotCoveredError(_message(reasons))
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it came of a Ctrl-C, which may break off a mode that is being entered or left."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _message(reasons: Mapping[str, str]) -> str:

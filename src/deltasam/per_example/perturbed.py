@@ -148,8 +148,11 @@ class Perturbed(ParameterUses):
         return self._last[1]
 
     def _is_small(self, product: Product) -> bool:
-        """Whether the weights of a linear layer are there for every group, and so is its bias, which is smaller."""
-        return id(product.weight) in self._small and type(product) is Product
+        """Whether the weights of a linear layer are there for every group; its bias also, or it is the same for all."""
+        if id(product.weight) not in self._small or type(product) is not Product:
+            return False
+        bias = product.bias  # the weight of a layer with no input is smaller than its bias
+        return bias is None or id(bias) in self._small or self._of(bias) is None
 
     def _multiply_small(self, product: Product) -> Tensor:
         weight, bias, x = self._small[id(product.weight)], product.bias, self._input_rows(product)

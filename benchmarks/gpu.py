@@ -39,7 +39,7 @@ import deltasam
 import overhead
 from cost import PEER, batch_of, classification, measure, method_step, peer_step, ratio
 from deltasam.whole_file import write_atomically
-from gpu_checks import CHECKS, EXACT, TASKS, Facts, exactness, full_float32, language_losses
+from gpu_checks import CHECKS, EXACT, TASKS, Facts, exactness, language_losses, tf32
 from overhead import counted, first_over_later
 from place import Place, Task, add_options
 
@@ -183,7 +183,7 @@ def parts(place: Place, sizes: Sizes) -> Iterator[tuple[str, str, Callable[[], F
 
 
 def _exact(place: Place, dtype: torch.dtype, name: str) -> Facts:
-    with full_float32():
+    with tf32(allowed=False):
         return exactness(place, dtype, name)
 
 

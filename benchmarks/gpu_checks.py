@@ -226,23 +226,11 @@ def default_device(place: Place) -> Facts:
 
 
 @contextmanager
-def tf32() -> Iterator[None]:
-    """Products and convolutions of float32 in TF32, where the device has it."""
+def tf32(*, allowed: bool) -> Iterator[None]:
+    """Products and convolutions of float32 in TF32, where the device has it; or not, as convolutions are by default."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Without TF32, which convolutions have by default."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
@@ -256,7 +244,7 @@ def lower_precision(place: Place) -> Facts:
         exact = Case(name, place)
         wanted = exact.taken("per_instance_sam")
         sharpness = length([a - b for a, b in zip(wanted, exact.plain(), strict=True)])
-        for how, context in (("tf32", tf32), ("bf16", Place(place.device, "bf16").autocast)):
+        for how, context in (("tf32", partial(tf32, allowed=True)), ("bf16", Place(place.device, "bf16").autocast)):
             case = Case(name, place, torch.float32)
             with context():
                 found = case.taken("per_instance_sam")

@@ -1063,9 +1063,9 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_uses.py",
     ),
     "normalised rows are those of the input": (
-        "per_example/small.py",
-        "return (b * product.run(x, None, None)).sum(1)",
-        "return (b * x).sum(1)",
+        "per_example/rules.py",
+        "b = b * self.run(wide(self.x.detach()), None, None)",
+        "b = b * wide(self.x.detach())",
         "equals_the_reference",
         "test_contracts.py",
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -26,7 +25,7 @@ def refuse_packed(batch: Any, method: str) -> None:
     refuse_signs(signs_of_packing(batch), method)
 
 
-def refuse_signs(signs: Iterable[tuple[Tensor, str]], method: str) -> None:
+def refuse_signs(signs: Iterable[tuple[Tensor | bool, str]], method: str) -> None:
     """The same for what ``signs_of_packing`` has found: here the device is waited for.
 
     Raises:
@@ -60,17 +59,17 @@ def _mappings(batch: Any) -> Iterator[Mapping[Any, Any]]:
             yield from _mappings(part)
 
 
-def signs_of_packing(batch: Any) -> list[tuple[Tensor, str]]:
+def signs_of_packing(batch: Any) -> list[tuple[Tensor | bool, str]]:
     """What would show that rows of a batch hold several examples: whether it does [], and in words."""
     return [sign for inputs in _mappings(batch) for sign in _signs(inputs)]
 
 
-def _signs(inputs: Mapping[Any, Any]) -> Iterator[tuple[Tensor, str]]:
+def _signs(inputs: Mapping[Any, Any]) -> Iterator[tuple[Tensor | bool, str]]:
     for name, value in inputs.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             continue
-        if name.startswith("cu_seq"):
-            yield torch.tensor(value.numel() > 2), f"{name} tells where {value.numel() - 1} begin"
+        if name.startswith("cu_seq") and value.numel() > 2:
+            yield True, f"{name} tells where {value.numel() - 1} begin"
         if name.endswith("seq_idx") and value.ndim == 2:
             yield (value != value[:, :1]).any(), f"{name} numbers them"
         if name.endswith("position_ids") and value.ndim == 2:

@@ -50,11 +50,24 @@ class UndoneOnError:
         if not self._done:
             self._undo(error)
             self._done = True
-        link: BaseException | None = error
-        while link is not None and link is not self._handled and not isinstance(error, KeyboardInterrupt):
-            if isinstance(link, KeyboardInterrupt):
-                raise link  # what it has left of a context manager was an error as well, and has hidden it
-            link = link.__context__
+        interrupt = interrupt_behind(error, self._handled)
+        if interrupt is not None and interrupt is not error:
+            raise interrupt  # what it has left of a context manager was an error as well, and has hidden it
+
+
+def interrupt_behind(error: BaseException, handled: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an error came of, if it did.
+
+    Args:
+        error: The error.
+        handled: What was being handled before, of which it did not come.
+    """
+    link: BaseException | None = error
+    while link is not None and link is not handled:
+        if isinstance(link, KeyboardInterrupt):
+            return link
+        link = link.__context__
+    return None
 
 
 class Surroundings:

@@ -19,35 +19,12 @@ from deltasam.per_example.backwards import checkpoint_region
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.outer import Products
 from deltasam.per_example.perturbed import Perturbed
+from parts import C, D, Model, hidden
 
-N, T, D, C = 4, 6, 8, 3
+N, T = 4, 6
 RHO = 0.1
 
-
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Model(nn.Module):
-    """An encoder, a head and a second head, put together by a function."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: nn.Module | nn.Parameter | None) -> None:
-        super().__init__()
-        self.enc, self.head, self.aux = nn.Linear(D, D), nn.Linear(D, C), nn.Linear(D, C)
-        self._function = forward
-        self.state: Tensor | None = None
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args: Any) -> Any:
-        return self._function(self, *args)
-
-
-def hidden(m: Any, x: Tensor) -> Tensor:
-    return torch.tanh(m.enc(x))
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def parameter(*values: float) -> nn.Parameter:

@@ -23,15 +23,7 @@ from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.plain import (
-    LOSSES,
-    Plain,
-    moved_run,
-    multiplied_grad,
-    plain_run,
-    returned_by,
-    through_rows,
-)
+from deltasam.per_example.plain import LOSSES, Plain, moved_run, multiplied_grad, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
 from deltasam.per_example.uses import HIDDEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.per_example.uses import FAILURES
 from deltasam.repeats import is_looked_at
+from deltasam.surroundings import interrupt_behind
 from deltasam.warn import warn
 
 _SHOWN = 5
@@ -107,12 +109,12 @@ class Engine:
                 f"{', '.join(lazy[:_SHOWN])}: is not there before the first forward (a lazy module); run the model "
                 f"once, under torch.no_grad(), before the first step"
             )
-        record = Record(passes.structure, skip=self._skipped)
+        record, handled = Record(passes.structure, skip=self._skipped), sys.exc_info()[1]
         try:
             with record.open():
                 output = passes.first()
         except FAILURES as error:
-            if isinstance(error, torch.OutOfMemoryError) or _was_interrupted(error):
+            if isinstance(error, torch.OutOfMemoryError) or interrupt_behind(error, handled):
                 raise
             passes.abandon()
             output = passes.first()  # if the closure fails by itself, it does so here
@@ -221,13 +223,6 @@ class Engine:
         if reasons:
             self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
             raise NotCoveredError(_message(reasons))
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether it came of a Ctrl-C, which may break off a mode that is being entered or left."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def _message(reasons: Mapping[str, str]) -> str:

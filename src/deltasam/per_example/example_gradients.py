@@ -210,7 +210,7 @@ class ExampleGradients:
 
     def _input_rows(self, product: Product | Affine) -> Tensor:
         """Of the product; the same tensor again for the same input, so that layers which share one share products."""
-        if not isinstance(product, Affine) and type(product) is not Product:
+        if type(product) not in (Product, Affine):
             return product.input_rows(self.groups).detach()
         x = product.x
         if id(x) not in self._rows:  # what has gone into a product is not written into until the backward has run
@@ -231,8 +231,7 @@ def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
         else:
             squares.append(gradient.square_norm(products))
     squares += [square_norms(terms) for terms in alike.values()]
-    if small:
-        squares += [torch.cat(rows, 1).square().sum(1) for rows in small.values()]
+    squares += [torch.cat(rows, 1).square().sum(1) for rows in small.values()]
     device = squares[0].device
     return torch.stack([square.to(device) for square in squares]).sum(0).clamp(min=0).sqrt()
 

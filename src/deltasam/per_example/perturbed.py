@@ -17,7 +17,7 @@ from deltasam.per_example.gradient import ParameterGradient
 from deltasam.per_example.outer import Products, is_small
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Product
+from deltasam.per_example.rules import Affine, Product, is_parameter
 from deltasam.per_example.uses import ParameterUses
 
 
@@ -109,7 +109,7 @@ class Perturbed(ParameterUses):
 
     def _beside(self, side: Tensor | None, output: Tensor) -> Tensor | None:
         """A weight or bias with as many axes as an output [B, ...]; if it is perturbed, for every example its own."""
-        if side is None or not isinstance(side, nn.Parameter) or id(side) not in self.names:
+        if side is None or not is_parameter(side) or id(side) not in self.names:
             return side
         if output.ndim == 3 and side.ndim == 1 and id(side) in self._small and len(output) == self._groups:
             self._uses += 1

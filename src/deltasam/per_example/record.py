@@ -87,7 +87,7 @@ class Record(ParameterUses):
         self.uses: list[Use] = []
         self._number_of_uses = 0
         self.outside_graph: set[int] = set()
-        self._signs: list[tuple[Tensor, str]] = []
+        self._signs: list[tuple[Tensor | bool, str]] = []
         self.refusals: dict[str, str] = {}
         self.spoiled: dict[str, str] = {}
         self._calls: set[frozenset[int]] = set()

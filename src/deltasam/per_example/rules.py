@@ -363,29 +363,27 @@ def _batch_norm(
 
 @_for(ELEMENTWISE, torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
 def _scale(input: Any, other: Any) -> Affine | None:
-    x, weight = (other, input) if isinstance(input, nn.Parameter) else (input, other)
-    if not _covers(x, weight):
+    if (sides := _examples_and_parameter(input, other)) is None:
         return None
-    dtype = torch.result_type(x, weight)
+    x, weight, dtype = *sides, torch.result_type(*sides)
     return Affine(x, lambda x, w, _: x.to(dtype) if w is None else x * w, weight, None, key=("mul", dtype))
 
 
 @_for(ELEMENTWISE, torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 def _shift(input: Any, other: Any) -> Affine | None:
-    x, bias = (other, input) if isinstance(input, nn.Parameter) else (input, other)
-    if not _covers(x, bias):
+    if (sides := _examples_and_parameter(input, other)) is None:
         return None
-    dtype = torch.result_type(x, bias)
+    x, bias, dtype = *sides, torch.result_type(*sides)
     return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias, key=("add", dtype))
 
 
-def _covers(x: Any, parameter: Any) -> bool:
-    """Whether the last axes of x are those of a parameter."""
+def _examples_and_parameter(a: Any, b: Any) -> tuple[Tensor, nn.Parameter] | None:
+    """A tensor, and a parameter of its last axes, if two real arguments are these."""
+    x, parameter = (b, a) if isinstance(a, nn.Parameter) else (a, b)
     if not (isinstance(x, Tensor) and isinstance(parameter, nn.Parameter)) or x.ndim <= parameter.ndim:
-        return False
-    if not (x.is_floating_point() and parameter.is_floating_point()):
-        return False
-    return x.shape[x.ndim - parameter.ndim :] == parameter.shape
+        return None
+    real = x.is_floating_point() and parameter.is_floating_point()
+    return (x, parameter) if real and x.shape[x.ndim - parameter.ndim :] == parameter.shape else None
 
 
 def is_parameter(t: Tensor) -> TypeGuard[nn.Parameter]:

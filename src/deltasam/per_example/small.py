@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.outer import is_small
+from deltasam.per_example.outer import Outer, is_small
 from deltasam.per_example.rules import Affine, Product
-from deltasam.weight_space import wide
 
 _Layer = tuple[Product | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]
 
@@ -54,14 +54,14 @@ class SmallGradients:
         """Each parameter with its gradient for every group [g, *shape]."""
         for taken in self._alike.values():
             (product, *_), owners, xs, bs = zip(*taken, strict=True)
-            x, b = (wide(torch.cat(rows) if len(rows) > 1 else rows[0]) for rows in (xs, bs))
+            x, b = (torch.cat(rows) if len(rows) > 1 else rows[0] for rows in (xs, bs))
             for of_all in zip(*owners, strict=True):
-                together = _of_weights(product, x, b) if of_all[0] is product.weight else b.sum(1)
-                each = together.view(len(of_all), self._groups, *of_all[0].shape)
+                each = _gradient(product, of_all[0], x, b).view(len(of_all), self._groups, *of_all[0].shape)
                 yield from ((p, each[number]) for number, p in enumerate(of_all))
 
 
-def _of_weights(product: Product | Affine, x: Tensor, b: Tensor) -> Tensor:
+def _gradient(product: Product | Affine, parameter: nn.Parameter, x: Tensor, b: Tensor) -> Tensor:
     if isinstance(product, Affine):
-        return (b * product.run(x, None, None)).sum(1)
-    return torch.bmm(x.mT, b) if product.axis == 0 else torch.bmm(b.mT, x)
+        return replace(product, x=x).gradient(parameter, b, len(b))
+    term = Outer(x, b, product.axis)
+    return term.matrix(parameter.shape) if parameter is product.weight else term.biases()

@@ -160,12 +160,14 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             if id(t) in self._shared:
                 return self._with_parameters(func, function, tensors, args, kwargs)
             of_examples = of_examples or id(t) not in known
+        if of_examples and function.is_like:
+            of_examples = id(tensors[0]) not in known
         result = func(*args, **kwargs)
-        if of_examples and not function.is_like:  # what they were written into is no constant any more
+        if of_examples:  # what they were written into is no constant any more
             known.pop(id(tensors[0]) if result is None else id(result), None)
             self.moved(function, args, kwargs, result)
-        elif not self._is_made_of_constants(result, tensors[:1] if function.is_like else tensors):
-            self.moved(function, args, kwargs, result)
+        else:
+            self._note_constants(result)
         return result
 
     def _with_parameters(self, func: Any, function: Function, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
@@ -197,7 +199,7 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
             self.refuse(self._parameters(args, kwargs), HIDDEN)
             result = func(*args, **kwargs)
             if all(id(t) in self._shared or self._is_constant(t) for t in tensors):
-                self._is_made_of_constants(result, [])  # of no example, whatever its shape
+                self._note_constants(result)  # of no example, whatever its shape
             return result
         if function.reads or self._stale(tensors):
             why = "is read as a number" if function.reads else "or what was computed from it is written into"
@@ -257,16 +259,10 @@ class ParameterUses(TorchFunctionMode, abc.ABC):
         self._constants[id(result)] = result
         return result
 
-    def _is_made_of_constants(self, result: Any, tensors: list[Tensor]) -> bool:
-        """Whether it is a constant then, which is noted; where examples were written into one, it is none any more."""
-        constants = self._constants
-        for t in tensors:
-            if id(t) not in constants:
-                constants.pop(id(tensors[0]) if result is None else id(result), None)
-                return False
+    def _note_constants(self, result: Any) -> None:
+        """What was made of constants alone is constant."""
         results = result if isinstance(result, (list, tuple)) else (result,)
-        constants.update((id(t), t) for t in results if isinstance(t, Tensor))
-        return True
+        self._constants.update((id(t), t) for t in results if isinstance(t, Tensor))
 
     # What is computed from parameters and constants is kept until examples meet it.
 

@@ -861,7 +861,7 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "the gradient where weights have moved is not checked": (
         "per_example/check.py",
-        "return self._not_the_same(found, _plus(expected, own_there, 1))",
+        "return self._not_the_same(found, weight_space.plus(expected, own_there, 1 / plain.times))",
         "return {}",
         "wrong_place",
         "per_example/test_check.py",

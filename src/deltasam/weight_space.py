@@ -72,11 +72,17 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
-def plus(a: Vector, b: Vector) -> list[Tensor | None]:
-    """The sum of two vectors. Not in place: autograd may give one tensor as the gradient of two parameters."""
+def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
+    """``a + factor * b``. Not in place: autograd may give one tensor as the gradient of two parameters."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
-    return [y if x is None else x if y is None else next(sums) for x, y in zip(a, b, strict=True)]
+    sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
+
+    def entry(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        if x is None or y is None:
+            return x if y is None else y if factor == 1 else y * factor
+        return next(sums)
+
+    return [entry(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def times(vector: Vector, factor: float) -> list[Tensor | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,12 @@ from deltasam.outputs import losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.plain import LOSSES, Plain, moved_run, multiplied_grad, plain_run, returned_by, through_rows
+from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.record import Record, Use
 from deltasam.per_example.separation import Looks, Rows, RowsOfUses, Separation, selections
 from deltasam.per_example.uses import HIDDEN
 from deltasam.repeats import CHANGES
-from deltasam.weight_space import HALVES, Vector
+from deltasam.weight_space import HALVES, Vector, wide
 
 # How far weights are moved for a look: by so much of the loss, to first order, and of the weights at most.
 _OF_LOSS, _OF_WEIGHTS = 0.1, 0.05
@@ -209,7 +209,9 @@ class Check:
         return {name for key, name in self._record.names.items() if key in found}
 
     def _not_a_sum(self, plain: Plain) -> dict[str, str]:
-        if not plain.rest or not self._other_gradients(_plus(plain.own, plain.rest, 1), plain.total):
+        if not plain.rest or not self._other_gradients(
+            weight_space.times(weight_space.plus(plain.own, plain.rest), 1 / plain.times), plain.total
+        ):
             return {}
         return {WHOLE: "the gradient of the batch is not the sum of the gradients of its examples; " + _ALONE}
 
@@ -217,8 +219,8 @@ class Check:
         """The names of the parameters whose gradients are others than they should be."""
         pairs = zip(self._names, found, expected, strict=True)
         there = [(name, a, b) for name, a, b in pairs if not (a is None and b is None)]
-        far = _norms_of([_difference(a, b) for _, a, b in there])
-        known = iter(_norms_of([b for *_, b in there if b is not None]))
+        far = _norms_of(lambda: (_difference(a, b) for _, a, b in there))
+        known = iter(_norms_of(lambda: (b for *_, b in there if b is not None)))
         sizes = [0.0 if b is None else next(known) for *_, b in there]
         total = sum(size * size for size in sizes) ** 0.5
         # Measured also against the whole gradient: a key's bias, say, has a gradient of 0 but for rounding.
@@ -256,7 +258,8 @@ class Check:
             other = self._other_example(plain, rows, found)
             return None if other is None else Verdict(other, losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
-            found = multiplied_grad(self._passes, probe.shown[LOSSES].sum(), self._times, self._whole)
+            multiplied = self._passes.grad(self._times * probe.shown[LOSSES].sum(), self._whole)
+        found = weight_space.times(multiplied, 1 / self._times)
         return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
 
     def _interacting(self, separation: Separation) -> dict[str, str]:
@@ -306,17 +309,17 @@ class Check:
         if any(p.dtype in HALVES for p in self._record.parameters.values()):
             return {}  # such weights cannot be moved so little: the engine is the exact one
         own = [g if name in self._record.parameters else None for name, g in zip(self._names, plain.own, strict=True)]
-        length = weight_space.norm(own)
-        if not close(length, self._norms[self._group], self._tolerance):
+        length = weight_space.length(own)
+        if not close(length.norm / plain.times, self._norms[self._group], self._tolerance):
             return {WHOLE: "the norm of one example's gradient is another when the example is alone; " + _ALONE}
-        expected = _plus(plain.total, plain.own, -1)
+        expected = weight_space.plus(plain.total, plain.own, -1 / plain.times)
         examples = self._examples(self._group)
-        there, own_there = moved_run(self._model, self._passes, plain, own, self._radius / float(length), examples)
-        if not _finite([*there, *(g for g in own_there if g is not None)]):
+        there, own_there = moved_run(self._model, self._passes, plain, own, self._radius / length.value, examples)
+        if not _finite(there) or not weight_space.norm(own_there).isfinite():
             return None
         if not all(close(a, b, self._tolerance) for a, b in zip(rows, there, strict=True)):
             return {WHOLE: "with its own weights moved an example comes out otherwise than it does alone; " + _ALONE}
-        return self._not_the_same(found, _plus(expected, own_there, 1))
+        return self._not_the_same(found, weight_space.plus(expected, own_there, 1 / plain.times))
 
     def _not_the_same(self, found: Vector, expected: Vector) -> dict[str, str]:
         wrong = self._other_gradients(found, expected)
@@ -372,17 +375,14 @@ def _difference(a: Tensor | None, b: Tensor | None) -> Tensor:
     return next(g for g in (a, b) if g is not None)
 
 
-def _norms_of(tensors: Sequence[Tensor]) -> list[float]:
-    """The norm of each, in one transfer."""
-    if not tensors:
-        return []
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    norms = torch._foreach_norm([t.detach() for t in tensors], 2, dtype)
-    found: list[float] = torch.stack([n.to(norms[0].device) for n in norms]).tolist()
+def _norms_of(tensors: Callable[[], Iterable[Tensor]]) -> list[float]:
+    """The norm of each, in one transfer; one is made after the other, and none is kept."""
+    norms = [torch.linalg.vector_norm(wide(t.detach())) for t in tensors()]
+    found: list[float] = torch.stack([n.to(norms[0].device) for n in norms]).tolist() if norms else []
     if all(map(math.isfinite, found)) or norms[0].device.type == "mps":
         return found
     # With a large loss scale squares may be infinite where gradients are not.
-    return [float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors]
+    return [float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors()]
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:
@@ -398,7 +398,3 @@ def _before(roots: Sequence[Any]) -> set[Any]:
             seen.add(node)
             waiting.extend(following for following, _ in node.next_functions)
     return seen
-
-
-def _plus(a: Vector, b: Vector, sign: int) -> list[Tensor | None]:
-    return weight_space.plus(a, b if sign == 1 else weight_space.times(b, sign))

@@ -76,10 +76,10 @@ class Plain:
         total: Gradient of the (scaled) sum of the losses, one tensor per trained parameter.
         through: The places in ``shown`` that the loss depends on parameters through; see ``separating``.
         slopes: Gradient of the sum of the losses for each of these, without the scale.
-        own: The part of ``total`` that goes through the rows of the drawn examples.
-        rest: The part that goes through the other rows, where it was asked for; else empty.
-        times: What the loss is multiplied with where that part is taken, and the part divided by again: a backward that
-            is not linear (a hook that clips) gives another one.
+        own: ``times`` the part of ``total`` that goes through the rows of the drawn examples.
+        rest: ``times`` the part that goes through the other rows, where it was asked for; else empty.
+        times: What the loss is multiplied with where these parts are taken: a backward that is not linear (a hook that
+            clips) does not give so many times the gradient.
     """
 
     shown: list[Tensor]
@@ -125,9 +125,9 @@ def plain_run(
         total = passes.grad(loss, whole, retain_graph=bool(through))
         with_rest &= bool(through)
         mine = through_rows(tensors, slopes, drawn) if through else loss
-        own = multiplied_grad(passes, mine, times, retain_graph=with_rest) if through else []
+        own = passes.grad(times * mine, retain_graph=with_rest) if through else []
         others = torch.tensor([i for i in range(examples) if i not in range(examples)[drawn]], device=loss.device)
-        rest = multiplied_grad(passes, through_rows(tensors, slopes, others), times) if with_rest else []
+        rest = passes.grad(times * through_rows(tensors, slopes, others)) if with_rest else []
         return Plain([t.detach() for t in shown], total, through, slopes, own, rest, times)
 
 
@@ -137,26 +137,15 @@ def moved_run(
     """Run the closure with all weights moved as those of the drawn examples are.
 
     Returns:
-        The rows of the drawn examples, and the gradient of ``slopes`` times these rows, scaled as a loss is.
+        The rows of the drawn examples, and ``plain.times`` the gradient of ``slopes`` times these rows, scaled as a
+        loss is.
     """
     with returned_by(model) as returned, passes.at(ascent, factor) as point:
         shown = [losses_of(point.output), *returned]
         del point
         tensors = [shown[i] for i in plain.through]
         rows = [t[drawn].detach() for t in tensors]
-        return rows, multiplied_grad(passes, through_rows(tensors, plain.slopes, drawn), plain.times)
-
-
-def multiplied_grad(
-    passes: Passes,
-    loss: Tensor,
-    times: float,
-    wrt: Sequence[nn.Parameter] | None = None,
-    *,
-    retain_graph: bool = False,
-) -> list[Tensor | None]:
-    """The gradient of a loss [], which is multiplied for the backward."""
-    return weight_space.times(passes.grad(times * loss, wrt, retain_graph=retain_graph), 1 / times)
+        return rows, passes.grad(plain.times * through_rows(tensors, plain.slopes, drawn))
 
 
 def through_rows(tensors: Sequence[Tensor], slopes: Sequence[Tensor], rows: slice | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""delta-SAM's weights: the exact norms, the two estimates, the noise, and what each costs."""
+"""delta-SAM's weights: own curvature, exact norms, the estimates by forwards, the noise, and what each costs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cases
@@ -14,6 +15,7 @@ import deltasam
 from classifier import losses
 from deltasam.methods.delta_sam import reweight
 from deltasam.per_example.record import Record
+from deltasam.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
 Closure = Callable[[], Tensor]
@@ -34,14 +36,136 @@ def calls(method: deltasam.DeltaSAM, closure: Closure) -> int:
     return len(made)
 
 
+# Own curvature.
+
+
+def exact(model: nn.Module, batch: Batch) -> Tensor:
+    """The losses of a model in float64."""
+    return F.cross_entropy(model(batch[0].double()), batch[1], reduction="none")
+
+
+@pytest.fixture
+def wide(model: nn.Module) -> nn.Module:
+    return model.double()
+
+
+def excesses(closure: Closure, model: nn.Module, rho: float) -> tuple[Tensor, Tensor]:
+    """Relatively, what each loss rises over rho along its gradient beyond what that says; and the gradients' norms."""
+    params, n = list(model.parameters()), len(closure())
+    found, norms = [], []
+    for i in range(n):
+        before = closure()[i]
+        gradients = torch.autograd.grad(before, params)
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        with torch.no_grad():
+            starts = [p.clone() for p in params]
+            for p, g in zip(params, gradients, strict=True):
+                p.add_(rho / norm * g)
+            after = closure()[i]
+            for p, start in zip(params, starts, strict=True):
+                p.copy_(start)
+        found.append((after - before.detach()) / (rho * norm) - 1)
+        norms.append(norm)
+    return torch.stack(found), torch.stack(norms)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.5, 3.0])
+def test_weights_go_by_own_curvature(wide: nn.Module, batch: Batch, rho: float) -> None:
+    excess, norms = excesses(lambda: exact(wide, batch), wide, rho)
+    expected = 0.3**2 + excess**2 * norms / norms.mean()
+    step = deltasam.DeltaSAM(wide, rho=rho).backward(lambda: exact(wide, batch))
+    torch.testing.assert_close(step.metrics["weights"], expected / expected.mean(), rtol=1e-9, atol=1e-12)
+    assert rho < 0.5 or expected.max() > 1.2 * expected.min()
+
+
+def test_known_curvature_along_the_gradient() -> None:
+    """Losses a_i (w x_i)^2 / 2 with orthonormal x: |g_i| = a_i |w x_i|, h_i = a_i, an excess of rho h_i / 2 |g_i|."""
+    w = nn.Linear(3, 1, bias=False).double()
+    w.weight.data = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    sizes, rho = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 0.1
+    step = deltasam.DeltaSAM(w, rho=rho).backward(lambda: sizes * w(torch.eye(3).double())[:, 0].square() / 2)
+    norms = sizes * w.weight[0].detach().abs()
+    expected = 0.09 + (rho * sizes / (2 * norms)) ** 2 * norms / norms.mean()
+    torch.testing.assert_close(step.metrics["weights"], expected / expected.mean())
+
+
+@pytest.mark.parametrize("reduce", [Tensor.mean, Tensor.sum])
+@pytest.mark.parametrize("weights", ["auto", "own_curvature"])
+def test_with_a_scalar_loss_curvature_comes_from_a_slope(weights: str, reduce: Callable[[Tensor], Tensor]) -> None:
+    """The same to second order, so at a small radius; and far from equal weights, since the constant is as small."""
+    case = cases.make("bert")
+    found = []
+    for closure in (case.closure, lambda: reduce(case.closure())):
+        torch.manual_seed(3)
+        step = deltasam.DeltaSAM(case.model, rho=1e-3, weights=weights).backward(closure)
+        found.append(step.metrics["weights"] - 1)
+    assert found[0].abs().max() > 1e-7
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
+
+
+def test_losses_that_meet_have_a_slope_each(wide: nn.Module, batch: Batch) -> None:
+    """Where each loss depends on other examples too, the curvature is that of the sum along one example's share."""
+
+    def together() -> Tensor:
+        apart = exact(wide, batch)
+        return apart + apart.mean()
+
+    method = deltasam.DeltaSAM(wide, rho=1e-3)
+    found = method.backward(together).metrics["weights"]
+    twice = deltasam.DeltaSAM(wide, rho=1e-3).backward(lambda: 2 * exact(wide, batch).sum()).metrics["weights"]
+    assert not method._engine.losses_apart
+    torch.testing.assert_close(found, twice)
+
+
+def test_a_loss_scale_changes_no_curvature(wide: nn.Module, batch: Batch) -> None:
+    class Scaling(Runtime):
+        def scaled(self, loss: Tensor) -> Tensor:
+            return 1024 * loss
+
+    for reduce in (lambda x: x, Tensor.mean):
+        found = [
+            deltasam.DeltaSAM(wide, rho=0.5)
+            .backward(lambda: reduce(exact(wide, batch)), runtime=runtime)  # noqa: B023
+            .metrics["weights"]
+            for runtime in (Runtime(), Scaling())
+        ]
+        torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("size", [0.0, float("inf")])
+def test_curvature_that_cannot_be_told_is_sam(size: float) -> None:
+    """No gradient anywhere, or a loss that is infinite a little farther on."""
+    w = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        w.weight.fill_(1.0)
+    x = torch.eye(2).double()
+
+    def closure() -> Tensor:
+        y = w(x)[:, 0]
+        return y * 0 if size == 0 else torch.where(y > 1, y / 0, y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an ascent of 0
+        assert deltasam.DeltaSAM(w, rho=0.5).backward(closure).metrics["weights"].tolist() == [1, 1]
+
+
+def test_rounding_is_no_curvature() -> None:
+    """Losses that are linear but for their last bits are weighed equally, to the last bit."""
+    torch.manual_seed(0)
+    w = nn.Linear(300, 1)
+    x = torch.randn(6, 300)
+    weights = deltasam.DeltaSAM(w, rho=1e-4).backward(lambda: w(x)[:, 0] + 100).metrics["weights"]
+    assert (weights == 1).all()
+
+
 # Exact norms.
 
 
-def test_weights_go_by_the_inverse_of_the_norms(model: nn.Module, batch: Batch) -> None:
+def test_weights_go_by_the_roots_of_the_norms(model: nn.Module, batch: Batch) -> None:
     norms = deltasam.per_example_grad_norms(model, lambda: losses(model, batch))
     weights = deltasam.DeltaSAM(model, weights="norms").backward(lambda: losses(model, batch)).metrics["weights"]
     assert norms.max() > 1.5 * norms.min()
-    torch.testing.assert_close(weights, norms**-0.5 / (norms**-0.5).mean())
+    torch.testing.assert_close(weights, norms**0.5 / (norms**0.5).mean())
 
 
 def test_norms_see_the_masks_of_the_step() -> None:
@@ -49,18 +173,17 @@ def test_norms_see_the_masks_of_the_step() -> None:
     torch.manual_seed(3)
     norms = deltasam.per_example_grad_norms(case.model, case.closure)
     weights = deltasam.DeltaSAM(case.model, weights="norms").backward(case.closure).metrics["weights"]
-    torch.testing.assert_close(weights, norms**-0.5 / (norms**-0.5).mean())
+    torch.testing.assert_close(weights, norms**0.5 / (norms**0.5).mean())
 
 
-@pytest.mark.parametrize("weights", ["auto", "norms"])
 @pytest.mark.parametrize("reduce", [Tensor.mean, Tensor.sum])
-def test_a_scalar_loss_is_enough_for_norms(weights: str, reduce: Callable[[Tensor], Tensor]) -> None:
+def test_a_scalar_loss_is_enough_for_norms(reduce: Callable[[Tensor], Tensor]) -> None:
     case = cases.make("bert")
     found = []
     for closure in (case.closure, lambda: reduce(case.closure())):
         torch.manual_seed(3)
         case.model.zero_grad()
-        step = deltasam.DeltaSAM(case.model, rho=0.3, weights=weights).backward(closure)
+        step = deltasam.DeltaSAM(case.model, rho=0.3, weights="norms").backward(closure)
         found.append({n: p.grad for n, p in case.model.named_parameters()} | step.metrics)
     scale = cases.EXAMPLES if reduce is Tensor.sum else 1
     for key, value in found[0].items():
@@ -76,7 +199,9 @@ def test_a_scalar_loss_is_not_enough_for_estimates(model: nn.Module, batch: Batc
         deltasam.DeltaSAM(model, weights=weights).backward(lambda: losses(model, batch).mean())
 
 
-@pytest.mark.parametrize(("weights", "expected"), [("auto", 2), ("norms", 2), ("slopes", 3), ("curvature", 4)])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [("auto", 3), ("own_curvature", 3), ("norms", 2), ("slopes", 3), ("curvature", 4)]
+)
 def test_cost(weights: str, expected: int) -> None:
     case = cases.make("bert")
     method = deltasam.DeltaSAM(case.model, weights=weights)
@@ -114,15 +239,16 @@ def test_a_model_that_is_not_covered_needs_a_loss_per_example() -> None:
                 method.backward(lambda: case.closure().mean())
 
 
-def test_norms_are_never_replaced() -> None:
+@pytest.mark.parametrize(("weights", "passes"), [("own_curvature", 3), ("norms", 2)])
+def test_what_the_engine_gives_is_never_replaced(weights: str, passes: int) -> None:
     case = cases.make("mlp")
-    method = deltasam.DeltaSAM(case.model, weights="norms")
+    method = deltasam.DeltaSAM(case.model, weights=weights)
     for _ in range(2):
         with pytest.raises(deltasam.NotCoveredError, match="Ways out: weights='slopes'"):
             method.backward(case.closure)
     case.model.norm.eval()
     calls(method, case.closure)  # checked
-    assert calls(method, case.closure) == 2
+    assert calls(method, case.closure) == passes
 
 
 # Estimates.
@@ -136,21 +262,25 @@ def test_differences_that_are_rounding_are_said(weights: str, sigma: float, warn
     assert any("no more than rounding" in words for words in said) == warns
 
 
-@pytest.mark.parametrize("weights", ["auto", "norms"])
-def test_norms_have_no_sigma_to_get_wrong(weights: str) -> None:
+@pytest.mark.parametrize("weights", ["auto", "own_curvature", "norms"])
+def test_what_the_engine_gives_has_no_sigma_to_get_wrong(weights: str) -> None:
     case = cases.make("bert", torch.float32)
     assert caught(deltasam.DeltaSAM(case.model, weights=weights, sigma=1e-30), case.closure)[1] == []
 
 
-@pytest.mark.parametrize(("weights", "power"), [("norms", -0.5), ("slopes", -0.5), ("curvature", 1)])
-def test_weights_of_losses_of_several_sizes(weights: str, power: float) -> None:
-    """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ a_i^(-1/2), or a_i^2 / a_i."""
+@pytest.mark.parametrize("weights", ["norms", "slopes", "curvature"])
+def test_weights_of_losses_of_several_sizes(weights: str) -> None:
+    """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ a_i^(1/2), or a_i^2 / a_i.
+
+    The last is taken half way to equal weights.
+    """
     w = nn.Linear(400, 1, bias=False).double()
     sizes = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     x = torch.ones(3, 400, dtype=torch.float64)
     method = deltasam.DeltaSAM(w, weights=weights, sigma=1e-2)
     step = method.backward(lambda: sizes * w(x)[:, 0].square())
-    torch.testing.assert_close(step.metrics["weights"], sizes**power / (sizes**power).mean())
+    expected = (1 + sizes / sizes.mean()) / 2 if weights == "curvature" else sizes.sqrt() / sizes.sqrt().mean()
+    torch.testing.assert_close(step.metrics["weights"], expected)
 
 
 def test_no_weight_is_extreme() -> None:

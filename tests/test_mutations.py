@@ -136,10 +136,29 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "slope.mean()",
         "equals_the_reference",
     ),
-    "delta-SAM's exact norms are not inverted": (
+    "delta-SAM's exact norms are inverted": (
         "methods/delta_sam.py",
-        "return reweight((norms / norms.mean()).pow(0.25), norms)",
-        "return reweight(norms.sqrt(), torch.ones_like(norms))",
+        "return equal_unless_finite(norms.sqrt())",
+        "return equal_unless_finite(norms.rsqrt())",
+        "weights_go_by_the_roots",
+        "test_delta_sam.py",
+    ),
+    "delta-SAM looks along the gradients the wrong way": (
+        "methods/delta_sam.py",
+        "gradients.scaled(torch.where(norms > 0, self.rho / norms, 0.0))",
+        "gradients.scaled(torch.where(norms > 0, -self.rho / norms, 0.0))",
+        "equals_the_reference",
+    ),
+    "delta-SAM's curvature is not divided by the rise": (
+        "methods/delta_sam.py",
+        ".clamp(min=0) / expected, 0.0)",
+        ".clamp(min=0) / expected.mean(), 0.0)",
+        "equals_the_reference",
+    ),
+    "delta-SAM forgets how long a gradient is": (
+        "methods/delta_sam.py",
+        "LINEAR**2 + norms / norms.mean() * excess.square()",
+        "LINEAR**2 + excess.square()",
         "equals_the_reference",
     ),
     "delta-SAM's exact weights are not used": (
@@ -150,19 +169,19 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM takes slopes without need": (
         "reweighted_ascent.py",
-        'wanted = self.weights in ("auto", "norms")',
-        'wanted = self.weights == "norms"',
-        "auto_takes_norms",
+        "wanted = self.weights in self.engine_ways",
+        'wanted = self.weights in self.engine_ways - {"auto"}',
+        "auto_takes_own",
     ),
     "delta-SAM is silent about slopes": (
         "reweighted_ascent.py",
         '            warn(f"{type(self).__name__} estimates slopes',
         '            lambda: warn(f"{type(self).__name__} estimates slopes',
-        "auto_takes_norms",
+        "auto_takes_own",
     ),
     "delta-SAM's exact norms give way to slopes": (
         "reweighted_ascent.py",
-        'if self.weights == "norms" or is_of',
+        'if self.weights != "auto" or is_of',
         "if is_of",
         "exact_norms_are_refused",
     ),

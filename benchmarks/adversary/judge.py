@@ -161,7 +161,7 @@ def answer(case: Case, oracle: Oracle, spec: str, start: Generators) -> Answer:
             found.norms = found.norms / m
         return found
     if name == "delta_sam":
-        return oracle.delta_sam(rho)
+        return oracle.delta_sam(rho, by_norms="norms" in spec)
     if name == "rw_sam":
         return oracle.rw_sam(rho, float(values["tilt"]))
     return oracle.sam(rho)

@@ -94,9 +94,8 @@ class Draw:
             mask = torch.arange(t) < torch.randint(1, t + 1, (n,))[:, None]
             ids = torch.randint(1, VOCABULARY, (n, t)) * mask
             self.batches.append((ids, mask, torch.randint(0, CLASSES, (n,))))
-        example_losses = (
-            self.values.get("weights") in ("slopes", "curvature", "auto") or self.values.get("unsupported") == "loop"
-        )
+        by_losses = ("slopes", "curvature", "auto", "own_curvature")
+        example_losses = self.values.get("weights") in by_losses or self.values.get("unsupported") == "loop"
         self.scalar = not example_losses and r.random() < 0.3
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> Callable[[nn.Module], Tensor]:
@@ -126,7 +125,7 @@ HYPERPARAMETERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     },
     "delta_sam": lambda r: {
         **_radius(r),
-        "weights": r.choice(["norms", "auto", "slopes", "curvature"]),
+        "weights": r.choice(["norms", "auto", "own_curvature", "slopes", "curvature"]),
         "sigma": round(10 ** r.uniform(-3, -1), 5),
     },
     "rw_sam": lambda r: {
@@ -188,8 +187,10 @@ def expected(
     if draw.name == "per_instance_sam":
         return oracle.per_instance_sam(rho, v["m"])
     if draw.name in ("delta_sam", "rw_sam"):
-        if v["weights"] in ("norms", "auto"):
-            return oracle.delta_sam(rho) if draw.name == "delta_sam" else oracle.rw_sam(rho, v["tilt"])
+        if v["weights"] in ("norms", "auto", "own_curvature"):
+            if draw.name == "rw_sam":
+                return oracle.rw_sam(rho, v["tilt"])
+            return oracle.delta_sam(rho, by_norms=v["weights"] == "norms")
         return None if noise is None else oracle.estimated(rho, noise, v["sigma"], WEIGHTS[draw.name](v))
     if draw.name == "freelb":
         return _freelb(draw, model, batch)
@@ -201,12 +202,12 @@ def expected(
 def _delta_weights(v: dict[str, Any]) -> Callable[..., Tensor]:
     def weigh(at: Tensor, above: Tensor, below: Tensor) -> Tensor:
         if v["weights"] == "slopes":
-            slope = (above - at).abs()
-            raw = slope.sqrt() / torch.maximum(slope, 0.1 * slope.mean())
+            p = (above - at).abs().sqrt()
         else:
             slope = (above - below).abs()
             raw = (above + below - 2 * at) ** 2 / torch.maximum(slope, 0.1 * slope.mean())
-        p = torch.minimum(raw / raw.mean(), torch.tensor(4.0))
+            p = torch.minimum(raw / raw.mean(), torch.tensor(4.0))
+            p = 1 + p / p.mean()
         return p / p.mean()
 
     return weigh

@@ -167,12 +167,21 @@ class Oracle:
             self._examples[m] = found
         return self._examples[m]
 
-    def delta_sam(self, rho: float) -> Answer:
-        """SAM along ``grad mean_i p_i L_i``, ``p_i ~ |g_i|^(1/2) / max(|g_i|, mean / 10)``, at most 4 means."""
+    def delta_sam(self, rho: float, *, by_norms: bool) -> Answer:
+        """SAM along ``grad mean_i p_i L_i``, ``p_i ~ 0.3^2 + b_i^2 |g_i| / mean |g|``, or ``|g_i|^(1/2)``.
+
+        ``b_i`` is how much more the loss of example i rises over rho along its gradient than that says, relatively.
+        """
         size = self.example_norms()
-        raw = size.sqrt() / torch.maximum(size, 0.1 * size.mean())
-        clipped = torch.minimum(raw / raw.mean(), torch.tensor(4.0, dtype=raw.dtype))
-        return self._reweighted(clipped / clipped.mean(), rho)
+        if by_norms or not rho:
+            p = size.sqrt() if by_norms else torch.ones_like(size)
+        else:
+            at = self._at()[0].detach()
+            ends = [_scaled(g, rho) for g in self.example_gradients()]
+            there = torch.stack([self._at(end)[0].detach()[i] for i, end in enumerate(ends)])
+            excess = (there - at) / (rho * size) - 1
+            p = 0.09 + excess**2 * size / size.mean()
+        return self._reweighted(p / p.mean(), rho)
 
     def rw_sam(self, rho: float, tilt: float) -> Answer:
         """SAM along ``grad sum_i p_i L_i``, ``p_i = exp(tilt |g_i| / mean |g|) / sum_j exp(...)``."""

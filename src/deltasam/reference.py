@@ -219,37 +219,46 @@ def delta_sam(
         sigma: Size of the noise.
         noise: One tensor per weight.
     """
-    a = delta_sam_ascent(losses, w, weights=weights, sigma=sigma, noise=noise)
+    a = delta_sam_ascent(losses, w, rho=rho, weights=weights, sigma=sigma, noise=noise)
     return erm(losses, moved(w, a, step(rho, a)))
 
 
-def delta_sam_ascent(losses: Losses, w: Weights, *, weights: str, sigma: float, noise: Sequence[Tensor]) -> Weights:
+def delta_sam_ascent(
+    losses: Losses, w: Weights, *, rho: float, weights: str, sigma: float, noise: Sequence[Tensor]
+) -> Weights:
     """``grad mean_i p_i L_i(w)``.
 
-    ``p_i ~ curvature_i^2 / slope_i``; a slope counts as at least a tenth of the batch's mean, and no weight
-    as more than four times the mean.
+    By own curvature ``p_i ~ 0.3^2 + b_i^2 |g_i| / mean |g|``, ``b_i = (L_i(w + e_i) - L_i(w)) / rho |g_i| - 1``, with
+    ``e_i = rho g_i / |g_i|``.
 
     Args:
         losses: One per example.
         w: The weights.
-        weights: ``norms``: slopes are exact gradient norms; ``slopes``: by one forward; in both, curvatures are the
-            fourth root of slopes; ``curvature``: both by two forwards.
+        rho: Radius.
+        weights: ``own_curvature``: as above; ``norms``: ``|g_i|^(1/2)``; ``slopes``: ``|L_i(w + d) - L_i(w)|^(1/2)``;
+            ``curvature``: second difference squared over first, both along d; a first one counts as at least a tenth of
+            the batch's mean, and no weight as more than four times the mean; then half way to equal weights.
         sigma: Size of the noise.
         noise: One tensor per weight.
     """
     n = len(losses(w))
     d = {name: sigma * z for name, z in zip(w, noise, strict=True)}
     at, above, below = (losses(moved(w, d, sign)).detach() for sign in (0.0, 1.0, -1.0))
-    if weights == "norms":
-        slope = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(n)])
-        curvature = slope**0.25
+    if weights == "curvature":
+        slope = (above - below).abs()
+        p = (above + below - 2 * at) ** 2 / torch.maximum(slope, 0.1 * slope.mean())
+        p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
+        p = 1 + p / p.mean()
     elif weights == "slopes":
-        slope = (above - at).abs()
-        curvature = slope**0.25
+        p = (above - at).abs().sqrt()
     else:
-        curvature, slope = (above + below - 2 * at).abs(), (above - below).abs()
-    p = curvature**2 / torch.maximum(slope, 0.1 * slope.mean())
-    p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
+        own = [gradient(losses(w)[i], w) for i in range(n)]
+        size = torch.stack([norm(g) for g in own])
+        p = size.sqrt()
+        if weights != "norms" and rho:
+            there = [losses(moved(w, g, step(rho, g)))[i].detach() for i, g in enumerate(own)]
+            excess = (torch.stack(there) - at) / (rho * size) - 1
+            p = 0.3**2 + excess**2 * size / size.mean()
     p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)
     return gradient((p * losses(w)).mean(), w)
 

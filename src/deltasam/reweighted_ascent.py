@@ -15,6 +15,7 @@ from deltasam.method import Step
 from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.engine import Engine
+from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.repeats import is_of_changes
 from deltasam.shared_ascent import Ascent, SharedAscent
@@ -45,6 +46,8 @@ class ReweightedAscent(SharedAscent):
     """
 
     ways: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
+    engine_ways: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
+    """Those that ask the per-example engine first."""
 
     def __init__(self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str) -> None:
         super().__init__(model, rho=rho, share=share)
@@ -56,6 +59,23 @@ class ReweightedAscent(SharedAscent):
     @abc.abstractmethod
     def _weigh(self, norms: Tensor) -> Tensor:
         """The weights [n], of mean 1, for norms of the examples' gradients [n] in a unit that they share."""
+
+    def _weigh_by_engine(
+        self, passes: Passes, losses: Tensor, record: Record, gradients: ExampleGradients, norms: Tensor
+    ) -> Tensor:
+        """The weights [n] where the engine covers the model: from exact norms, unless overridden.
+
+        Args:
+            passes: Of the step; the first one has run.
+            losses: One per example [n], or one [].
+            record: Of the first pass.
+            gradients: Of the examples; they are not changed.
+            norms: Of these [n].
+
+        Raises:
+            NotCoveredError: Another pass does not do what the first one did.
+        """
+        return self._weigh(norms)
 
     def _noise(self, passes: Passes) -> list[Tensor]:
         """The direction of d: standard normal, unless overridden."""
@@ -69,7 +89,7 @@ class ReweightedAscent(SharedAscent):
         return self._weigh(change.abs())
 
     def _tries_norms(self) -> bool:
-        wanted = self.weights in ("auto", "norms")
+        wanted = self.weights in self.engine_ways
         return wanted and (self._uncovered is None or self._uncovered != self._engine.trained())
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
@@ -90,16 +110,16 @@ class ReweightedAscent(SharedAscent):
         losses = losses_of(output)
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
+            norms = gradients.norms()
+            weights = self._weigh_by_engine(passes, losses, record, gradients, norms)
         except NotCoveredError as reason:
-            if self.weights == "norms" or is_of_changes(reason):
-                message = f"{type(self).__name__}(weights='norms'): {reason}\nWays out: weights='slopes'"
+            if self.weights != "auto" or is_of_changes(reason):
+                message = f"{type(self).__name__}(weights={self.weights!r}): {reason}\nWays out: weights='slopes'"
                 raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()
             warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
             with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
                 return self._by_forwards(passes, example_losses_of(point.output, type(self).__name__))
-        norms = gradients.norms()
-        weights = self._weigh(norms)
         if losses.ndim:
             gradients.scale(weights / len(losses))  # of the mean
         else:
@@ -110,7 +130,7 @@ class ReweightedAscent(SharedAscent):
     @property
     def per_example(self) -> bool:
         """Where the weights come from exact norms."""
-        return self.weights in ("auto", "norms")
+        return self.weights in self.engine_ways
 
     def state_dict(self) -> dict[str, Any]:
         """Whether, and for which trained parameters, the norms were found not to be had."""
@@ -131,12 +151,15 @@ class ReweightedAscent(SharedAscent):
             weights = self._estimate(passes, losses.detach())
         return {"weights": weights}, passes.grad((weights * losses).mean())
 
-    def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
+    def _rounding(self, losses: Tensor, params: list[nn.Parameter]) -> Tensor:
+        """What a difference of each loss [n] may be by rounding alone."""
         dtypes = {losses.dtype, *(p.dtype for p in params)}
         if torch.is_autocast_enabled(losses.device.type):
             dtypes.add(torch.get_autocast_dtype(losses.device.type))
-        epsilon = max(torch.finfo(d).eps for d in dtypes)
-        if (change.abs() < ROUNDINGS * epsilon * losses.abs()).float().mean() > 0.5:
+        return ROUNDINGS * max(torch.finfo(d).eps for d in dtypes) * losses.abs()
+
+    def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
+        if (change.abs() < self._rounding(losses, params)).float().mean() > 0.5:
             warn(
                 f"{type(self).__name__}(sigma={self.sigma}): the loss changes by no more than rounding for most "
                 f"examples, so the weights are noise; raise sigma, or compute in a wider floating-point type"

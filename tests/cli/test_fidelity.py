@@ -51,7 +51,7 @@ def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path)
     done = cli(*command)
     assert done.exit_code == 0, done.stderr
     assert f"Numbers: {tmp_path / 'out/fidelity.json'}" in done.stdout
-    exact, erm, sam = json.loads((tmp_path / "out/fidelity.json").read_text())
+    exact, erm, sam, floor = json.loads((tmp_path / "out/fidelity.json").read_text())
     assert exact["method"] == "per_instance_sam:rho=0.02,m=1,unsupported=error"
     assert exact["mean"]["error"] == pytest.approx(0, abs=1e-4)
     assert exact["mean"]["cosine"] == pytest.approx(1, abs=1e-6)
@@ -61,6 +61,8 @@ def test_the_exact_method_is_exact(cli: Cli, measure: list[str], tmp_path: Path)
     assert sam["method"] == "sam:rho=0.1,share=micro-batch"
     assert sam["mean"]["distance"] == pytest.approx(5, rel=1e-3)
     assert len(sam["batches"]) == 2
+    assert floor["method"] == "floor:rho=0.02"
+    assert 0 < floor["mean"]["error"] < 1
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.yaml", "fidelity.json"}
     used = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     assert (used["rho"], used["warmup_steps"], used["batches"]) == (0.02, 3, 2)

@@ -29,6 +29,7 @@ RHO, ROWS = 0.3, 12
 SPECS = [
     "erm",
     *(f"{name}:rho={RHO},share={share}" for name in ("sam", "asam") for share in ("micro-batch", "rank", "global")),
+    f"delta_sam:rho={RHO},share=global",
     f"delta_sam:rho={RHO},weights=norms,share=global",
     f"delta_sam:rho={RHO},weights=norms,share=micro-batch",
     f"delta_sam:rho={RHO},weights=slopes,share=global",
@@ -107,14 +108,14 @@ def expected(spec: str) -> reference.Weights:
         return getattr(reference, method.name)(whole, w, **options)
     options = {"eta": method.eta} if method.name == "asam" else {}
     if method.name == "delta_sam":
-        options = {"weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
+        options = {"rho": RHO, "weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
     if method.name == "rw_sam":
         options = {k: getattr(method, k) for k in ("tilt", "weights", "sigma")} | {"noise": list(noise().values())}
     if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all
         options = {"sigma": method.sigma, "momentum": method.momentum, "memory": reference.erm(whole, w)}
     if method.share != "global":
         function = getattr(reference, method.name)
-        gradients = [function(part, w, rho=RHO, **copy.deepcopy(options)) for part in parts]
+        gradients = [function(part, w, **{"rho": RHO} | copy.deepcopy(options)) for part in parts]
         return {n: sum(g[n] for g in gradients) / size for n in w}
     if method.name != "delta_sam":
         return getattr(reference, method.name)(whole, w, rho=RHO, **options)

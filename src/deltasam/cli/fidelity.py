@@ -40,6 +40,10 @@ def fidelity(
     ] = None,
     rho: Annotated[float, typer.Option(help="Radius, for every method whose spec gives none.")] = 0.02,
     batches: Annotated[int, typer.Option(min=1, help="Batches to measure on.")] = 8,
+    floor: Annotated[
+        bool,
+        typer.Option(help="Also search for the best that weights of the examples can do (some fifty passes a batch)."),
+    ] = True,
     warmup_steps: Annotated[
         int, typer.Option(min=0, help="Steps of plain training first: a gradient at a new head is special. 0: none.")
     ] = 60,
@@ -65,7 +69,8 @@ def fidelity(
     """Measure how close each method's gradient comes to that of one perturbation per example.
 
     The model is trained plainly for a few steps, then every method's gradient is taken on the next batches of the
-    training data, with the same dropout masks, and compared with the exact one.
+    training data, with the same dropout masks, and compared with the exact one. The floor is how near a common
+    perturbation can come at best: weights of the examples, as delta_sam has them, can do no more.
 
     [bold]Examples[/bold]
 
@@ -114,7 +119,7 @@ def _measure(data: TextData, settings: TrainConfig, choices: dict[str, Any]) -> 
     closures = _closures(run, choices["batches"])
     try:
         with deterministic_algorithms():
-            return fidelity(run.model, closures, choices["methods"], rho=choices["rho"])
+            return fidelity(run.model, closures, choices["methods"], rho=choices["rho"], floor=choices["floor"])
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltasam.diagnostics.fidelity import spec_with_rho
+from deltasam.diagnostics.floor import FLOOR
 from deltasam.experiment import rounding
 
 if TYPE_CHECKING:
@@ -46,7 +47,16 @@ def meaning(results: Sequence[Fidelity]) -> str:
     return (
         f"Error and cosine are of what a method adds to the plain gradient, beside what one perturbation of length "
         f"{results[0].exact_rho:g} per example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no "
-        f"nearer than plain training, above 1 is farther off."
+        f"nearer than plain training, above 1 is farther off.{_of_the_floor(results[-1])}"
+    )
+
+
+def _of_the_floor(last: Fidelity) -> str:
+    if last.method.partition(":")[0] != FLOOR:
+        return ""
+    return (
+        f" {FLOOR.capitalize()}: one perturbation for all, with the best weights of the examples that a search found. "
+        f"What is left there no reweighting can take away."
     )
 
 

@@ -7,10 +7,11 @@ import statistics
 import warnings
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltasam.checks import positive
 from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
+from deltasam.diagnostics.floor import BestWeights
 from deltasam.diagnostics.measure import Bench, Measured
 from deltasam.diagnostics.put_back import put_back
 from deltasam.method import Method
@@ -26,6 +27,7 @@ def fidelity(
     methods: str | Sequence[str | Method] | None = None,
     *,
     rho: float = 0.02,
+    floor: bool = False,
 ) -> list[Fidelity]:
     """Measure how close methods come to exact per-instance SAM, ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
 
@@ -45,9 +47,11 @@ def fidelity(
         methods: Specs (``sam``, ``delta_sam:sigma=1e-3``), in a list or separated by commas, and methods made for this
             model. Default: ``default_methods()``.
         rho: Radius of the exact perturbations.
+        floor: Whether to search for the weights of the examples with which one perturbation for all comes nearest: what
+            reweighting can do at most (``BestWeights``). Needs one loss per example. Cost: some fifty passes per batch.
 
     Returns:
-        One result per method, in the order given.
+        One result per method, in the order given; then that of the floor.
 
     Raises:
         ValueError: rho is not above 0, a method is unknown, has a schedule, is not for this model or cannot use the
@@ -55,7 +59,7 @@ def fidelity(
     """
     rho = positive("fidelity", "rho", rho)
     chosen = [_made(m, model, rho) for m in _listed(methods)]
-    contest = _Contest(model, chosen, rho)
+    contest = _Contest(model, chosen, rho, BestWeights(model, rho=rho) if floor else None)
     with put_back(model):
         for number, one in enumerate([closure] if callable(closure) else closure):
             contest.judge(one, number)
@@ -102,23 +106,29 @@ def spec_with_rho(spec: str) -> str:
 class _Contest:
     """The methods, the three they are judged by, and what was found so far."""
 
-    def __init__(self, model: nn.Module, methods: list[Method], rho: float) -> None:
+    def __init__(self, model: nn.Module, methods: list[Method], rho: float, floor: BestWeights | None) -> None:
         self._bench, self._rho = Bench(model), rho
         self._exact = PerInstanceSAM(model, rho=rho, unsupported="loop")  # exact for any model
         self._plain, self._sam = ERM(model), SAM(model, rho=rho)
-        self._methods = methods
-        self._found: list[list[Closeness]] = [[] for _ in methods]
-        self._costs: list[list[float]] = [[] for _ in methods]
+        self._floor = floor
+        self._methods = [*methods, *([floor] if floor else [])]
+        self._found: list[list[Closeness]] = [[] for _ in self._methods]
+        self._costs: list[list[float]] = [[] for _ in self._methods]
 
     def judge(self, closure: Closure, number: int) -> None:
         """Measure every method on one batch. One gradient at a time is held beside the exact and the plain one."""
         self._bench.begin()
         exact, plain = (self._bench.measure(m, closure) for m in (self._exact, self._plain))
         seconds = []
+        best: tuple[float, Tensor | None] = (math.inf, None)
         for method, found in zip(self._methods, self._found, strict=True):
+            if method is self._floor:
+                self._floor.aim_at(exact.gradient, best[1])
             measured = self._bench.measure(method, closure)
             found.append(self._closeness(measured, exact, plain))
             seconds.append(measured.seconds)
+            if measured.weights is not None and found[-1].error < best[0]:
+                best = found[-1].error, measured.weights
         sam = self._bench.measure(self._sam, closure).seconds  # last: the first ones pay for fresh memory
         for costs, own in zip(self._costs, seconds, strict=True):
             costs.append(own / sam)

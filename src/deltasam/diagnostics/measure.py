@@ -26,6 +26,7 @@ class Measured:
         rise: How much more it is at the method's perturbed weights; 0 where nothing was perturbed.
         distance: Of the weights from where they were, in the last pass that has a gradient.
         seconds: How long it took.
+        weights: That it gave to the examples [n]; None where it gave none.
     """
 
     gradient: list[Tensor]
@@ -33,6 +34,7 @@ class Measured:
     rise: float
     distance: float
     seconds: float
+    weights: Tensor | None
 
 
 class Bench:
@@ -70,7 +72,8 @@ class Bench:
         wait_for_device()
         seconds = time.perf_counter() - began - watched.seconds
         rise = step.metrics.get("perturbed_loss", step.loss).double() - step.loss.double()
-        return Measured(self._gradient(), float(step.loss), float(rise), watched.distance, seconds)
+        weights = step.metrics.get("weights")
+        return Measured(self._gradient(), float(step.loss), float(rise), watched.distance, seconds, weights)
 
     def _gradient(self) -> list[Tensor]:
         found = [p.new_zeros(()).expand_as(p) if p.grad is None else p.grad for p in self._params]

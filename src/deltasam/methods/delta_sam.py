@@ -7,8 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam.outputs import example_losses_of
+from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
+from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.record import Record
 from deltasam.reweighted_ascent import ReweightedAscent
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
@@ -16,32 +19,39 @@ from deltasam.reweighted_ascent import ReweightedAscent
 SMALLEST_SLOPE = 0.1
 LARGEST_WEIGHT = 4.0
 
+# Where every loss rises as its gradient says, to within this share, delta-SAM is SAM: curvature is too small to matter,
+# and what is seen of it says little of how much a gradient changes (docs/theory/delta_sam.md).
+LINEAR = 0.3
+
 
 class DeltaSAM(ReweightedAscent, name="delta_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
     The weights ``p_i ~ h_i^2 / |g_i|`` make the common perturbation the best stand-in for one perturbation per
-    example: |g_i| is the norm of example i's gradient, h_i how much its gradient changes under a random
-    perturbation d of the weights, ``d ~ N(0, sigma^2)``, with the same dropout masks. They are had in one of three
-    ways (``docs/theory/delta_sam.md`` has how close each comes):
+    example: |g_i| is the norm of example i's gradient, h_i how much that gradient changes when weights move. Examples
+    whose gradients change more count more. The two are had in one of four ways (``docs/theory/delta_sam.md`` has how
+    close each comes):
 
-    - ``norms``: exact norms from the per-example engine, ``h_i ~ |g_i|^(1/4)``, so ``p_i ~ |g_i|^(-1/2)``. The ascent
-      itself comes from the record of the first pass. A scalar loss is enough.
-    - ``slopes``: |g_i| by ``|L_i(w+d) - L_i(w)|``, otherwise the same. Works for any model with one loss per
-      example.
-    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``. Likewise.
+    - ``own_curvature``: h_i along the example's own gradient, by how much its loss rises there beyond what the gradient
+      says, in one forward in which the per-example engine gives every example a perturbation of its own. |g_i| exactly.
+    - ``norms``: |g_i| exactly, from the engine; h_i guessed, as ``|g_i|^(3/4)``, so ``p_i ~ |g_i|^(1/2)``. A scalar
+      loss is enough.
+    - ``slopes``: the same with |g_i| by ``|L_i(w+d) - L_i(w)|``, d random, ``d ~ N(0, sigma^2)``, with the same dropout
+      masks. Works for any model with one loss per example.
+    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``, half way to equal
+      weights, since these are noisy. Likewise. The nearest to what is public of the paper's estimate.
 
-    Only ``curvature`` weighs by the change itself, as the paper's abstract has it. The guess of the other two weighs
-    examples with small gradients up; they are the default since they came closer to per-instance SAM.
+    With ``own_curvature`` it is SAM where losses are straight over rho: where there is no curvature to see.
 
-    Cost: two passes; with ``slopes`` a forward more, with ``curvature`` two.
+    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` two. With a scalar loss
+    ``own_curvature`` takes a backward more as well.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
     et al., "Sharpness-Aware Minimization with Dynamic Reweighting", Findings of EMNLP 2022 (arXiv 2112.08772).
-    No code was published; the formula of the weights and all three estimates are derived here.
+    No code was published; the formula of the weights and all estimates are derived here.
 
-    When: the paper's method is what you study; or one perturbation per example is wanted and ``per_instance_sam``
-    refuses the model. Then ``fidelity`` tells whether the weights bring it any closer than SAM.
+    When: the paper's method is what you study; or all examples must share a perturbation (``share=global``), and it
+    shall be nearer to one for each than SAM's.
 
     When not: ``per_instance_sam`` runs: that is what this approximates, exact and no dearer. Examples meet in the loss
     (in-batch negatives): it is then not a mean of one loss per example.
@@ -49,19 +59,20 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        weights: ``norms``, ``slopes``, ``curvature``; or ``auto``: norms where the engine covers the model, else
-            slopes, with a warning that says why.
+        weights: ``own_curvature``, ``norms``, ``slopes``, ``curvature``; or ``auto``: own curvature where the engine
+            covers the model, else slopes, with a warning that says why.
         sigma: Standard deviation of the Gaussian, per weight. Too small, and the differences are rounding.
         share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``. The weights have mean 1 in every
             micro-batch all the same.
 
     Raises:
         ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite; no such weights.
-        NotCoveredError: ``norms`` was asked for and the engine does not cover the model.
+        NotCoveredError: ``own_curvature`` or ``norms`` was asked for and the engine does not cover the model.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
-    ways = (*ReweightedAscent.ways, "curvature")
+    ways = ("auto", "own_curvature", "norms", "slopes", "curvature")
+    engine_ways = frozenset({"auto", "own_curvature", "norms"})
 
     def __init__(
         self,
@@ -75,8 +86,44 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
 
     def _weigh(self, norms: Tensor) -> Tensor:
-        # The change h_i of each gradient, guessed from its norm: it grows with the fourth root.
-        return reweight((norms / norms.mean()).pow(0.25), norms)
+        # The change h_i of each gradient, guessed from its norm: h_i ~ |g_i|^(3/4).
+        return equal_unless_finite(norms.sqrt())
+
+    def _weigh_by_engine(
+        self, passes: Passes, losses: Tensor, record: Record, gradients: ExampleGradients, norms: Tensor
+    ) -> Tensor:
+        if self.weights == "norms":
+            return self._weigh(norms)
+        if not self.rho:
+            return torch.ones_like(norms)
+        excess = self._excess(passes, losses, record, gradients, norms)
+        return equal_unless_finite(LINEAR**2 + norms / norms.mean() * excess.square())
+
+    def _excess(
+        self, passes: Passes, losses: Tensor, record: Record, gradients: ExampleGradients, norms: Tensor
+    ) -> Tensor:
+        """By how much each example's loss rises otherwise along its gradient than that says, relative to that [n].
+
+        With h_i the curvature along the gradient it is ``rho |h_i| / 2 |g_i|``, to second order. What may be rounding
+        does not count.
+        """
+        steps = gradients.scaled(torch.where(norms > 0, self.rho / norms, 0.0))
+        expected = self.rho * norms / passes.loss_scale()
+        if losses.ndim and self._engine.losses_apart:
+            perturbed = Perturbed(record, steps)
+            with perturbed, passes.at() as point:  # with a graph: rows that no gradient comes from are not compared
+                perturbed.check_rows()
+                rises = (example_losses_of(point.output, "DeltaSAM") - losses).detach()
+            rounding = self._rounding(losses.detach(), passes.params)
+            return torch.where(norms > 0, ((rises - expected).abs() - rounding).clamp(min=0) / expected, 0.0)
+        # Where no example has a loss of its own: by how much the loss rises there with a longer step of one.
+        way = torch.ones_like(norms, requires_grad=True)
+        steps.times(way)
+        perturbed = Perturbed(record, steps)
+        with perturbed, passes.at() as point:
+            perturbed.check_rows()
+            (rates,) = torch.autograd.grad(losses_of(point.output).sum(), way)
+        return torch.where(norms > 0, (rates / expected - 1).abs() / 2, 0.0)
 
     def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
         if self.weights != "curvature":
@@ -92,14 +139,18 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         return reweight(second.abs(), first.abs())
 
 
+def equal_unless_finite(weights: Tensor) -> Tensor:
+    """Weights [n] of mean 1; equal ones where some are not finite, or all are 0."""
+    weights = weights / weights.mean()
+    return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))
+
+
 def reweight(curvature: Tensor, slope: Tensor) -> Tensor:
-    """Weights ``curvature^2 / slope`` [n], floored, clipped, mean 1; uniform where they cannot be told.
+    """Weights ``1 + curvature^2 / slope`` [n], that floored, clipped, of mean 1; equal ones where it cannot be told.
 
     Args:
         curvature: Size of the change of each gradient [n], in any unit that is common to the batch.
         slope: Norm of each gradient [n], in any unit that is common to the batch.
     """
     raw = curvature.square() / slope.clamp(min=SMALLEST_SLOPE * slope.mean())
-    clipped = (raw / raw.mean()).clamp(max=LARGEST_WEIGHT)
-    weights = clipped / clipped.mean()
-    return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))
+    return (1 + equal_unless_finite((raw / raw.mean()).clamp(max=LARGEST_WEIGHT))) / 2

@@ -1,0 +1,110 @@
+"""What reweighting can do at most: the weights that bring a common perturbation nearest to one for each example."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deltasam import weight_space
+from deltasam.outputs import example_losses_of, loss_of
+from deltasam.passes import Passes
+from deltasam.shared_ascent import Ascent, SharedAscent
+from deltasam.weight_space import Vector
+
+_SEARCH_STEPS = 8
+"""Of L-BFGS; more lower the error by less than what batches differ by."""
+
+_LEAST = 1e-4
+"""A weight of 0 has no logarithm: that of a search starts with this share of the largest at least."""
+
+_LOOK = 0.1
+"""How far to look for a derivative, in units of the radius."""
+
+
+class BestWeights(SharedAscent):
+    """Gradient at ``w + rho * a / |a|``, ``a = grad mean_i p_i L_i(w)``, with the weights that a search finds best.
+
+    The weights ``p_i > 0`` are those for which the gradient there is nearest to a given one: nothing that reweights can
+    come nearer, but for what the search misses. It minimises ``|grad L(w + e(p)) - x|^2`` by L-BFGS. Derivatives are
+    differences of gradients and losses, so that any model can be measured; they only lead the search, and the error of
+    what it finds is exact.
+
+    Not for training: a step takes some fifty passes, and knows what it should come out at.
+
+    Args:
+        model: The model.
+        rho: Radius of the perturbation.
+    """
+
+    def __init__(self, model: nn.Module, *, rho: float) -> None:
+        super().__init__(model, rho=rho, share="micro-batch")
+        self._exact: Vector = []
+        self._start: Tensor | None = None
+
+    @property
+    def spec(self) -> str:
+        """What it is called in results."""
+        return f"{FLOOR}:rho={self.rho!r}"
+
+    def aim_at(self, exact: Vector, start: Tensor | None) -> None:
+        """Set where the next step is to go.
+
+        Args:
+            exact: The gradient to come near to, one tensor per trainable parameter.
+            start: Weights of the examples to search from [n]; what is found is no worse. None: equal ones.
+        """
+        self._exact, self._start = exact, start
+
+    def _ascent(self, passes: Passes) -> Ascent:
+        losses = example_losses_of(passes.first(), "the floor of fidelity").detach()
+        start = torch.ones_like(losses) if self._start is None else self._start.to(losses)
+        place = start.clamp(min=_LEAST * float(start.max())).log().requires_grad_()
+        search = torch.optim.LBFGS([place], max_iter=_SEARCH_STEPS, line_search_fn="strong_wolfe")
+        best: tuple[float, Vector] = (float("inf"), [])
+
+        def error() -> Tensor:
+            nonlocal best
+            weights = place.detach().softmax(0)
+            far, slope, ascent = self._distance(passes, weights)
+            if far < best[0]:
+                best = far, ascent
+            place.grad = weights * (slope - weights @ slope)
+            return losses.new_tensor(far)
+
+        search.step(error)
+        return Ascent(losses.mean(), list(best[1]))
+
+    def _distance(self, passes: Passes, weights: Tensor) -> tuple[float, Tensor, Vector]:
+        """The squared distance to the exact gradient, its derivative by the weights [n], and the ascent."""
+        with passes.at() as point:
+            ascent = passes.grad((weights * example_losses_of(point.output, "")).sum())
+        length = float(weight_space.norm(ascent))
+        way = weight_space.times(ascent, 1 / length)
+        rest = weight_space.plus(self._gradient(passes, way, self.rho), self._exact, -1)
+        far, step = float(weight_space.norm(rest)), _LOOK * self.rho
+        ahead, behind = (
+            self._gradient(passes, weight_space.plus(weight_space.times(way, self.rho), rest, sign * step / far), 1.0)
+            for sign in (1, -1)
+        )
+        bent = weight_space.times(weight_space.plus(ahead, behind, -1), far / (2 * step))
+        across = weight_space.plus(bent, way, -_dot(way, bent))
+        size = float(weight_space.norm(across))
+        above, below = (self._losses(passes, across, sign * step / size) for sign in (1, -1))
+        along = (above - below) * (size / (2 * step))
+        return far**2, 2 * self.rho / length * along, ascent
+
+    def _gradient(self, passes: Passes, vector: Vector, factor: float) -> list[Tensor | None]:
+        with passes.at(vector, factor) as point:
+            return passes.grad(loss_of(point.output))
+
+    def _losses(self, passes: Passes, vector: Vector, factor: float) -> Tensor:
+        with torch.no_grad(), passes.at(vector, factor) as point:
+            return example_losses_of(point.output, "")
+
+
+FLOOR = "floor"
+
+
+def _dot(a: Vector, b: Vector) -> float:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return float(sum((x.double() * y.double()).sum() for x, y in pairs))

@@ -14,11 +14,14 @@ from typing import Any
 
 from cost import LOOP, PEER, ratio
 from deltasam.diagnostics import at_radius
+from deltasam.diagnostics.floor import FLOOR
 from deltasam.experiment.overview import conclusion, markdown_table, survey
 from deltasam.reproduce import read_record
 from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN
+from weights import EXAMPLES, RHOS, SHIPPED
+from weights import rows as study_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
@@ -138,7 +141,7 @@ def _conditions(record: Any) -> str:
 
 def estimates() -> str:
     """How close delta-SAM's weights bring it, beside SAM and the exact method."""
-    wanted = [e for e in fidelities() if e["method"].startswith(("sam", "delta_sam", "per_instance_sam"))]
+    wanted = [e for e in fidelities() if e["method"].startswith(("sam", "delta_sam", "per_instance_sam", FLOOR))]
     return f"```bash\n{command()}\n```\n\n{_fidelity_rows(wanted)}"
 
 
@@ -159,7 +162,8 @@ def fidelities() -> list[Any]:
 
 def command() -> str:
     """The command that measured it."""
-    found = [(entry["method"], short_spec(entry["method"])) for entry in fidelities()]
+    methods = [entry["method"] for entry in fidelities() if not entry["method"].startswith(FLOOR)]
+    found = [(method, short_spec(method)) for method in methods]
     specs = ",".join(short if full_spec(at_radius(short, RHO)) == full else full for full, short in found)
     batches = len(fidelities()[0]["batches"])
     return f"deltasam fidelity demo --batches {batches} --methods {specs}"
@@ -167,10 +171,14 @@ def command() -> str:
 
 def _fidelity_rows(entries: list[Any]) -> str:
     rows = [
-        (f"`{short_spec(e['method'])}`", *(_closeness(e, n) for n in ("error", "cosine", "loss_share", "distance")))
+        (f"`{_name_of(e)}`", *(_closeness(e, n) for n in ("error", "cosine", "loss_share", "distance")))
         for e in entries
     ]
     return _table(("method", "error", "cosine", "loss share", "distance / rho"), rows)
+
+
+def _name_of(entry: Any) -> str:
+    return FLOOR if entry["method"].startswith(FLOOR) else short_spec(entry["method"])
 
 
 def _at_the_radius(entry: Any) -> bool:
@@ -191,7 +199,32 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows]) + "\n"
 
 
-_MADE = (choose, compiled, cost, estimates, fidelity, norms, overhead, shapes)
+def study() -> str:
+    """How much nearer than SAM each kind of weights comes, at every state of training."""
+    return _study([*SHIPPED, "own^2/norm", "own/norm", "gauss-newton", FLOOR])
+
+
+def every_study() -> str:
+    """The same for all that was tried."""
+    return _study(None)
+
+
+def _study(kinds: list[str] | None) -> str:
+    record = costs("weights")
+    head, *others = study_rows(record)
+    batches = sum(len(cell["batches"]) for cell in record["cells"])
+    radii = ", ".join(map(str, RHOS))
+    how = f"torch {record['torch']}; measured in {record['minutes']:.0f} minutes"
+    about = f"{batches} batches of {EXAMPLES}, rho {radii}, {how}."
+    chosen = [(_kind(row[0]), *row[1:]) for row in others if kinds is None or row[0] in kinds]
+    return f"{about}\n\n{_table(head, chosen)}"
+
+
+def _kind(kind: str) -> str:
+    return f"{kind} (`{SHIPPED[kind]}`)" if kind in SHIPPED else kind
+
+
+_MADE = (choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study)
 TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in _MADE}
 
 

@@ -136,13 +136,6 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "slope.mean()",
         "equals_the_reference",
     ),
-    "delta-SAM's exact norms are inverted": (
-        "methods/delta_sam.py",
-        "return equal_unless_finite(norms.sqrt())",
-        "return equal_unless_finite(norms.rsqrt())",
-        "weights_go_by_the_roots",
-        "test_delta_sam.py",
-    ),
     "delta-SAM looks along the gradients the wrong way": (
         "methods/delta_sam.py",
         "gradients.scaled(torch.where(norms > 0, self.rho / norms, 0.0))",
@@ -1203,6 +1196,55 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
 }
 # What hides from a gradient, what a closure may not do, and what an interrupt leaves behind: likewise.
 CORE: dict[str, tuple[str, str, str, str, str]] = {
+    "delta-SAM's exact norms are inverted": (
+        "methods/delta_sam.py",
+        "return equal_unless_finite(norms.sqrt())",
+        "return equal_unless_finite(norms.rsqrt())",
+        "weights_go_by_the_roots",
+        "test_delta_sam.py",
+    ),
+    "delta-SAM's slopes are the end's and not half of it": (
+        "methods/delta_sam.py",
+        "(rates / expected - 1).abs() / 2",
+        "(rates / expected - 1).abs()",
+        "scalar_loss_curvature",
+        "test_delta_sam.py",
+    ),
+    "delta-SAM takes rounding for curvature": (
+        "methods/delta_sam.py",
+        "((rises - expected).abs() - rounding)",
+        "(rises - expected).abs()",
+        "rounding_is_no_curvature",
+        "test_delta_sam.py",
+    ),
+    "delta-SAM forgets the loss scale": (
+        "methods/delta_sam.py",
+        "self.rho * norms / passes.loss_scale()",
+        "self.rho * norms",
+        "loss_scale_changes",
+        "test_delta_sam.py",
+    ),
+    "delta-SAM takes losses that meet for single ones": (
+        "methods/delta_sam.py",
+        "if losses.ndim and self._engine.losses_apart:",
+        "if losses.ndim:",
+        "losses_that_meet",
+        "test_delta_sam.py",
+    ),
+    "the floor climbs": (
+        "diagnostics/floor.py",
+        "weights * (slope - weights @ slope)",
+        "-weights * (slope - weights @ slope)",
+        "on_a_grid",
+        "diagnostics/test_floor.py",
+    ),
+    "the floor forgets where to start": (
+        "diagnostics/floor.py",
+        "torch.ones_like(losses) if self._start is None else",
+        "torch.ones_like(losses) if True else",
+        "starts_from",
+        "diagnostics/test_floor.py",
+    ),
     "a closure need not repeat itself": (
         "shared_ascent.py",
         "if is_looked_at(self._steps):",

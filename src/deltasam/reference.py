@@ -235,9 +235,11 @@ def delta_sam_ascent(
         losses: One per example.
         w: The weights.
         rho: Radius.
-        weights: ``own_curvature``: as above; ``norms``: ``|g_i|^(1/2)``; ``slopes``: ``|L_i(w + d) - L_i(w)|^(1/2)``;
-            ``curvature``: second difference squared over first, both along d; a first one counts as at least a tenth of
-            the batch's mean, and no weight as more than four times the mean; then half way to equal weights.
+        weights: ``own_curvature``: as above; ``own_slope``: ``b_i = (<grad L_i(w + e_i), g_i> / |g_i|^2 - 1) / 2``, as
+            the method has it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
+            ``|L_i(w + d) - L_i(w)|^(1/2)``; ``curvature``: second difference squared over first, both along d; a first
+            one counts as at least a tenth of the batch's mean, and no weight as more than four times the mean; then
+            half way to equal weights.
         sigma: Size of the noise.
         noise: One tensor per weight.
     """
@@ -256,10 +258,19 @@ def delta_sam_ascent(
         size = torch.stack([norm(g) for g in own])
         p = size.sqrt()
         if weights != "norms" and rho:
-            there = [losses(moved(w, g, step(rho, g)))[i].detach() for i, g in enumerate(own)]
-            excess = (torch.stack(there) - at) / (rho * size) - 1
+            ends = [moved(w, g, step(rho, g)) for g in own]
+            if weights == "own_curvature":
+                there = [losses(end)[i].detach() for i, end in enumerate(ends)]
+                excess = (torch.stack(there) - at) / (rho * size) - 1
+            else:
+                rates = [
+                    sum((gradient(losses(end)[i], end)[name] * own[i][name]).sum() for name in w) / size[i]
+                    for i, end in enumerate(ends)
+                ]
+                excess = (torch.stack(rates) / size - 1) / 2
             p = 0.3**2 + excess**2 * size / size.mean()
-    p = p / p.mean() if p.isfinite().all() else torch.ones_like(p)
+    p = p / p.mean()
+    p = p if p.isfinite().all() else torch.ones_like(p)
     return gradient((p * losses(w)).mean(), w)
 
 

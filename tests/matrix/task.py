@@ -34,7 +34,7 @@ def _columns() -> list[str]:
     """
     with_rho = [name for name in deltasam.method_names() if "rho" in deltasam.Method.registry[name].neutral]
     specs = [f"{name}:rho={RHO}" for name in with_rho if name not in ("delta_sam", "rw_sam")]
-    weighted = [("delta_sam", "norms"), ("delta_sam", "slopes"), ("rw_sam", "norms")]
+    weighted = [("delta_sam", "own_curvature"), ("delta_sam", "norms"), ("delta_sam", "slopes"), ("rw_sam", "norms")]
     ways = [f"{name}:rho={RHO},weights={weights}" for name, weights in weighted]
     return ["erm", *specs, *ways, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
 
@@ -98,12 +98,14 @@ class Task:
         losses: One per example, with something to call in place of the model.
         batches: The micro-batches of each step.
         side_by_side: They are processes', not one after the other.
+        by_slopes: delta-SAM has its curvature from slopes: a method sees the mean loss only, or in half precision.
     """
 
     model: Callable[[], nn.Module] = make_model
     losses: Callable[[Callable[..., Any], Any], Tensor] = losses
     batches: Sequence[Sequence[Any]] = ()
     side_by_side: bool = False
+    by_slopes: bool = False
 
 
 def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -140,7 +142,9 @@ def gradient_by_hand(
     count = len(micro_batches)
     runs = [lambda call, b=b: task.losses(call, b) / count for b in micro_batches]
     drawn = noise(p for p in model.parameters() if p.requires_grad)
-    return tiny.step_gradient(model, spec, runs, step, [drawn] * count, state, side_by_side=task.side_by_side)
+    return tiny.step_gradient(
+        model, spec, runs, step, [drawn] * count, state, side_by_side=task.side_by_side, by_slopes=task.by_slopes
+    )
 
 
 def noise(params: Any) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ LARGEST_WEIGHT = 4.0
 # Where every loss rises as its gradient says, to within this share, delta-SAM is SAM: curvature is too small to matter,
 # and what is seen of it says little of how much a gradient changes (docs/theory/delta_sam.md).
 LINEAR = 0.3
+
+# Types with a larger epsilon are half precision.
+COARSE = 1e-4
 
 
 class DeltaSAM(ReweightedAscent, name="delta_sam"):
@@ -43,8 +46,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
 
     With ``own_curvature`` it is SAM where losses are straight over rho: where there is no curvature to see.
 
-    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` two. With a scalar loss
-    ``own_curvature`` takes a backward more as well.
+    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` two. With a scalar loss or
+    in half precision ``own_curvature`` takes a backward to the activations as well.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
     et al., "Sharpness-Aware Minimization with Dynamic Reweighting", Findings of EMNLP 2022 (arXiv 2112.08772).
@@ -89,8 +92,21 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         # The change h_i of each gradient, guessed from its norm: h_i ~ |g_i|^(3/4).
         return equal_unless_finite(norms.sqrt())
 
+    def _own_losses(self, output: Any) -> Tensor | None:
+        """Each example's loss [n], or its share in a scalar, in whose units norms are; None where none is given."""
+        losses = losses_of(output)
+        if self.weights == "norms":
+            return None
+        if losses.ndim:
+            return losses.detach()
+        try:
+            own = example_losses_of(output, "DeltaSAM").detach()
+        except ValueError:  # the loss is scalar, and nobody knows of what it is the mean
+            return None
+        return own / len(own)
+
     def _weigh_by_engine(
-        self, passes: Passes, losses: Tensor, record: Record, gradients: ExampleGradients, norms: Tensor
+        self, passes: Passes, losses: Tensor | None, record: Record, gradients: ExampleGradients, norms: Tensor
     ) -> Tensor:
         if self.weights == "norms":
             return self._weigh(norms)
@@ -100,7 +116,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         return equal_unless_finite(LINEAR**2 + norms / norms.mean() * excess.square())
 
     def _excess(
-        self, passes: Passes, losses: Tensor, record: Record, gradients: ExampleGradients, norms: Tensor
+        self, passes: Passes, losses: Tensor | None, record: Record, gradients: ExampleGradients, norms: Tensor
     ) -> Tensor:
         """By how much each example's loss rises otherwise along its gradient than that says, relative to that [n].
 
@@ -109,14 +125,20 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         """
         steps = gradients.scaled(torch.where(norms > 0, self.rho / norms, 0.0))
         expected = self.rho * norms / passes.loss_scale()
-        if losses.ndim and self._engine.losses_apart:
+        coarse = self._epsilon(record.losses, passes.params) > COARSE
+        if losses is not None and self._are_apart(record) and not coarse:
             perturbed = Perturbed(record, steps)
             with perturbed, passes.at() as point:  # with a graph: rows that no gradient comes from are not compared
                 perturbed.check_rows()
-                rises = (example_losses_of(point.output, "DeltaSAM") - losses).detach()
-            rounding = self._rounding(losses.detach(), passes.params)
-            return torch.where(norms > 0, ((rises - expected).abs() - rounding).clamp(min=0) / expected, 0.0)
-        # Where no example has a loss of its own: by how much the loss rises there with a longer step of one.
+                there = self._own_losses(point.output)
+            if there is None:
+                raise RuntimeError(
+                    "the closure gave a loss for each example in the first pass, and none in a later one"
+                )
+            far = ((there - losses - expected).abs() - self._rounding(losses, passes.params)).clamp(min=0)
+            return torch.where(norms > 0, far / expected, 0.0)
+        # By how much the loss rises there with a longer step of one example: also where none has a loss of its own, and
+        # in half precision, in which a difference of losses is mostly rounding and a slope is not.
         way = torch.ones_like(norms, requires_grad=True)
         steps.times(way)
         perturbed = Perturbed(record, steps)
@@ -124,6 +146,10 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
             perturbed.check_rows()
             (rates,) = torch.autograd.grad(losses_of(point.output).sum(), way)
         return torch.where(norms > 0, (rates / expected - 1).abs() / 2, 0.0)
+
+    def _are_apart(self, record: Record) -> bool:
+        """Whether an example's loss is its own; those that come beside a scalar loss are taken to be."""
+        return not record.losses.ndim or self._engine.losses_apart
 
     def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
         if self.weights != "curvature":

@@ -14,6 +14,7 @@ import cases
 import deltasam
 from classifier import losses
 from deltasam.methods.delta_sam import reweight
+from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import Record
 from deltasam.runtime import Runtime
 
@@ -103,15 +104,85 @@ def test_with_a_scalar_loss_curvature_comes_from_a_slope(weights: str, reduce: C
     torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
 
 
-def test_losses_that_come_beside_a_scalar_are_asked() -> None:
-    """What trainers give: the weights are those of a loss per example, without a backward more."""
+def test_losses_beside_a_scalar_are_not_asked() -> None:
+    """Nothing says that they are its parts: the weights are those of the scalar alone."""
     case = cases.make("bert")
     found = []
-    for reduce in (lambda x: x, lambda x: {"loss": x.mean(), "example_losses": lambda: x}):
+    for reduce in (Tensor.mean, lambda x: {"loss": x.mean(), "example_losses": lambda: 7 * x.flip(0)}):
         torch.manual_seed(3)
         step = deltasam.DeltaSAM(case.model, rho=0.3).backward(lambda: reduce(case.closure()))  # noqa: B023
         found.append(step.metrics["weights"])
-    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_losses_that_are_nearly_0_are_rounding() -> None:
+    """A cross entropy of 1e-5 is the difference of logits of size 10, and so is its rounding."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3)).to(dtype)
+        x, y = torch.randn(8, 6).to(dtype), model(torch.randn(8, 6).to(dtype)).argmax(1)
+
+        def closure() -> Tensor:
+            logits = model(x)  # noqa: B023
+            sure = 12 * F.one_hot(y, 3).to(logits)  # noqa: B023
+            return F.cross_entropy(logits + sure, y, reduction="none")  # noqa: B023
+
+        found.append(deltasam.DeltaSAM(model, rho=0.005).backward(closure).metrics["weights"].double())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0.05)
+
+
+def test_half_precision_within_the_closure_is_seen() -> None:
+    """Autocast in the closure alone, or a frozen base in bfloat16, where the losses are in float32."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        return F.cross_entropy(logits.float(), y, reduction="none")
+
+    assert (deltasam.DeltaSAM(model, rho=1e-3).backward(closure).metrics["weights"] - 1).abs().max() < 0.05
+    base = nn.Linear(6, 6).to(torch.bfloat16).requires_grad_(False)
+    both = nn.ModuleList([base, model])
+    step = deltasam.DeltaSAM(both, rho=1e-3).backward(
+        lambda: F.cross_entropy(model(base(x.bfloat16()).float()), y, reduction="none")
+    )
+    assert (step.metrics["weights"] - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_where_rows_move_norms_are_enough_for_that_step(scalar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.make("bert")
+    method = deltasam.DeltaSAM(case.model, rho=0.3)
+    refusing = [False]
+    check = Perturbed.check_rows
+
+    def check_rows(self: Perturbed) -> None:
+        if refusing[0]:
+            raise deltasam.NotCoveredError("rows are in another order")
+        check(self)
+
+    monkeypatch.setattr(Perturbed, "check_rows", check_rows)
+
+    def closure() -> Tensor:
+        return case.closure().mean() if scalar else case.closure()
+
+    method.backward(closure)
+    refusing[0] = True
+    torch.manual_seed(3)
+    with pytest.warns(RuntimeWarning, match="weighs by norms alone in steps like this one: rows are in"):
+        step = method.backward(closure)
+    norms = step.metrics["example_norms"]
+    torch.testing.assert_close(step.metrics["weights"], norms.sqrt() / norms.sqrt().mean())
+    assert method.state_dict() == {}
+    refusing[0] = False
+    weights = method.backward(closure).metrics["weights"]
+    assert not torch.allclose(weights, step.metrics["weights"])
+    refusing[0] = True
+    with pytest.raises(deltasam.NotCoveredError, match=r"weights='own_curvature'\): rows are in"):
+        deltasam.DeltaSAM(case.model, weights="own_curvature").backward(closure)
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -126,11 +197,11 @@ def test_in_half_precision_curvature_comes_from_slopes(autocast: bool) -> None:
 
         def closure() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):  # noqa: B023
-                return F.cross_entropy(model(x).float(), y, reduction="none")  # noqa: B023
+                return F.cross_entropy(8 * model(x).float(), y, reduction="none")  # noqa: B023
 
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found.append(deltasam.DeltaSAM(model, rho=0.3).backward(closure).metrics["weights"].double() - 1)
-    assert found[0].abs().max() > 0.02
+            found.append(deltasam.DeltaSAM(model, rho=0.02).backward(closure).metrics["weights"].double() - 1)
+    assert found[0].abs().max() > 0.1
     assert (found[1] - found[0]).norm() < 0.4 * found[0].norm()  # from losses nothing would be left: equal weights
 
 
@@ -145,6 +216,10 @@ def test_losses_that_meet_have_a_slope_each(wide: nn.Module, batch: Batch) -> No
     found = method.backward(together).metrics["weights"]
     twice = deltasam.DeltaSAM(wide, rho=1e-3).backward(lambda: 2 * exact(wide, batch).sum()).metrics["weights"]
     assert not method._engine.losses_apart
+    apart = method.backward(lambda: exact(wide, batch)).metrics["weights"]  # known of each closure by itself
+    torch.testing.assert_close(method.backward(together).metrics["weights"], found)
+    alone = deltasam.DeltaSAM(wide, rho=1e-3).backward(lambda: exact(wide, batch)).metrics["weights"]
+    torch.testing.assert_close(apart, alone, rtol=0, atol=0)
     torch.testing.assert_close(found, twice)
 
 

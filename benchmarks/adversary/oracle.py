@@ -180,7 +180,7 @@ class Oracle:
             ends = [_scaled(g, rho) for g in self.example_gradients()]
             there = torch.stack([self._at(end)[0].detach()[i] for i, end in enumerate(ends)])
             excess = (there - at) / (rho * size) - 1
-            p = 0.09 + excess**2 * size / size.mean()
+            p = 0.09 + torch.where(size > 0, excess, 0.0) ** 2 * size / size.mean()
         return self._reweighted(p / p.mean(), rho)
 
     def rw_sam(self, rho: float, tilt: float) -> Answer:

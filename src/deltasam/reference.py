@@ -268,6 +268,7 @@ def delta_sam_ascent(
                     for i, end in enumerate(ends)
                 ]
                 excess = (torch.stack(rates) / size - 1) / 2
+            excess = torch.where(size > 0, excess, 0.0)  # where there is no gradient there is no way to look along
             p = 0.3**2 + excess**2 * size / size.mean()
     p = p / p.mean()
     p = p if p.isfinite().all() else torch.ones_like(p)

@@ -60,18 +60,11 @@ class ReweightedAscent(SharedAscent):
     def _weigh(self, norms: Tensor) -> Tensor:
         """The weights [n], of mean 1, for norms of the examples' gradients [n] in a unit that they share."""
 
-    def _own_losses(self, output: Any) -> Tensor | None:
-        """The loss of each example [n] that ``_weigh_by_engine`` is to know; none, unless overridden."""
-        return None
-
-    def _weigh_by_engine(
-        self, passes: Passes, losses: Tensor | None, record: Record, gradients: ExampleGradients, norms: Tensor
-    ) -> Tensor:
+    def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         """The weights [n] where the engine covers the model: from exact norms, unless overridden.
 
         Args:
             passes: Of the step; the first one has run.
-            losses: Of its examples [n], as ``_own_losses`` gave them.
             record: Of the first pass.
             gradients: Of the examples; they are not changed.
             norms: Of these [n].
@@ -111,11 +104,11 @@ class ReweightedAscent(SharedAscent):
         return Ascent(losses.detach().mean(), ascent, metrics)
 
     def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        losses, own = losses_of(output), self._own_losses(output)  # before the graph is used up
+        losses = losses_of(output)
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
             norms = gradients.norms()
-            weights = self._weigh_by_engine(passes, own, record, gradients, norms)
+            weights = self._weigh_by_engine(passes, record, gradients, norms)
         except NotCoveredError as reason:
             if self.weights != "auto" or is_of_changes(reason):
                 message = f"{type(self).__name__}(weights={self.weights!r}): {reason}\nWays out: weights='slopes'"
@@ -157,14 +150,10 @@ class ReweightedAscent(SharedAscent):
 
     def _rounding(self, losses: Tensor, params: list[nn.Parameter]) -> Tensor:
         """What a difference of each loss [n] may be by rounding alone."""
-        return ROUNDINGS * self._epsilon(losses, params) * losses.abs()
-
-    def _epsilon(self, losses: Tensor, params: list[nn.Parameter]) -> float:
-        """Machine epsilon of the coarsest type that the losses are computed in."""
         dtypes = {losses.dtype, *(p.dtype for p in params)}
         if torch.is_autocast_enabled(losses.device.type):
             dtypes.add(torch.get_autocast_dtype(losses.device.type))
-        return max(torch.finfo(d).eps for d in dtypes)
+        return ROUNDINGS * max(torch.finfo(d).eps for d in dtypes) * losses.abs()
 
     def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
         if (change.abs() < self._rounding(losses, params)).float().mean() > 0.5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -71,8 +72,8 @@ def test_it_starts_from_the_best_weights_that_were_measured(monkeypatch: pytest.
     for seed in range(3):
         model, closure = three_examples(seed)
         *methods, floor = fidelity(model, closure, "sam,delta_sam,rw_sam:tilt=9", rho=RHO, floor=True)
-        weighted = [m.mean.error for m in methods[1:]]
-        assert floor.mean.error == pytest.approx(min(weighted), rel=1e-3)  # no weight is quite 0
+        sam, *weighted = (m.mean.error for m in methods)
+        assert floor.mean.error == pytest.approx(min(sam, *weighted), rel=1e-3)  # no weight is quite 0
         assert abs(weighted[0] - weighted[1]) > 0.01
 
 
@@ -86,6 +87,31 @@ def test_it_sees_the_masks_and_puts_everything_back() -> None:
     assert first[-1].mean.error < first[0].mean.error
     assert torch.equal(torch.get_rng_state(), random_before)
     assert all(torch.equal(p, b) for p, b in zip(case.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_it_is_no_higher_than_equal_weights(scale: float) -> None:
+    """Whatever a method does that has bad ones."""
+    for seed in range(3):
+        model, closure = three_examples(seed)
+        sam, bad, floor = fidelity(model, closure, "sam,rw_sam:tilt=30", rho=scale * RHO, floor=True)
+        assert floor.mean.error <= min(sam.mean.error, bad.mean.error) * (1 + 1e-6)
+
+
+def test_where_there_is_nothing_to_find_it_is_as_the_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    curved = [lambda: model(x[:1])[:, 0].square()]  # one example: its own perturbation is that of all
+    straight = [lambda: model(x)[:, 0]]
+    none = [lambda: 0 * model(x)[:, 0]]
+    opposite = [lambda: torch.stack([model(x).sum(), -model(x).sum()])]
+    broken = [lambda: model(x)[:, 0] * torch.tensor([1.0, float("nan"), 1.0, 1.0], dtype=torch.float64)]
+    for closures in (curved, straight, none, opposite, broken):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            sam, floor = fidelity(model, closures, "sam", rho=RHO, floor=True)
+        assert floor.mean.error == pytest.approx(sam.mean.error, abs=1e-9, nan_ok=True)
 
 
 def test_it_needs_a_loss_per_example() -> None:

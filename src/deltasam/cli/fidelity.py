@@ -42,7 +42,9 @@ def fidelity(
     batches: Annotated[int, typer.Option(min=1, help="Batches to measure on.")] = 8,
     floor: Annotated[
         bool,
-        typer.Option(help="Also search for the best that weights of the examples can do (some fifty passes a batch)."),
+        typer.Option(
+            help="Also search for the best that weights of the examples can do (some seventy passes a batch)."
+        ),
     ] = True,
     warmup_steps: Annotated[
         int, typer.Option(min=0, help="Steps of plain training first: a gradient at a new head is special. 0: none.")

@@ -48,7 +48,7 @@ def fidelity(
             model. Default: ``default_methods()``.
         rho: Radius of the exact perturbations.
         floor: Whether to search for the weights of the examples with which one perturbation for all comes nearest: what
-            reweighting can do at most (``BestWeights``). Needs one loss per example. Cost: some fifty passes per batch.
+            reweighting can do at most (``BestWeights``). Needs one loss per example. Cost: some seventy passes a batch.
 
     Returns:
         One result per method, in the order given; then that of the floor.

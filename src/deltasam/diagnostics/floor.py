@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class BestWeights(SharedAscent):
     differences of gradients and losses, so that any model can be measured; they only lead the search, and the error of
     what it finds is exact.
 
-    Not for training: a step takes some fifty passes, and knows what it should come out at.
+    Not for training: a step takes some seventy passes, and knows what it should come out at.
 
     Args:
         model: The model.
@@ -57,31 +59,45 @@ class BestWeights(SharedAscent):
 
     def _ascent(self, passes: Passes) -> Ascent:
         losses = example_losses_of(passes.first(), "the floor of fidelity").detach()
-        start = torch.ones_like(losses) if self._start is None else self._start.to(losses)
-        place = start.clamp(min=_LEAST * float(start.max())).log().requires_grad_()
-        search = torch.optim.LBFGS([place], max_iter=_SEARCH_STEPS, line_search_fn="strong_wolfe")
-        best: tuple[float, Vector] = (float("inf"), [])
+        equal = torch.ones_like(losses)
+        starts = [equal] if self._start is None else [equal, self._start.to(losses)]
+        best: tuple[float, Vector] = (math.inf, _weighted_gradient(passes, equal))
 
-        def error() -> Tensor:
+        def distance(weights: Tensor) -> tuple[float, Tensor]:
             nonlocal best
-            weights = place.detach().softmax(0)
             far, slope, ascent = self._distance(passes, weights)
             if far < best[0]:
                 best = far, ascent
+            return far, slope
+
+        start = min(starts, key=lambda weights: distance(weights / weights.sum())[0])
+        place = start.clamp(min=_LEAST * start.max()).log().requires_grad_()
+
+        def error() -> Tensor:
+            weights = place.detach().softmax(0)
+            far, slope = distance(weights)
             place.grad = weights * (slope - weights @ slope)
             return losses.new_tensor(far)
 
-        search.step(error)
+        if math.isfinite(best[0]):
+            search = torch.optim.LBFGS([place], max_iter=_SEARCH_STEPS, line_search_fn="strong_wolfe")
+            search.step(error)
         return Ascent(losses.mean(), list(best[1]))
 
     def _distance(self, passes: Passes, weights: Tensor) -> tuple[float, Tensor, Vector]:
-        """The squared distance to the exact gradient, its derivative by the weights [n], and the ascent."""
-        with passes.at() as point:
-            ascent = passes.grad((weights * example_losses_of(point.output, "")).sum())
+        """The squared distance to the exact gradient, its derivative by the weights [n], and the ascent.
+
+        Where it is 0, or nothing can be told, so is the derivative.
+        """
+        ascent, flat = _weighted_gradient(passes, weights), torch.zeros_like(weights)
         length = float(weight_space.norm(ascent))
+        if not 0 < length < math.inf:
+            return math.inf, flat, ascent
         way = weight_space.times(ascent, 1 / length)
         rest = weight_space.plus(self._gradient(passes, way, self.rho), self._exact, -1)
         far, step = float(weight_space.norm(rest)), _LOOK * self.rho
+        if not 0 < far < math.inf:
+            return (0.0 if far == 0 else math.inf), flat, ascent
         ahead, behind = (
             self._gradient(passes, weight_space.plus(weight_space.times(way, self.rho), rest, sign * step / far), 1.0)
             for sign in (1, -1)
@@ -89,9 +105,11 @@ class BestWeights(SharedAscent):
         bent = weight_space.times(weight_space.plus(ahead, behind, -1), far / (2 * step))
         across = weight_space.plus(bent, way, -_dot(way, bent))
         size = float(weight_space.norm(across))
+        if not 0 < size < math.inf:
+            return far**2, flat, ascent
         above, below = (self._losses(passes, across, sign * step / size) for sign in (1, -1))
         along = (above - below) * (size / (2 * step))
-        return far**2, 2 * self.rho / length * along, ascent
+        return far**2, (2 * self.rho / length * along).nan_to_num(0.0, 0.0, 0.0), ascent
 
     def _gradient(self, passes: Passes, vector: Vector, factor: float) -> list[Tensor | None]:
         with passes.at(vector, factor) as point:
@@ -103,6 +121,12 @@ class BestWeights(SharedAscent):
 
 
 FLOOR = "floor"
+
+
+def _weighted_gradient(passes: Passes, weights: Tensor) -> list[Tensor | None]:
+    """Gradient of the weighted sum of the losses at the weights as they are."""
+    with passes.at() as point:
+        return passes.grad((weights * example_losses_of(point.output, "")).sum())
 
 
 def _dot(a: Vector, b: Vector) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed import Perturbed
-from deltasam.per_example.record import Record
+from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.reweighted_ascent import ReweightedAscent
+from deltasam.warn import warn
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
 # share of the batch's mean slope. A weight counts as at most LARGEST times the mean, which is then brought to 1 again.
@@ -22,9 +23,6 @@ LARGEST_WEIGHT = 4.0
 # Where every loss rises as its gradient says, to within this share, delta-SAM is SAM: curvature is too small to matter,
 # and what is seen of it says little of how much a gradient changes (docs/theory/delta_sam.md).
 LINEAR = 0.3
-
-# Types with a larger epsilon are half precision.
-COARSE = 1e-4
 
 
 class DeltaSAM(ReweightedAscent, name="delta_sam"):
@@ -87,55 +85,46 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         share: str = "micro-batch",
     ) -> None:
         super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
+        self._said_norms = False
 
     def _weigh(self, norms: Tensor) -> Tensor:
         # The change h_i of each gradient, guessed from its norm: h_i ~ |g_i|^(3/4).
         return equal_unless_finite(norms.sqrt())
 
-    def _own_losses(self, output: Any) -> Tensor | None:
-        """Each example's loss [n], or its share in a scalar, in whose units norms are; None where none is given."""
-        losses = losses_of(output)
-        if self.weights == "norms":
-            return None
-        if losses.ndim:
-            return losses.detach()
-        try:
-            own = example_losses_of(output, "DeltaSAM").detach()
-        except ValueError:  # the loss is scalar, and nobody knows of what it is the mean
-            return None
-        return own / len(own)
-
-    def _weigh_by_engine(
-        self, passes: Passes, losses: Tensor | None, record: Record, gradients: ExampleGradients, norms: Tensor
-    ) -> Tensor:
+    def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         if self.weights == "norms":
             return self._weigh(norms)
         if not self.rho:
             return torch.ones_like(norms)
-        excess = self._excess(passes, losses, record, gradients, norms)
+        try:
+            excess = self._excess(passes, record, gradients, norms)
+        except NotCoveredError as reason:
+            if self.weights != "auto":
+                raise
+            # Such a step is that of one batch, and of one process among several: the next may have another.
+            if not self._said_norms:
+                self._said_norms = True
+                warn(f"DeltaSAM weighs by norms alone in steps like this one: {reason}")
+            return self._weigh(norms)
         return equal_unless_finite(LINEAR**2 + norms / norms.mean() * excess.square())
 
-    def _excess(
-        self, passes: Passes, losses: Tensor | None, record: Record, gradients: ExampleGradients, norms: Tensor
-    ) -> Tensor:
+    def _excess(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         """By how much each example's loss rises otherwise along its gradient than that says, relative to that [n].
 
         With h_i the curvature along the gradient it is ``rho |h_i| / 2 |g_i|``, to second order. What may be rounding
         does not count.
         """
         steps = gradients.scaled(torch.where(norms > 0, self.rho / norms, 0.0))
-        expected = self.rho * norms / passes.loss_scale()
-        coarse = self._epsilon(record.losses, passes.params) > COARSE
-        if losses is not None and self._are_apart(record) and not coarse:
+        expected = self.rho * norms
+        if record.losses.ndim and record.losses_apart and not record.is_coarse:
+            expected = expected / passes.loss_scale()
             perturbed = Perturbed(record, steps)
             with perturbed, passes.at() as point:  # with a graph: rows that no gradient comes from are not compared
                 perturbed.check_rows()
-                there = self._own_losses(point.output)
-            if there is None:
-                raise RuntimeError(
-                    "the closure gave a loss for each example in the first pass, and none in a later one"
-                )
-            far = ((there - losses - expected).abs() - self._rounding(losses, passes.params)).clamp(min=0)
+                rises = example_losses_of(point.output, "DeltaSAM").detach() - record.losses
+            # A cross entropy is a difference of logits, whose rounding does not grow smaller with it.
+            rounding = self._rounding(record.losses.abs().clamp(min=1), passes.params)
+            far = ((rises - expected).abs() - rounding).clamp(min=0)
             return torch.where(norms > 0, far / expected, 0.0)
         # By how much the loss rises there with a longer step of one example: also where none has a loss of its own, and
         # in half precision, in which a difference of losses is mostly rounding and a slope is not.
@@ -144,12 +133,10 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         perturbed = Perturbed(record, steps)
         with perturbed, passes.at() as point:
             perturbed.check_rows()
-            (rates,) = torch.autograd.grad(losses_of(point.output).sum(), way)
+            (rates,) = passes.grad(losses_of(point.output).sum(), [way])
+        if rates is None:
+            return torch.zeros_like(norms)
         return torch.where(norms > 0, (rates / expected - 1).abs() / 2, 0.0)
-
-    def _are_apart(self, record: Record) -> bool:
-        """Whether an example's loss is its own; those that come beside a scalar loss are taken to be."""
-        return not record.losses.ndim or self._engine.losses_apart
 
     def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
         if self.weights != "curvature":

@@ -27,6 +27,19 @@ from deltasam.warn import warn
 _SHOWN = 5
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """What a check found of passes that do the same.
+
+    Attributes:
+        thin: Which of their uses have mostly rows without a gradient.
+        losses_apart: Whether the loss of one example depends on no other.
+    """
+
+    thin: frozenset[int]
+    losses_apart: bool
+
+
 @dataclass
 class Checked:
     """What is known of a model from the passes that were checked.
@@ -34,13 +47,13 @@ class Checked:
     Attributes:
         passes: How many there were, checked or not.
         trained: The names of the parameters that were trained in the last one.
-        behaviours: What was found exact; and which of its uses have mostly rows without a gradient.
-        losses_apart: Whether the loss of one example depends on no other, as the last check found.
+        behaviours: What was found exact.
+        losses_apart: Whether the loss of one example depends on no other in the last pass.
     """
 
     passes: int = 0
     trained: frozenset[str] = frozenset()
-    behaviours: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
+    behaviours: dict[tuple[object, ...], Behaviour] = field(default_factory=dict)
     losses_apart: bool = True
 
 
@@ -70,7 +83,7 @@ class Engine:
 
     @property
     def losses_apart(self) -> bool:
-        """Whether the loss of one example depends on no other, as the last check found."""
+        """Whether the loss of one example depends on no other in the last pass."""
         return self._checked.losses_apart
 
     def as_written(self, method: str) -> AbstractContextManager[object]:
@@ -159,8 +172,10 @@ class Engine:
         if due:
             self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
             if verdict.conclusive:
-                self._checked.losses_apart = verdict.losses_apart
-                self._checked.behaviours[record.behaviour] = frozenset(gradients.thin)
+                found = Behaviour(frozenset(gradients.thin), verdict.losses_apart)
+                self._checked.behaviours[record.behaviour] = found
+        if known := self._checked.behaviours.get(record.behaviour):
+            self._checked.losses_apart = record.losses_apart = known.losses_apart
         record.forget_graph()
         return gradients
 
@@ -176,8 +191,10 @@ class Engine:
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
         record.losses = loss.detach()
+        record.is_coarse = record.computed_coarsely()
         record.behaviour = self._behaviour(record, n, n // groups)
-        thin = self._checked.behaviours.get(record.behaviour)
+        known = self._checked.behaviours.get(record.behaviour)
+        thin = known.thin if known else None
         return loss, ExampleGradients(record.uses, by_output, groups, thin, apart=record.outside_graph)
 
     def _without(

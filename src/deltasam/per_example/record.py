@@ -19,6 +19,7 @@ from deltasam.per_example.rules import Affine, Product, is_parameter
 from deltasam.per_example.shared import tensors_given, tensors_in
 from deltasam.per_example.uses import ParameterUses
 from deltasam.structure import Structure
+from deltasam.weight_space import HALVES
 
 _SMALL = 8
 
@@ -102,6 +103,7 @@ class Record(ParameterUses):
         self.reached: tuple[bool, ...] = ()
         self.behaviour: tuple[object, ...] = ()
         self.losses = torch.empty(0)
+        self.losses_apart = self.is_coarse = False
 
     # `with record:` alone runs functions as they were run when it was open, and notes nothing: with gradient
     # checkpointing a backward runs the forward again, and must find the same graph.
@@ -117,6 +119,12 @@ class Record(ParameterUses):
         finally:
             self._open = False
             hook.remove()
+
+    def computed_coarsely(self) -> bool:
+        """Whether anything was computed in half precision, or may have been in TF32."""
+        parameters = self.structure.parameters.values()
+        dtypes = {self.losses.dtype, *(use.dtype for use in self.uses), *(p.dtype for p in parameters)}
+        return not dtypes.isdisjoint(HALVES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
 
     def refuse_packed(self) -> None:
         """To be called after the forward, in which the device shall not be waited for.

@@ -98,6 +98,8 @@ def autocast_losses(call: Any, batch: task.Batch) -> torch.Tensor:
 
 
 HALVES = Task(batches=task.batches(2))
+# Trainers give their mean loss.
+MEANS = Task(batches=task.batches(2), by_slopes=True)
 
 
 @stack("plain loop")
@@ -110,7 +112,7 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return loop(spec, task.make_model(), micro=2)
 
 
-@stack("autocast bfloat16", task=Task(float32, autocast_losses, by_slopes=True), tolerance=0.04)
+@stack("autocast bfloat16", task=Task(float32, autocast_losses, by_slopes=True), tolerance=0.02)
 def _(spec: str, folder: Path) -> reference.Weights:
     return loop(spec, float32(), autocast=True)
 
@@ -218,12 +220,12 @@ def hugging_face(spec: str, folder: Path, micro: int) -> reference.Weights:
     return task.trained_weights(trainer.model)
 
 
-@stack("transformers Trainer")
+@stack("transformers Trainer", task=Task(by_slopes=True))
 def _(spec: str, folder: Path) -> reference.Weights:
     return hugging_face(spec, folder, 1)
 
 
-@stack("transformers Trainer, accumulation", task=HALVES)
+@stack("transformers Trainer, accumulation", task=MEANS)
 def _(spec: str, folder: Path) -> reference.Weights:
     return hugging_face(spec, folder, 2)
 
@@ -271,7 +273,9 @@ def token_losses(call: Any, batch: task.Batch, *, shift: bool = False) -> torch.
 
 
 # These models compute their loss in float32.
-@stack("transformers Seq2SeqTrainer", task=Task(tiny_t5, token_losses, sequence_batches(2)), tolerance=1e-4)
+@stack(
+    "transformers Seq2SeqTrainer", task=Task(tiny_t5, token_losses, sequence_batches(2), by_slopes=True), tolerance=1e-4
+)
 def _(spec: str, folder: Path) -> reference.Weights:
     from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -307,7 +311,7 @@ def following_batches(micro: int) -> list[list[task.Batch]]:
 
 @stack(
     "transformers Trainer, language model",
-    task=Task(tiny_llama, following_losses, following_batches(2)),
+    task=Task(tiny_llama, following_losses, following_batches(2), by_slopes=True),
     tolerance=1e-4,
 )
 def _(spec: str, folder: Path) -> reference.Weights:
@@ -351,7 +355,7 @@ TRL_OPTIONS: dict[str, Any] = {
 
 
 # Its fused head computes in float32, and slopes are differences of such losses.
-@stack("TRL SFTTrainer", task=Task(tiny_llama, following_losses, text_batches(2)), tolerance=1e-3)
+@stack("TRL SFTTrainer", task=Task(tiny_llama, following_losses, text_batches(2), by_slopes=True), tolerance=1e-3)
 def _(spec: str, folder: Path) -> reference.Weights:
     from datasets import Dataset
 
@@ -458,7 +462,7 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return task.trained_weights(trainer.model)
 
 
-@stack("Lightning", task=HALVES)
+@stack("Lightning", task=MEANS)
 def _(spec: str, folder: Path) -> reference.Weights:
     import lightning as L
 

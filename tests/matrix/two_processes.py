@@ -25,6 +25,7 @@ from deltasam.guards import WeightStore
 from matrix import stacks, task
 
 HALVES = replace(stacks.HALVES, side_by_side=True)
+MEANS = replace(stacks.MEANS, side_by_side=True)
 
 
 def loop(
@@ -126,7 +127,8 @@ def cell(stack: str, spec: str) -> float | str:
     except (ValueError, RuntimeError, NotImplementedError) as refusal:
         return f"{type(refusal).__name__}: {refusal}"
     assert not any(isinstance(w, DTensor) for w in found.values())
-    worst = torch.tensor(task.error(found, task.by_hand(spec, HALVES), task.make_model()))
+    expected = task.by_hand(spec, MEANS if "Trainer" in stack else HALVES)
+    worst = torch.tensor(task.error(found, expected, task.make_model()))
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return float(worst)
 

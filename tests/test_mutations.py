@@ -880,7 +880,7 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "the norm of one example is not checked": (
         "per_example/check.py",
-        "if not close(length, self._norms[self._group], self._tolerance):",
+        "if not close(length.norm / plain.times, self._norms[self._group], self._tolerance):",
         "if False:",
         "refused_in_every_method and looks_at_the_batch",
         "per_example/test_check.py",

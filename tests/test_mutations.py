@@ -1219,8 +1219,8 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "delta-SAM takes rounding for curvature": (
         "methods/delta_sam.py",
-        " - rounding).clamp",
-        ").clamp",
+        " & ~(far <= rounding)",
+        "",
         "rounding_is_no_curvature",
         "test_delta_sam.py",
     ),

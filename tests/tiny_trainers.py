@@ -148,7 +148,7 @@ def by_hand(
     """
     trained, noise, state = copy.deepcopy(trained).train(), list(noise), {}
     for number, runs in enumerate(steps):
-        gradient = step_gradient(trained, spec, runs, number, noise, state)
+        gradient = step_gradient(trained, spec, runs, number, noise, state, by_slopes=True)  # trainers give the mean
         scale = min(1.0, max_norm / (float(reference.norm(gradient)) + 1e-6))
         with torch.no_grad():
             for name, p in trained.named_parameters():

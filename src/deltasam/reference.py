@@ -259,7 +259,7 @@ def delta_sam_ascent(
         p = size.sqrt()
         if weights != "norms" and rho:
             ends = [moved(w, g, step(rho, g)) for g in own]
-            if weights == "own_curvature":
+            if weights != "own_slope":
                 there = [losses(end)[i].detach() for i, end in enumerate(ends)]
                 excess = (torch.stack(there) - at) / (rho * size) - 1
             else:

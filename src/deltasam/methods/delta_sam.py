@@ -124,8 +124,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
                 rises = example_losses_of(point.output, "DeltaSAM").detach() - record.losses
             # A cross entropy is a difference of logits, whose rounding does not grow smaller with it.
             rounding = self._rounding(record.losses.abs().clamp(min=1), passes.params)
-            far = ((rises - expected).abs() - rounding).clamp(min=0)
-            return torch.where(norms > 0, far / expected, 0.0)
+            far = (rises - expected).abs()
+            return torch.where((norms > 0) & ~(far <= rounding), far / expected, 0.0)
         # By how much the loss rises there with a longer step of one example: also where none has a loss of its own, and
         # in half precision, in which a difference of losses is mostly rounding and a slope is not.
         way = torch.ones_like(norms, requires_grad=True)

@@ -185,6 +185,25 @@ def test_where_rows_move_norms_are_enough_for_that_step(scalar: bool, monkeypatc
         deltasam.DeltaSAM(case.model, weights="own_curvature").backward(closure)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_process_of_several_does_not_leave_the_engine_by_itself(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait for it: what its rows alone show after the first step is an error."""
+    case = cases.make("mlp")
+    case.model.norm.eval()
+    method = deltasam.DeltaSAM(case.model, sigma=1e-2)
+    method.backward(case.closure)
+    case.model.norm.train()  # refused from here on
+    monkeypatch.setattr(Runtime, "is_alone", alone)
+    if alone:
+        with pytest.warns(RuntimeWarning, match="estimates slopes by a forward pass"):
+            method.backward(case.closure)
+    else:
+        with pytest.raises(deltasam.NotCoveredError, match="Ways out: weights='slopes'"):
+            method.backward(case.closure)
+
+
 @pytest.mark.parametrize("autocast", [True, False])
 def test_in_half_precision_curvature_comes_from_slopes(autocast: bool) -> None:
     """Near to what float64 gives, where a difference of losses would be rounding."""

@@ -1259,6 +1259,13 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
         "than_equal_weights",
         "diagnostics/test_floor.py",
     ),
+    "one process of several leaves the engine": (
+        "reweighted_ascent.py",
+        "of_this_process = self._covered and not passes.alone",
+        "of_this_process = False",
+        "one_process_of_several",
+        "test_delta_sam.py",
+    ),
     "delta-SAM forgets the loss scale": (
         "methods/delta_sam.py",
         "expected = expected / passes.loss_scale()",

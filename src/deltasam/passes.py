@@ -329,6 +329,11 @@ class Passes:
         """The mean of a vector over all processes; the vector itself where there is one."""
         return self._runtime.mean_over_processes(vector, self.params)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other process trains along."""
+        return self._runtime.is_alone
+
     def any_process(self, flag: bool) -> bool:
         """Whether a flag is set in any process that trains along, so that all run as many passes."""
         return self._runtime.any_process(flag, self.params[0].device)

@@ -55,6 +55,7 @@ class ReweightedAscent(SharedAscent):
         self.sigma = positive(type(self).__name__, "sigma", sigma)
         self._engine = Engine(model)
         self._uncovered: frozenset[str] | None = None
+        self._covered = False
 
     @abc.abstractmethod
     def _weigh(self, norms: Tensor) -> Tensor:
@@ -110,13 +111,16 @@ class ReweightedAscent(SharedAscent):
             norms = gradients.norms()
             weights = self._weigh_by_engine(passes, record, gradients, norms)
         except NotCoveredError as reason:
-            if self.weights != "auto" or is_of_changes(reason):
+            # What is found after the first step is of this process's rows, and the others go on with the engine.
+            of_this_process = self._covered and not passes.alone
+            if self.weights != "auto" or is_of_changes(reason) or of_this_process:
                 message = f"{type(self).__name__}(weights={self.weights!r}): {reason}\nWays out: weights='slopes'"
                 raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
             self._uncovered = self._engine.trained()
             warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
             with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
                 return self._by_forwards(passes, example_losses_of(point.output, type(self).__name__))
+        self._covered = True
         if losses.ndim:
             gradients.scale(weights / len(losses))  # of the mean
         else:

@@ -39,6 +39,11 @@ class Runtime:
         gradients = torch.autograd.grad(self.scaled(loss), wrt, allow_unused=True, retain_graph=retain_graph)
         return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process trains on examples of the same batch."""
+        return alone(self.group)
+
     def mean_over_processes(self, vector: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
         """The mean of a vector over all processes, where an entry may be None in some; itself where there is one."""
         sharded = any(map(is_sharded, params))

@@ -20,8 +20,7 @@ from deltasam.reproduce import read_record
 from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN
-from weights import EXAMPLES, RHOS, SHIPPED
-from weights import rows as study_rows
+from weights import EXAMPLES, RHOS, SHIPPED, table_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
@@ -211,7 +210,7 @@ def every_study() -> str:
 
 def _study(kinds: list[str] | None) -> str:
     record = costs("weights")
-    head, *others = study_rows(record)
+    head, *others = table_rows(record)
     batches = sum(len(cell["batches"]) for cell in record["cells"])
     radii = ", ".join(map(str, RHOS))
     how = f"torch {record['torch']}; measured in {record['minutes']:.0f} minutes"

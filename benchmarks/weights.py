@@ -342,24 +342,19 @@ class Judge:
 
     def _error_squared(self, weights: Tensor) -> tuple[float, Tensor]:
         """The squared error, and its slope by the weights [n]; the Hessian's product is a difference of gradients."""
-        ascent = weights @ self.gradients
+        ascent = weights @ self._batch.gradients
         length = ascent.norm()
         way = ascent / length
         rest = self._loss.gradient(self._rho * way) - self._exact
         size, step = rest.norm(), 0.1 * self._rho
         ends = [self._loss.gradient(self._rho * way + sign * step * rest / size) for sign in (1, -1)]
         bent = (ends[0] - ends[1]) * (size / (2 * step))
-        along = 2 * self._rho / length * (self.gradients @ (bent - way * (way @ bent)))
+        along = 2 * self._rho / length * (self._batch.gradients @ (bent - way * (way @ bent)))
         unit = self._sharpness.square().sum()
         return float(size**2 / unit), along / unit
 
-    @property
-    def gradients(self) -> Tensor:
-        """Of the examples [n, P]."""
-        return self._batch.gradients
-
     def _gradient(self, weights: Tensor) -> Tensor:
-        ascent = weights @ self.gradients
+        ascent = weights @ self._batch.gradients
         return self._loss.gradient(self._rho * ascent / ascent.norm())
 
 
@@ -445,10 +440,6 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def _run(cell: Cell) -> dict[str, Any]:
-    return cell.run()
-
-
 SHIPPED = {
     "equal": "sam",
     "bend^2/norm, damped": "delta_sam",
@@ -512,7 +503,7 @@ def states_of(record: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(cell["state"] for cell in record["cells"]))
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+def table_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """The head of a table, and a row for each kind of weights, the nearest first."""
     states = states_of(record)
     kinds = sorted((*KINDS, FLOOR), key=lambda kind: ratio_of(record, kind, states).mean)
@@ -526,7 +517,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def table(record: dict[str, Any]) -> Table:
     """The same for the terminal."""
-    head, *others = rows(record)
+    head, *others = table_rows(record)
     shown = Table(title="Error over that of equal weights, geometric mean and 95 % interval")
     for number, name in enumerate(head):
         shown.add_column(name, justify="right" if number else "left")
@@ -564,7 +555,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     work = cells(options)
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         yield from track(
-            pool.imap_unordered(_run, work), "models at states", total=len(work), console=Console(stderr=True)
+            pool.imap_unordered(Cell.run, work), "models at states", total=len(work), console=Console(stderr=True)
         )
 
 

@@ -914,8 +914,8 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/test_check.py",
     ),
     "rows may be sorted anew in the second pass": (
-        "methods/per_instance_sam.py",
-        "            perturbed.check_rows()\n",
+        "per_example/perturbed.py",
+        "        perturbed.check_rows()\n",
         "",
         "sorted_by_the_weights",
         "per_example/test_check.py",
@@ -1198,8 +1198,8 @@ CHECK: dict[str, tuple[str, str, str, str, str]] = {
 CORE: dict[str, tuple[str, str, str, str, str]] = {
     "delta-SAM's exact norms are inverted": (
         "methods/delta_sam.py",
-        "return equal_unless_finite(norms.sqrt())",
-        "return equal_unless_finite(norms.rsqrt())",
+        "return of_mean_1(norms.sqrt())",
+        "return of_mean_1(norms.rsqrt())",
         "weights_go_by_the_roots",
         "test_delta_sam.py",
     ),

@@ -165,3 +165,8 @@ class ReweightedAscent(SharedAscent):
                 f"{type(self).__name__}(sigma={self.sigma}): the loss changes by no more than rounding for most "
                 f"examples, so the weights are noise; raise sigma, or compute in a wider floating-point type"
             )
+
+
+def equal_unless_finite(weights: Tensor) -> Tensor:
+    """Weights [n] as they are; equal ones, of 1, where some are not finite."""
+    return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))

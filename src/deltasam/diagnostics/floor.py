@@ -13,6 +13,11 @@ from deltasam.passes import Passes
 from deltasam.shared_ascent import Ascent, SharedAscent
 from deltasam.weight_space import Vector
 
+FLOOR = "floor"
+"""What it is called in results."""
+
+_OWNER = "the floor of fidelity"
+
 _SEARCH_STEPS = 8
 """Of L-BFGS; more lower the error by less than what batches differ by."""
 
@@ -58,15 +63,15 @@ class BestWeights(SharedAscent):
         self._exact, self._start = exact, start
 
     def _ascent(self, passes: Passes) -> Ascent:
-        losses = example_losses_of(passes.first(), "the floor of fidelity").detach()
+        losses = example_losses_of(passes.first(), _OWNER).detach()
         equal = torch.ones_like(losses)
         starts = [equal] if self._start is None else [equal, self._start.to(losses)]
-        best: tuple[float, Vector] = (math.inf, _weighted_gradient(passes, equal))
+        best: tuple[float, Vector] = (math.inf, [])
 
         def distance(weights: Tensor) -> tuple[float, Tensor]:
             nonlocal best
             far, slope, ascent = self._distance(passes, weights)
-            if far < best[0]:
+            if far < best[0] or not best[1]:  # where nothing can be told the first ascent is as good as any
                 best = far, ascent
             return far, slope
 
@@ -94,12 +99,12 @@ class BestWeights(SharedAscent):
         if not 0 < length < math.inf:
             return math.inf, flat, ascent
         way = weight_space.times(ascent, 1 / length)
-        rest = weight_space.plus(self._gradient(passes, way, self.rho), self._exact, -1)
+        rest = weight_space.plus(_gradient_at(passes, way, self.rho), self._exact, -1)
         far, step = float(weight_space.norm(rest)), _LOOK * self.rho
         if not 0 < far < math.inf:
             return (0.0 if far == 0 else math.inf), flat, ascent
         ahead, behind = (
-            self._gradient(passes, weight_space.plus(weight_space.times(way, self.rho), rest, sign * step / far), 1.0)
+            _gradient_at(passes, weight_space.plus(weight_space.times(way, self.rho), rest, sign * step / far), 1.0)
             for sign in (1, -1)
         )
         bent = weight_space.times(weight_space.plus(ahead, behind, -1), far / (2 * step))
@@ -107,26 +112,25 @@ class BestWeights(SharedAscent):
         size = float(weight_space.norm(across))
         if not 0 < size < math.inf:
             return far**2, flat, ascent
-        above, below = (self._losses(passes, across, sign * step / size) for sign in (1, -1))
+        above, below = (_losses_at(passes, across, sign * step / size) for sign in (1, -1))
         along = (above - below) * (size / (2 * step))
         return far**2, (2 * self.rho / length * along).nan_to_num(0.0, 0.0, 0.0), ascent
-
-    def _gradient(self, passes: Passes, vector: Vector, factor: float) -> list[Tensor | None]:
-        with passes.at(vector, factor) as point:
-            return passes.grad(loss_of(point.output))
-
-    def _losses(self, passes: Passes, vector: Vector, factor: float) -> Tensor:
-        with torch.no_grad(), passes.at(vector, factor) as point:
-            return example_losses_of(point.output, "")
-
-
-FLOOR = "floor"
 
 
 def _weighted_gradient(passes: Passes, weights: Tensor) -> list[Tensor | None]:
     """Gradient of the weighted sum of the losses at the weights as they are."""
     with passes.at() as point:
-        return passes.grad((weights * example_losses_of(point.output, "")).sum())
+        return passes.grad((weights * example_losses_of(point.output, _OWNER)).sum())
+
+
+def _gradient_at(passes: Passes, vector: Vector, factor: float) -> list[Tensor | None]:
+    with passes.at(vector, factor) as point:
+        return passes.grad(loss_of(point.output))
+
+
+def _losses_at(passes: Passes, vector: Vector, factor: float) -> Tensor:
+    with torch.no_grad(), passes.at(vector, factor) as point:
+        return example_losses_of(point.output, _OWNER)
 
 
 def _dot(a: Vector, b: Vector) -> float:

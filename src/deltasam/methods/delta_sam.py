@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from deltasam.outputs import example_losses_of, losses_of
 from deltasam.passes import Passes
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.perturbed import perturbed_pass
 from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.reweighted_ascent import ReweightedAscent
+from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
 from deltasam.warn import warn
 
 # A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
@@ -89,7 +89,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
 
     def _weigh(self, norms: Tensor) -> Tensor:
         # The change h_i of each gradient, guessed from its norm: h_i ~ |g_i|^(3/4).
-        return equal_unless_finite(norms.sqrt())
+        return of_mean_1(norms.sqrt())
 
     def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         if self.weights == "norms":
@@ -106,7 +106,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
                 self._said_norms = True
                 warn(f"DeltaSAM weighs by norms alone in steps like this one: {reason}")
             return self._weigh(norms)
-        return equal_unless_finite(LINEAR**2 + norms / norms.mean() * excess.square())
+        return of_mean_1(LINEAR**2 + norms / norms.mean() * excess.square())
 
     def _excess(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         """By how much each example's loss rises otherwise along its gradient than that says, relative to that [n].
@@ -118,9 +118,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         expected = self.rho * norms
         if record.losses.ndim and record.losses_apart and not record.is_coarse:
             expected = expected / passes.loss_scale()
-            perturbed = Perturbed(record, steps)
-            with perturbed, passes.at() as point:  # with a graph: rows that no gradient comes from are not compared
-                perturbed.check_rows()
+            with perturbed_pass(passes, record, steps) as point:  # with a graph, without which rows are not compared
                 rises = example_losses_of(point.output, "DeltaSAM").detach() - record.losses
             # A cross entropy is a difference of logits, whose rounding does not grow smaller with it.
             rounding = self._rounding(record.losses.abs().clamp(min=1), passes.params)
@@ -130,9 +128,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         # in half precision, in which a difference of losses is mostly rounding and a slope is not.
         way = torch.ones_like(norms, requires_grad=True)
         steps.times(way)
-        perturbed = Perturbed(record, steps)
-        with perturbed, passes.at() as point:
-            perturbed.check_rows()
+        with perturbed_pass(passes, record, steps) as point:
             (rates,) = passes.grad(losses_of(point.output).sum(), [way])
         if rates is None:
             return torch.zeros_like(norms)
@@ -152,10 +148,9 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         return reweight(second.abs(), first.abs())
 
 
-def equal_unless_finite(weights: Tensor) -> Tensor:
-    """Weights [n] of mean 1; equal ones where some are not finite, or all are 0."""
-    weights = weights / weights.mean()
-    return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))
+def of_mean_1(weights: Tensor) -> Tensor:
+    """Weights [n] over their mean; equal ones where some are not finite, or all are 0."""
+    return equal_unless_finite(weights / weights.mean())
 
 
 def reweight(curvature: Tensor, slope: Tensor) -> Tensor:
@@ -166,4 +161,4 @@ def reweight(curvature: Tensor, slope: Tensor) -> Tensor:
         slope: Norm of each gradient [n], in any unit that is common to the batch.
     """
     raw = curvature.square() / slope.clamp(min=SMALLEST_SLOPE * slope.mean())
-    return (1 + equal_unless_finite((raw / raw.mean()).clamp(max=LARGEST_WEIGHT))) / 2
+    return (1 + of_mean_1((raw / raw.mean()).clamp(max=LARGEST_WEIGHT))) / 2

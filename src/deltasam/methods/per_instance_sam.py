@@ -16,7 +16,7 @@ from deltasam.outputs import example_losses_of, loss_of, losses_of
 from deltasam.passes import Closure, Passes, radius_ratio
 from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
-from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.perturbed import perturbed_pass
 from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.repeats import is_of_changes, refuse_unlike
 from deltasam.runtime import Runtime
@@ -140,9 +140,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         norms = gradients.norms()
         factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
         gradients.scale(factors)
-        perturbed = Perturbed(record, gradients)
-        with perturbed, passes.at() as point:
-            perturbed.check_rows()
+        with perturbed_pass(passes, record, gradients) as point:
             perturbed_loss = passes.backward(loss_of(point.output))
         # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
         of_mean = norms / self.m if losses.ndim else norms

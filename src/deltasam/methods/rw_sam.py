@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltasam.checks import nonnegative
 from deltasam.passes import Passes
-from deltasam.reweighted_ascent import ReweightedAscent
+from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
 
 
 class RWSAM(ReweightedAscent, name="rw_sam"):
@@ -66,8 +66,7 @@ class RWSAM(ReweightedAscent, name="rw_sam"):
         self.tilt = nonnegative("RWSAM", "tilt", tilt)
 
     def _weigh(self, norms: Tensor) -> Tensor:
-        weights = len(norms) * torch.softmax(self.tilt * norms / norms.mean(), 0)
-        return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))
+        return equal_unless_finite(len(norms) * torch.softmax(self.tilt * norms / norms.mean(), 0))
 
     def _noise(self, passes: Passes) -> list[Tensor]:
         return [z.sign() for z in passes.noise()]

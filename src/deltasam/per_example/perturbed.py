@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deltasam.passes import Passes, Point
 from deltasam.per_example import outer
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.functions import Function
@@ -238,3 +239,21 @@ def _in_low_precision(x: Tensor) -> bool:
     if torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64):
         return True
     return x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+@contextmanager
+def perturbed_pass(passes: Passes, record: Record, perturbations: ExampleGradients) -> Iterator[Point]:
+    """A later pass in which every group has its own weights; forward *and* backward belong inside.
+
+    Args:
+        passes: Of the step; the first one was recorded.
+        record: Of it.
+        perturbations: One per group of consecutive examples.
+
+    Raises:
+        NotCoveredError: Rows were picked otherwise than in the first pass.
+    """
+    perturbed = Perturbed(record, perturbations)
+    with perturbed, passes.at() as point:
+        perturbed.check_rows()
+        yield point

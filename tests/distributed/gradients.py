@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
 from deltasam import embeddings, reference, weight_space
+from distributed.launch import leave
 
 RHO, ROWS = 0.3, 12
 SPECS = [
@@ -282,8 +282,7 @@ def main() -> None:
     result["no sync"] = {spec.partition(":")[0]: without_synchronisation(spec) for spec in counted}
     if dist.get_rank() == 0:
         print(json.dumps(result))
-    sys.stdout.flush()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import deltasam
 from deltasam import reference
 from deltasam.guards import WeightStore
+from distributed.launch import leave
 from matrix import stacks, task
 
 HALVES = replace(stacks.HALVES, side_by_side=True)
@@ -141,7 +142,7 @@ def main() -> None:
     cells = {stack: {spec: cell(stack, spec) for spec in task.SPECS} for stack in STACKS}
     if dist.get_rank() == 0:
         print(json.dumps(cells))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

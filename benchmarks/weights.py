@@ -181,7 +181,7 @@ class Facts:
 
     Attributes:
         norms: ``|g_i|``.
-        slopes: ``|L_i(w + d) - L_i(w - d)| / 2 |d|`` for the first Gaussian d.
+        slopes: ``|L_i(w + d) - L_i(w - d)| / 2 |d|`` for each Gaussian d [GAUSSIANS, n].
         seconds: ``(L_i(w + d) + L_i(w - d) - 2 L_i(w)) / |d|^2`` for each Gaussian [GAUSSIANS, n].
         random: ``|grad L_i(w + d) - g_i| / |d|`` for the first Gaussian.
         own: The same with ``d = rho g_i / |g_i|``.
@@ -205,6 +205,10 @@ class Facts:
         """The size of the mean second difference over some draws."""
         return self.seconds[:draws].mean(0).abs()
 
+    def slope(self, draws: int) -> Tensor:
+        """The root of the mean square of the slopes over some draws."""
+        return self.slopes[:draws].square().mean(0).sqrt()
+
 
 def clipped(weights: Tensor) -> Tensor:
     """None more than so many times the mean."""
@@ -216,12 +220,12 @@ def floored(norms: Tensor) -> Tensor:
     return norms.clamp(min=0.1 * norms.mean())
 
 
-def shrunk(facts: Facts, draws: int) -> Tensor:
+def shrunk(facts: Facts, draws: int, norms: Tensor) -> Tensor:
     """|second difference| / norm, moved towards equal weights by the share of its variance over examples that is noise.
 
     With one draw the noise is taken for that of the square of one normal number, of which the mean is known.
     """
-    singles = facts.seconds[:draws] / facts.norms
+    singles = facts.seconds[:draws] / norms
     weights = singles.mean(0).abs()
     noise = singles.var(0) / draws if draws > 1 else 2 / 3 * weights.square()
     kept = (1 - noise.mean() / weights.var()).clamp(min=0)
@@ -240,12 +244,13 @@ KINDS: dict[str, Callable[[Facts], Tensor]] = {
     "norm^-1/2": lambda f: f.norms.pow(-0.5),
     "norm^1/2": lambda f: f.norms.sqrt(),
     "norm": lambda f: f.norms,
-    "slope^-1/2": lambda f: clipped(floored(f.slopes).pow(-0.5)),
-    "slope^1/2": lambda f: clipped(f.slopes.sqrt()),
-    "gaussian^2/slope": lambda f: clipped(f.gaussian(1).square() / floored(f.slopes)),
-    "1 + gaussian^2/slope": lambda f: 1 + finite(clipped(f.gaussian(1).square() / floored(f.slopes))),
+    "slope^-1/2": lambda f: clipped(floored(f.slope(1)).pow(-0.5)),
+    "slope^1/2": lambda f: clipped(f.slope(1).sqrt()),
+    "gaussian^2/slope": lambda f: clipped(f.gaussian(1).square() / floored(f.slope(1))),
+    "1 + gaussian^2/slope": lambda f: 1 + finite(clipped(f.gaussian(1).square() / floored(f.slope(1)))),
     **{f"gaussian/norm, {k}": lambda f, k=k: clipped(f.gaussian(k) / f.norms) for k in (1, 2, 4)},
-    **{f"gaussian/norm, {k}, shrunk": lambda f, k=k: shrunk(f, k) for k in (1, 2, 4)},
+    **{f"gaussian/norm, {k}, shrunk": lambda f, k=k: shrunk(f, k, f.norms) for k in (1, 2, 4)},
+    **{f"gaussian/slope, {k}, shrunk": lambda f, k=k: shrunk(f, k, floored(f.slope(k))) for k in (2, 4)},
     **{f"gaussian^2/norm, {k}": lambda f, k=k: clipped(f.gaussian(k).square() / f.norms) for k in (1, 2, 4)},
     **{
         f"1 + gaussian^2/norm, {k}": lambda f, k=k: 1 + finite(clipped(f.gaussian(k).square() / f.norms))
@@ -286,8 +291,8 @@ class Batch:
         here = loss.losses()
         ends = [(d, loss.losses(d), loss.losses(-d)) for d in noise]
         self._seconds = torch.stack([((above - here) + (below - here)) / d.norm() ** 2 for d, above, below in ends])
-        d, above, below = ends[0]
-        self._slopes = (above - below).abs() / (2 * d.norm())
+        self._slopes = torch.stack([(above - below).abs() / (2 * d.norm()) for d, above, below in ends])
+        d = noise[0]
         there = torch.stack([loss.of_one(i, d)[1] for i in range(EXAMPLES)])
         self._random = (there - self.gradients).norm(dim=1) / d.norm()
         r, bent = loss.residuals()
@@ -445,7 +450,7 @@ SHIPPED = {
     "bend^2/norm, damped": "delta_sam",
     "norm^1/2": "delta_sam:weights=norms",
     "slope^1/2": "delta_sam:weights=slopes",
-    "1 + gaussian^2/slope": "delta_sam:weights=curvature",
+    "gaussian/slope, 2, shrunk": "delta_sam:weights=curvature",
 }
 """The methods that have these weights."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import pickle
 import random
 import sys
@@ -502,8 +503,10 @@ def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any
     monkeypatch.setattr(Passes, "seed", lambda _: MASKS)
     made: dict[str, Any] = {}
     if "noise" in parameters:
-        made["noise"] = [torch.randn_like(p) for p in case.model.parameters() if p.requires_grad]
-        monkeypatch.setattr(method._store, "gaussian", lambda *_: made["noise"])
+        draws = [[torch.randn_like(p) for p in case.model.parameters() if p.requires_grad] for _ in range(2)]
+        made["noise"], made["more_noise"] = draws
+        turns = itertools.cycle(draws if getattr(method, "weights", "") == "curvature" else draws[:1])
+        monkeypatch.setattr(method._store, "gaussian", lambda *_: next(turns))
     if "drawn" in parameters:
         width, kind = case.embedding.weight.shape[1], case.embedding.weight  # type: ignore[union-attr, index]
         table = torch.rand(cases.EXAMPLES, cases.TOKENS, width, dtype=kind.dtype)  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import cases
 import deltasam
 from classifier import losses
-from deltasam.methods.delta_sam import reweight
+from deltasam.methods.delta_sam import shrunk
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import Record
 from deltasam.runtime import Runtime
@@ -325,7 +325,7 @@ def test_a_scalar_loss_is_not_enough_for_estimates(model: nn.Module, batch: Batc
 
 
 @pytest.mark.parametrize(
-    ("weights", "expected"), [("auto", 3), ("own_curvature", 3), ("norms", 2), ("slopes", 3), ("curvature", 4)]
+    ("weights", "expected"), [("auto", 3), ("own_curvature", 3), ("norms", 2), ("slopes", 3), ("curvature", 6)]
 )
 def test_cost(weights: str, expected: int) -> None:
     case = cases.make("bert")
@@ -393,30 +393,51 @@ def test_what_the_engine_gives_has_no_sigma_to_get_wrong(weights: str) -> None:
     assert caught(deltasam.DeltaSAM(case.model, weights=weights, sigma=1e-30), case.closure)[1] == []
 
 
-@pytest.mark.parametrize("weights", ["norms", "slopes", "curvature"])
-def test_weights_of_losses_of_several_sizes(weights: str) -> None:
-    """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ a_i^(1/2), or a_i^2 / a_i.
-
-    The last is taken half way to equal weights.
-    """
+@pytest.mark.parametrize(("weights", "power"), [("norms", 0.5), ("slopes", 0.5), ("curvature", 0.0)])
+def test_weights_of_losses_of_several_sizes(weights: str, power: float) -> None:
+    """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ a_i^(1/2), or a_i / a_i."""
     w = nn.Linear(400, 1, bias=False).double()
     sizes = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     x = torch.ones(3, 400, dtype=torch.float64)
     method = deltasam.DeltaSAM(w, weights=weights, sigma=1e-2)
     step = method.backward(lambda: sizes * w(x)[:, 0].square())
-    expected = (1 + sizes / sizes.mean()) / 2 if weights == "curvature" else sizes.sqrt() / sizes.sqrt().mean()
+    expected = sizes**power / (sizes**power).mean()
     torch.testing.assert_close(step.metrics["weights"], expected)
+
+
+def test_curvature_that_draws_agree_on_is_kept() -> None:
+    """Half the losses bend, 100 (w x)^2 + s x, and half are straight, s x: the first have all the weight."""
+    w = nn.Linear(4000, 1, bias=False).double()
+    x = torch.ones(6, 4000, dtype=torch.float64) / 4000**0.5
+    bent = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=torch.float64)
+    nn.init.zeros_(w.weight)
+    method = deltasam.DeltaSAM(w, weights="curvature", sigma=1e-2)
+    step = method.backward(lambda: (lambda y: 100 * bent * y.square() + 100 * y)(w(x)[:, 0]))
+    torch.testing.assert_close(step.metrics["weights"], 2 * bent, rtol=0, atol=1e-6)
+
+
+def test_curvature_that_is_noise_is_sam() -> None:
+    """Where draws do not agree on who bends, weights are equal; where they agree in part, they go a part of the way."""
+    generator, slopes = torch.Generator().manual_seed(0), torch.ones(2, 200)
+    noise = torch.randn(2, 200, generator=generator)
+    assert float(shrunk(noise, slopes).std()) < 0.3 * float((noise.mean(0).abs() / noise.mean(0).abs().mean()).std())
+    signal = 3 + torch.randn(200, generator=generator)
+    known = shrunk(torch.stack([signal, signal]), slopes)
+    torch.testing.assert_close(known, signal.abs() / signal.abs().mean(), rtol=0, atol=0.3)
+    partly = shrunk(signal + noise, slopes)
+    assert 0.5 < float(partly.std() / known.std()) < 0.95
 
 
 def test_no_weight_is_extreme() -> None:
     """A slope counts as a tenth of the mean at least, and no weight is above four times the mean by much."""
-    slopes = torch.tensor([1e-30, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    weights = reweight(torch.ones(8), slopes)
+    slopes = torch.tensor([1e-30, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]).expand(2, 8)
+    weights = shrunk(torch.ones(2, 8), slopes)
     assert weights[0] == weights.max()
-    assert float(weights[0] / weights[1]) < 4 * 8
+    assert float(weights[0] / weights[1]) < 10
     assert float(weights.mean()) == pytest.approx(1)
-    for hopeless in (torch.zeros(8), torch.full((8,), float("nan")), slopes / 0):
-        assert (reweight(torch.ones(8), hopeless) == 1).all()
+    for hopeless in (torch.zeros(2, 8), torch.full((2, 8), float("nan")), slopes / 0):
+        assert (shrunk(torch.ones(2, 8), hopeless) == 1).all()
+    assert (shrunk(torch.ones(2, 1), torch.ones(2, 1)) == 1).all()  # one example has no spread
 
 
 def test_the_noise_is_standard_normal_and_new_every_step() -> None:

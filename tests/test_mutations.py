@@ -178,6 +178,18 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "if is_of",
         "exact_norms_are_refused",
     ),
+    "delta-SAM keeps noise": (
+        "methods/delta_sam.py",
+        "(1 - noise / spread)",
+        "(1 - 0 * noise / spread)",
+        "equals_the_reference",
+    ),
+    "delta-SAM looks one way twice": (
+        "methods/delta_sam.py",
+        "(self._differences(passes, losses) for _ in range(DRAWS))",
+        "[self._differences(passes, losses)] * DRAWS",
+        "equals_the_reference",
+    ),
     "delta-SAM looks on one side twice": (
         "methods/delta_sam.py",
         "passes.at(noise, -self.sigma)",

@@ -207,7 +207,14 @@ def rw_sam(
 
 
 def delta_sam(
-    losses: Losses, w: Weights, *, rho: float, weights: str, sigma: float, noise: Sequence[Tensor]
+    losses: Losses,
+    w: Weights,
+    *,
+    rho: float,
+    weights: str,
+    sigma: float,
+    noise: Sequence[Tensor],
+    more_noise: Sequence[Tensor] = (),
 ) -> Weights:
     """``grad L(w + rho a / |a|)``, ``a = grad mean_i p_i L_i(w)``, for given standard normal noise.
 
@@ -218,13 +225,21 @@ def delta_sam(
         weights: See ``delta_sam_ascent``; so for the others.
         sigma: Size of the noise.
         noise: One tensor per weight.
+        more_noise: Of a second draw, which ``curvature`` needs; the same as the first if not given.
     """
-    a = delta_sam_ascent(losses, w, rho=rho, weights=weights, sigma=sigma, noise=noise)
+    a = delta_sam_ascent(losses, w, rho=rho, weights=weights, sigma=sigma, noise=noise, more_noise=more_noise)
     return erm(losses, moved(w, a, step(rho, a)))
 
 
 def delta_sam_ascent(
-    losses: Losses, w: Weights, *, rho: float, weights: str, sigma: float, noise: Sequence[Tensor]
+    losses: Losses,
+    w: Weights,
+    *,
+    rho: float,
+    weights: str,
+    sigma: float,
+    noise: Sequence[Tensor],
+    more_noise: Sequence[Tensor] = (),
 ) -> Weights:
     """``grad mean_i p_i L_i(w)``.
 
@@ -237,20 +252,27 @@ def delta_sam_ascent(
         rho: Radius.
         weights: ``own_curvature``: as above; ``own_slope``: ``b_i = (<grad L_i(w + e_i), g_i> / |g_i|^2 - 1) / 2``, as
             the method has it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
-            ``|L_i(w + d) - L_i(w)|^(1/2)``; ``curvature``: second difference squared over first, both along d; a first
-            one counts as at least a tenth of the batch's mean, and no weight as more than four times the mean; then
-            half way to equal weights.
+            ``|L_i(w + d) - L_i(w)|^(1/2)``; ``curvature``: ``|c + c'| / 2 s`` with ``c`` and ``c'`` the second
+            differences along d and d', s the root of the mean square of the first ones and at least a tenth of its mean;
+            their deviations from the mean times ``1 - mean (c - c')^2 / 4 s^2 / var``, var their variance, not below 0;
+            no weight above four times the mean.
         sigma: Size of the noise.
-        noise: One tensor per weight.
+        noise: One tensor per weight, for d.
+        more_noise: One tensor per weight, for d'; the same as for d if not given.
     """
     n = len(losses(w))
-    d = {name: sigma * z for name, z in zip(w, noise, strict=True)}
-    at, above, below = (losses(moved(w, d, sign)).detach() for sign in (0.0, 1.0, -1.0))
+    at = losses(w).detach()
+    ways = [dict(zip(w, drawn, strict=True)) for drawn in (noise, more_noise or noise)]
+    ends = [[losses(moved(w, d, sign * sigma)).detach() for sign in (1.0, -1.0)] for d in ways]
+    above = ends[0][0]
     if weights == "curvature":
-        slope = (above - below).abs()
-        p = (above + below - 2 * at) ** 2 / torch.maximum(slope, 0.1 * slope.mean())
+        s = (sum((up - down) ** 2 for up, down in ends) / 2) ** 0.5
+        s = torch.maximum(s, 0.1 * s.mean())
+        c, c_again = ((up + down - 2 * at) / s for up, down in ends)
+        p = (c + c_again).abs() / 2
+        noisy = ((c - c_again) ** 2 / 4).mean() / p.var()
+        p = p.mean() + max(0.0, 1 - float(noisy)) * (p - p.mean())
         p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
-        p = 1 + p / p.mean()
     elif weights == "slopes":
         p = (above - at).abs().sqrt()
     else:

@@ -15,10 +15,13 @@ from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
 from deltasam.warn import warn
 
-# A slope estimated from one Gaussian may be near 0 by chance, and is divided by: it counts as at least this
+# A slope estimated from a few Gaussians may be near 0 by chance, and is divided by: it counts as at least this
 # share of the batch's mean slope. A weight counts as at most LARGEST times the mean, which is then brought to 1 again.
 SMALLEST_SLOPE = 0.1
 LARGEST_WEIGHT = 4.0
+
+# The least number of Gaussians whose spread says how much of an estimate is noise. Four come no closer by more than 2 %.
+DRAWS = 2
 
 # Where every loss rises as its gradient says, to within this share, delta-SAM is SAM: curvature is too small to matter,
 # and what is seen of it says little of how much a gradient changes (docs/theory/delta_sam.md).
@@ -39,12 +42,13 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
       loss is enough.
     - ``slopes``: the same with |g_i| by ``|L_i(w+d) - L_i(w)|``, d random, ``d ~ N(0, sigma^2)``, with the same dropout
       masks. Works for any model with one loss per example.
-    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``, half way to equal
-      weights, since these are noisy. Likewise. The nearest to what is public of the paper's estimate.
+    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``, from two such d,
+      moved towards equal weights by the share of their spread that is noise. Likewise. The nearest to what is public of
+      the paper's estimate.
 
     With ``own_curvature`` it is SAM where losses are straight over rho: where there is no curvature to see.
 
-    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` two. With a scalar loss or
+    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` four. With a scalar loss or
     in half precision ``own_curvature`` takes a backward to the activations as well.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
@@ -137,15 +141,18 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
         if self.weights != "curvature":
             return super()._estimate(passes, losses)
+        seconds, firsts = zip(*(self._differences(passes, losses) for _ in range(DRAWS)), strict=True)
+        self._warn_if_rounding(seconds[0], losses, passes.params)
+        return shrunk(torch.stack(seconds), torch.stack(firsts))
+
+    def _differences(self, passes: Passes, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The second and the first difference of each loss [n] along a new d; |d| is nearly the same for every d."""
         noise = self._noise(passes)
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:
             below = example_losses_of(point.output, "DeltaSAM")
-        # |d| is the same for every example, so it cancels when the weights are brought to mean 1.
-        second, first = (above - losses) + (below - losses), above - below
-        self._warn_if_rounding(second, losses, passes.params)
-        return reweight(second.abs(), first.abs())
+        return (above - losses) + (below - losses), above - below
 
 
 def of_mean_1(weights: Tensor) -> Tensor:
@@ -153,12 +160,22 @@ def of_mean_1(weights: Tensor) -> Tensor:
     return equal_unless_finite(weights / weights.mean())
 
 
-def reweight(curvature: Tensor, slope: Tensor) -> Tensor:
-    """Weights ``1 + curvature^2 / slope`` [n], that floored, clipped, of mean 1; equal ones where it cannot be told.
+def shrunk(curvatures: Tensor, slopes: Tensor) -> Tensor:
+    """Weights ``|mean curvature| / slope`` [n], moved towards equal ones as far as they are noise; of mean 1.
+
+    What is kept of the weights' variance over the batch is what the variance of their mean over the draws does not
+    explain, as a James-Stein estimator does. Equal ones where all is noise or cannot be told.
 
     Args:
-        curvature: Size of the change of each gradient [n], in any unit that is common to the batch.
-        slope: Norm of each gradient [n], in any unit that is common to the batch.
+        curvatures: Estimates for each example, one row per draw [draws, n], with their signs; in any unit that is
+            common to the batch.
+        slopes: Estimates of the norm of each gradient, likewise.
     """
-    raw = curvature.square() / slope.clamp(min=SMALLEST_SLOPE * slope.mean())
-    return (1 + of_mean_1((raw / raw.mean()).clamp(max=LARGEST_WEIGHT))) / 2
+    slope = slopes.square().mean(0).sqrt()
+    each = curvatures / slope.clamp(min=SMALLEST_SLOPE * slope.mean())
+    weights = each.mean(0).abs()
+    noise = each.var(0).mean() / len(each)
+    spread = weights.var(correction=min(1, len(weights) - 1))
+    kept = (1 - noise / spread).clamp(min=0)
+    weights = weights.mean() + kept * (weights - weights.mean())
+    return of_mean_1((weights / weights.mean()).clamp(max=LARGEST_WEIGHT))

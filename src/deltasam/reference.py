@@ -253,8 +253,8 @@ def delta_sam_ascent(
         weights: ``own_curvature``: as above; ``own_slope``: ``b_i = (<grad L_i(w + e_i), g_i> / |g_i|^2 - 1) / 2``, as
             the method has it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
             ``|L_i(w + d) - L_i(w)|^(1/2)``; ``curvature``: ``|c + c'| / 2 s`` with ``c`` and ``c'`` the second
-            differences along d and d', s the root of the mean square of the first ones and at least a tenth of its mean;
-            their deviations from the mean times ``1 - mean (c - c')^2 / 4 s^2 / var``, var their variance, not below 0;
+            differences along d and d', s the root of the mean square of the first ones, at least a tenth of its mean;
+            the deviations from the mean times ``1 - mean (c - c')^2 / 4 s^2 / var``, var their variance, not below 0;
             no weight above four times the mean.
         sigma: Size of the noise.
         noise: One tensor per weight, for d.
@@ -263,12 +263,12 @@ def delta_sam_ascent(
     n = len(losses(w))
     at = losses(w).detach()
     ways = [dict(zip(w, drawn, strict=True)) for drawn in (noise, more_noise or noise)]
-    ends = [[losses(moved(w, d, sign * sigma)).detach() for sign in (1.0, -1.0)] for d in ways]
-    above = ends[0][0]
+    along = [[losses(moved(w, d, sign * sigma)).detach() for sign in (1.0, -1.0)] for d in ways]
+    above = along[0][0]
     if weights == "curvature":
-        s = (sum((up - down) ** 2 for up, down in ends) / 2) ** 0.5
+        s = torch.stack([up - down for up, down in along]).square().mean(0).sqrt()
         s = torch.maximum(s, 0.1 * s.mean())
-        c, c_again = ((up + down - 2 * at) / s for up, down in ends)
+        c, c_again = ((up + down - 2 * at) / s for up, down in along)
         p = (c + c_again).abs() / 2
         noisy = ((c - c_again) ** 2 / 4).mean() / p.var()
         p = p.mean() + max(0.0, 1 - float(noisy)) * (p - p.mean())

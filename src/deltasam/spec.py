@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import typing
 from typing import Any
 
@@ -84,8 +85,8 @@ def split_specs(specs: str) -> list[str]:
     """
     result: list[str] = []
     for piece in (p.strip() for p in specs.split(",")):
-        before_schedules = piece.partition("@")[0]
-        if result and "=" in before_schedules and ":" not in before_schedules:
+        own = re.split("[@+]", piece)[0]  # without schedules, and what else may follow a method
+        if result and "=" in own and ":" not in own:
             result[-1] += "," + piece
         elif piece:
             result.append(piece)

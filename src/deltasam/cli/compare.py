@@ -35,12 +35,17 @@ def compare(
     ctx: typer.Context,
     source: Annotated[str | None, typer.Argument(help=options.SOURCE_HELP, show_default="demo")] = None,
     data: Annotated[str | None, typer.Option(help="The same as SOURCE.", rich_help_panel="Data")] = None,
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas (see: deltasam methods).")] = (
-        "erm,sam,delta_sam,per_instance_sam"
-    ),
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods, separated by commas (see: deltasam methods); one may have training options of its own, as "
+            "erm+epochs=4."
+        ),
+    ] = ("erm,sam,delta_sam,per_instance_sam"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas: a run of each method per seed.")] = "0,1",
     train_size: options.TrainSizes = None,
     label_noise: options.LabelNoises = None,
+    noisy_selection: options.NoisySelection = False,
     output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/demo"),
     text: options.Text = None,
     text_pair: options.TextPair = None,
@@ -50,12 +55,15 @@ def compare(
     task: options.Task = "classification",
     model: options.Model = TrainConfig.model,
     layers: options.Layers = TrainConfig.layers,
+    train_layers: options.TrainLayers = TrainConfig.train_layers,
     max_length: options.MaxLength = TrainConfig.max_length,
     epochs: options.Epochs = 2,
     batch_size: options.BatchSize = TrainConfig.batch_size,
     learning_rate: options.LearningRate = 2e-4,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,
     warmup: options.Warmup = TrainConfig.warmup,
+    label_smoothing: options.LabelSmoothing = TrainConfig.label_smoothing,
+    last_layer_l2: options.LastLayerL2 = TrainConfig.last_layer_l2,
     evaluate_every: options.EvaluateEvery = TrainConfig.evaluate_every,
     precision: options.Precision = TrainConfig.precision,
     device: options.Device = "auto",
@@ -89,6 +97,9 @@ def compare(
 
     deltasam compare --label-noise 0,0.2,0.4 --seeds 0,1,2,3,4 --output runs/noise
 
+    deltasam compare --train-layers 2 --label-noise 0.3 --noisy-selection --methods erm,erm+label_smoothing=0.2,\
+sam:rho=0.1 --output runs/rivals
+
     deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
     """
     params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
@@ -107,7 +118,7 @@ def compare(
 
 
 def _methods(text: str) -> list[str]:
-    return options.distinct([options.full_spec(spec) for spec in deltasam.split_specs(text)], "--methods")
+    return options.distinct([options.full_variant(spec) for spec in deltasam.split_specs(text)], "--methods")
 
 
 def _seeds(text: str) -> list[int]:
@@ -131,13 +142,13 @@ def _recorded(values: list[Any]) -> Any:
     return values if len(values) > 1 else (values[0] or None)
 
 
-def _settings(data: TextData, axes: dict[str, list[Any]]) -> list[Setting]:
+def _settings(data: TextData, axes: dict[str, list[Any]], noisy_selection: bool) -> list[Setting]:
     from deltasam.experiment.setting import Setting
 
     rows = len(data.train)
     special = {ALL: rows, None: min(SIZE, rows)}
     sizes = options.distinct([special.get(size, size) for size in axes["train_size"]], "--train-size")
-    return [Setting(size, noise) for size in sizes for noise in axes["label_noise"]]
+    return [Setting(size, noise, noisy_selection) for size in sizes for noise in axes["label_noise"]]
 
 
 def _compare(
@@ -154,7 +165,7 @@ def _compare(
 
     processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
-    settings = _settings(data, axes)
+    settings = _settings(data, axes, choices["noisy_selection"])
     grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every)
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}

@@ -51,12 +51,27 @@ _NOISE_HELP = (
     "change places. Seeded; evaluation labels stay."
 )
 LabelNoise = Annotated[float | None, _data(help=_NOISE_HELP, show_default="none")]
+NoisySelection = Annotated[
+    bool,
+    _data(
+        "--noisy-selection",
+        help="Choose the epoch by half of the evaluation rows, with as many wrong labels as training has, and judge on "
+        "the other half, at the chosen epoch (accuracy_selected) and at the last.",
+    ),
+]
 LabelNoises = Annotated[
     str | None, _data(help=f"{_NOISE_HELP} Several shares, 0,0.2,0.4, give a comparison each.", show_default="none")
 ]
 
 Model = Annotated[str, _model(help="minilm (bundled), a local folder, or a name on the Hugging Face hub.")]
 Layers = Annotated[int, _model(help="Use only the first so many layers of the model: faster, weaker; 0: all.")]
+TrainLayers = Annotated[
+    int,
+    _model(
+        help="Train only the last so many layers and the head: what is below is frozen, runs once per text, and its "
+        "hidden states are kept, so that a step costs only the layers above; 0: all."
+    ),
+]
 MaxLength = Annotated[int, _model(help="Tokens after which a text is cut.")]
 
 Epochs = Annotated[int, _training(help="How often to go through the training data.")]
@@ -65,6 +80,11 @@ LearningRate = Annotated[float, _training(help="Peak learning rate of AdamW.")]
 WeightDecay = Annotated[float, _training(help="Decay of weight matrices; biases and norms have none.")]
 Warmup = Annotated[float, _training(help="Fraction of the steps over which the learning rate rises.")]
 
+LabelSmoothing = Annotated[float, _training(help="Share of each label that is spread over all classes.")]
+LastLayerL2 = Annotated[
+    float,
+    _training(help="Factor of the squares of the last layer's weights and inputs in the loss (Baek 2024)."),
+]
 EvaluateEvery = Annotated[
     int, _training(help="Epochs between evaluations; the end is always evaluated, 0: only the end.")
 ]
@@ -125,6 +145,20 @@ def full_spec(spec: str) -> str:
     """
     try:
         return spec_of(spec)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def full_variant(text: str) -> str:
+    """The same for a method that may have training options of its own.
+
+    Raises:
+        UserError: There is no such method, or a hyper-parameter or an option is wrong.
+    """
+    from deltasam.experiment import variant
+
+    try:
+        return variant.full_spec(text)
     except ValueError as error:
         raise UserError(str(error)) from error
 

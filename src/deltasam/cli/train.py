@@ -38,16 +38,20 @@ def train(
     eval_size: options.EvalSize = 0.2,
     task: options.Task = "classification",
     label_noise: options.LabelNoise = None,
+    noisy_selection: options.NoisySelection = False,
     method: Annotated[str, typer.Option(help="A method, as name:key=value (see: deltasam methods).")] = "sam",
     seed: Annotated[int, typer.Option(help="Of the head, the data order and the dropout masks.")] = 0,
     model: options.Model = TrainConfig.model,
     layers: options.Layers = TrainConfig.layers,
+    train_layers: options.TrainLayers = TrainConfig.train_layers,
     max_length: options.MaxLength = TrainConfig.max_length,
     epochs: options.Epochs = TrainConfig.epochs,
     batch_size: options.BatchSize = TrainConfig.batch_size,
     learning_rate: options.LearningRate = TrainConfig.learning_rate,
     weight_decay: options.WeightDecay = TrainConfig.weight_decay,
     warmup: options.Warmup = TrainConfig.warmup,
+    label_smoothing: options.LabelSmoothing = TrainConfig.label_smoothing,
+    last_layer_l2: options.LastLayerL2 = TrainConfig.last_layer_l2,
     patience: Annotated[
         int, typer.Option(help="Stop after this many evaluations without a new best; 0: never.")
     ] = TrainConfig.patience,
@@ -91,9 +95,12 @@ def train(
 
 
 def _data(choices: dict[str, Any]) -> TextData:
-    from deltasam.data import add_label_noise
+    from deltasam.data.noise import add_label_noise, with_noisy_selection
 
-    return add_label_noise(options.load(choices), choices["label_noise"] or 0.0, choices["seed"])
+    data, rate, seed = options.load(choices), choices["label_noise"] or 0.0, choices["seed"]
+    if choices["noisy_selection"]:
+        data = with_noisy_selection(data, rate, seed)
+    return add_label_noise(data, rate, seed)
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
@@ -152,7 +159,7 @@ def _fit(
     with tracked(run, output.name, trackers, output) as tracking, RunProgress() as progress:
         progress.begin(run)
         result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
-    setting = Setting(len(data.train), choices["label_noise"] or 0.0)
+    setting = Setting(len(data.train), choices["label_noise"] or 0.0, choices["noisy_selection"])
     if processes.is_main():
         best = _finish(output, run, dataclasses.replace(result, setting=setting))
         if line := no_better_line(data, [best.get("accuracy")]):

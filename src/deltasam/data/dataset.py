@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 CLEAN_LABEL = "clean_label"
 
+SELECTION = "selection"
+"""What metrics of the rows that choose the epoch end in: ``accuracy_selection``."""
+
+SELECTED = "_selected"
+"""What metrics at the epoch that was chosen so far end in, where it is chosen by other rows: ``accuracy_selected``."""
+
 
 class Data(Protocol):
     """What a run can be made of; a task is registered for each kind (``experiment/tasks``)."""
@@ -24,6 +30,10 @@ class Data(Protocol):
     @property
     def metric(self) -> str:
         """The evaluation metric that ranks checkpoints and methods; better when larger."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric, among those of an evaluation, that chooses the epoch."""
 
     @property
     def reported(self) -> tuple[str, ...]:
@@ -84,6 +94,8 @@ class TextData:
         fingerprint: SHA-256 over the contents of all splits; equal data, equal fingerprint.
         also: Metrics that are reported beside ``metric``.
         further: More evaluation splits by name, ``mismatched``; their metrics end in it, ``accuracy_mismatched``.
+        selection: Rows that only choose the epoch, where these are others than the evaluation rows (their labels may be
+            wrong); None: the evaluation rows choose it too.
     """
 
     name: str
@@ -95,6 +107,18 @@ class TextData:
     fingerprint: str
     also: tuple[str, ...] = ()
     further: dict[str, Dataset] = field(default_factory=dict)
+    selection: Dataset | None = None
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric, among those of an evaluation, that chooses the epoch."""
+        return self.metric if self.selection is None else f"{self.metric.removesuffix(SELECTED)}_{SELECTION}"
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        """All that a model is measured on, by the end of its metrics' names."""
+        chosen = {} if self.selection is None else {SELECTION: self.selection}
+        return {"": self.evaluation, **self.further, **chosen}
 
     @property
     def has_pairs(self) -> bool:
@@ -105,7 +129,7 @@ class TextData:
     def evaluation_rows_in_training(self) -> int:
         """How many evaluation rows, of all splits, say what a training row says, whatever the labels are."""
         trained = set(said(self.train[:]))
-        return sum(row in trained for split in (self.evaluation, *self.further.values()) for row in said(split[:]))
+        return sum(row in trained for split in self.splits.values() for row in said(split[:]))
 
     def take(self, size: int, seed: int) -> TextData:
         """Part of the training split, each class in proportion (``data/split.py``)."""
@@ -138,6 +162,6 @@ class TextData:
 
     def with_train(self, train: Dataset) -> TextData:
         """The same with other training rows, and the fingerprint of those."""
-        further = {split: rows[:] for split, rows in self.further.items()}
+        further = {name: rows[:] for name, rows in self.splits.items() if name}
         found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
         return replace(self, train=train, fingerprint=found)

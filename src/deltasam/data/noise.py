@@ -10,13 +10,17 @@ Scores are permuted among the chosen rows, so that their distribution stays as i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from datasets import Dataset, Features
 
-from deltasam.data.dataset import CLEAN_LABEL, TextData
+from deltasam.data.dataset import CLEAN_LABEL, SELECTED, TextData, said
+from deltasam.data.split import split_rows
 from deltasam.errors import UserError
 
 _STREAM = 1  # apart from the draw of the training rows, which has the same seed
+_SELECTION_STREAM = 2
 
 
 def add_label_noise(data: TextData, rate: float, seed: int) -> TextData:
@@ -38,14 +42,43 @@ def add_label_noise(data: TextData, rate: float, seed: int) -> TextData:
     check_rate(rate)
     if rate == 0:
         return data
-    labels = np.asarray(data.train[:]["label"])
+    return data.with_train(_with_wrong_labels(data, data.train, "training", rate, [seed % 2**32, _STREAM]))
+
+
+def with_noisy_selection(data: TextData, rate: float, seed: int) -> TextData:
+    """Have half of the evaluation rows choose the epoch, with as many wrong labels as training rows have.
+
+    So it is where nobody has clean labels. The other half stays clean and is what a model is measured on, at the epoch
+    that was chosen and at the last. The rows are the same for every seed, their wrong labels are not.
+
+    Args:
+        data: What to change; its metric is then the one at the chosen epoch.
+        rate: The share of wrong labels; may be 0.
+        seed: As for ``add_label_noise``.
+
+    Raises:
+        UserError: The rate is no share, or so small that it changes nothing; there are too few evaluation rows.
+    """
+    check_rate(rate)
+    rows = data.evaluation[:]
+    groups = list(map(str, rows["label"])) if data.kind == "classification" else ["any"] * len(data.evaluation)
+    judged, chosen = split_rows(f"{data.name}, evaluation", groups, 0.5, said(rows), option="--noisy-selection")
+    selection = data.evaluation.select(chosen)
+    if rate:
+        selection = _with_wrong_labels(data, selection, "selection", rate, [seed % 2**32, _SELECTION_STREAM])
+    halves = replace(data, evaluation=data.evaluation.select(judged), selection=selection)
+    return replace(halves, metric=data.metric + SELECTED, also=(data.metric, *data.also)).with_train(data.train)
+
+
+def _with_wrong_labels(data: TextData, split: Dataset, what: str, rate: float, seed: list[int]) -> Dataset:
+    labels = np.asarray(split[:]["label"])
     # RandomState: its stream is frozen across numpy versions, that of Generator is not.
-    random = np.random.RandomState([seed % 2**32, _STREAM])
+    random = np.random.RandomState(seed)
     rows = random.permutation(len(labels))[: round(rate * len(labels))]
     least = 1 if data.kind == "classification" else 2
     if len(rows) < least:
         raise UserError(
-            f"{data.name}: --label-noise {rate:g} of {len(labels)} training rows changes {len(rows)}; "
+            f"{data.name}: --label-noise {rate:g} of {len(labels)} {what} rows changes {len(rows)}; "
             f"give {least / len(labels):.2g} or more, or 0"
         )
     noisy = labels.copy()
@@ -54,9 +87,9 @@ def add_label_noise(data: TextData, rate: float, seed: int) -> TextData:
         noisy[rows] = (labels[rows] + shift[rows]) % len(data.label_names)
     else:
         noisy[rows] = labels[np.roll(rows, 1)]  # the rows stand in random order
-    columns = {**data.train[:], "label": noisy.tolist(), CLEAN_LABEL: labels.tolist()}
-    features = Features({**data.train.features, CLEAN_LABEL: data.train.features["label"]})
-    return data.with_train(Dataset.from_dict(columns, features))
+    columns = {**split[:], "label": noisy.tolist(), CLEAN_LABEL: labels.tolist()}
+    features = Features({**split.features, CLEAN_LABEL: split.features["label"]})
+    return Dataset.from_dict(columns, features)
 
 
 def check_rate(rate: float) -> None:

@@ -94,6 +94,11 @@ class SentenceData:
     """The mean over the evaluation sets of the rank correlation of cosine similarity and gold score."""
 
     @property
+    def chosen_by(self) -> str:
+        """The metric that chooses the epoch."""
+        return self.metric
+
+    @property
     def reported(self) -> tuple[str, ...]:
         """The metrics that results are reported by: the mean, then every set's."""
         return (self.metric, *(f"{self.metric}_{name}" for name in self.evaluation))

@@ -198,7 +198,7 @@ def hold_out(data: TextData, size: float) -> TextData:
     labels = data.train[:]["label"]
     groups = list(map(str, labels)) if data.kind == "classification" else ["any"] * len(labels)
     train, held_out = split_rows(data.name, groups, size, said(data.train[:]), option="held_out")
-    reduced = replace(data, evaluation=data.train.select(held_out), further={})
+    reduced = replace(data, evaluation=data.train.select(held_out), further={}, selection=None)
     return reduced.with_train(data.train.select(train))
 
 

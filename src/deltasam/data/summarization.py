@@ -43,6 +43,11 @@ class SummaryData:
     metric: str = "rougeLsum"
 
     @property
+    def chosen_by(self) -> str:
+        """The metric that chooses the epoch."""
+        return self.metric
+
+    @property
     def reported(self) -> tuple[str, ...]:
         """The metrics that results on this data are reported by, the main one first."""
         return (self.metric, "rouge1", "rouge2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from transformers import DataCollatorWithPadding
 
 from deltasam.errors import UserError
 from deltasam.experiment.feed import Feed
+from deltasam.experiment.kept_states import ROWS, STATES, LowerLayers, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +33,8 @@ class Batches:
         self.labels = torch.tensor(list(split["label"]))
         self._features = [{name: column[i] for name, column in encoded.items()} for i in range(len(self.labels))]
         self._collate = DataCollatorWithPadding(tokenizer)
-        self._feed = Feed(device)
+        self._device, self._feed = device, Feed(device)
+        self._states: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,12 +48,24 @@ class Batches:
         """Make the batch of some rows while an accelerator computes."""
         self._feed.prefetch(tuple(rows), partial(self._made, rows))
 
+    def keep_states(self, layers: LowerLayers) -> None:
+        """Have the lower layers look at every row once; from now on batches have ``STATES`` [rows, longest, width]."""
+        order = self.by_length()
+        batches = (self.batch(order[i : i + ROWS])[0] for i in range(0, len(order), ROWS))
+        digest = hashlib.sha256(repr(self._features).encode()).hexdigest()
+        states = layers.states_of(list(batches), digest)
+        self._states = [state for _, state in sorted(zip(order, states, strict=True), key=lambda pair: pair[0])]
+        self._feed = Feed(self._device)  # batches without them are of no more use
+
     def by_length(self) -> list[int]:
         """All rows, the shortest text first: evaluated in this order they need the least padding."""
         return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
 
     def _made(self, rows: list[int]) -> dict[str, Tensor]:
-        return {**self._collate([self._features[i] for i in rows]), _LABELS: self.labels[rows]}
+        made = {**self._collate([self._features[i] for i in rows]), _LABELS: self.labels[rows]}
+        if self._states:
+            made[STATES] = padded([self._states[i] for i in rows], made["attention_mask"])
+        return made
 
 
 def shuffled(size: int, seed: int, epoch: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from deltasam.errors import UserError
@@ -27,6 +27,9 @@ _RULES: Rules = {
     "precision": (lambda x: x in ("fp32", "bf16"), "fp32 or bf16"),
     "patience": (lambda x: x >= 0, "0 (never stop early) or more evaluations"),
     "layers": (lambda x: x >= 0, "0 (all) or more"),
+    "label_smoothing": (lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    "last_layer_l2": (lambda x: 0 <= x < math.inf, "0 or more"),
+    "train_layers": (lambda x: x >= 0, "0 (all) or more"),
     "evaluate_every": (lambda x: x >= 0, "0 (only at the end) or more epochs"),
 }
 _SUMMARY_RULES: Rules = {
@@ -92,6 +95,10 @@ class TrainConfig:
         device: What ``torch.device`` takes.
         patience: Stop after this many evaluations without a new best; 0 never stops early.
         layers: Use only the first so many layers of the model; 0: all.
+        train_layers: Train only the last so many layers and the head; what is below runs once per text; 0: all.
+        label_smoothing: The share of each label that is spread over all classes.
+        last_layer_l2: Factor of ``|V|^2 + |z_i|^2`` in the loss of example i, V the weights of the last linear layer
+            and z_i its input: in place of SAM where labels are wrong (Baek et al. 2024, arXiv 2405.03676).
         evaluate_every: Epochs between evaluations; the end of training is always evaluated, and 0 means only that.
         summaries: For data with summaries.
 
@@ -110,6 +117,9 @@ class TrainConfig:
     device: str = "cpu"
     patience: int = 0
     layers: int = 0
+    train_layers: int = 0
+    label_smoothing: float = 0.0
+    last_layer_l2: float = 0.0
     evaluate_every: int = 1
     summaries: SummaryOptions = SummaryOptions()
 
@@ -118,12 +128,13 @@ class TrainConfig:
 
 
 def refuse_difference(saved: dict[str, Any], given: dict[str, Any], where: object, remedy: str) -> None:
-    """Check that two sets of options are the same.
+    """Check that two sets of options are the same. An option that was not there yet had its default.
 
     Raises:
         UserError: They are not; names the first option that differs.
     """
-    saved, given = _flat(saved), _flat(given)
+    given = _flat(given)
+    saved = _with_defaults(_flat(saved), given)
     for name in {**given, **saved}:
         if saved.get(name) != given.get(name):
             raise UserError(
@@ -135,6 +146,20 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, **(options.get(PROVENANCE) or {}), PROVENANCE: None}
 
 
+def _with_defaults(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """With what was decided when an option was not there yet, in all parts that have parts themselves."""
+    found = dict(saved)
+    for name, value in given.items():
+        if isinstance(value, dict) and isinstance(found.get(name), dict):
+            found[name] = _with_defaults(found[name], value)
+        elif found.get(name) is None and name in _BEFORE:
+            found[name] = _BEFORE[name]
+    return found
+
+
 def _short(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+_BEFORE = {f.name: f.default for f in fields(TrainConfig)} | {"noisy_selection": False}

@@ -10,7 +10,7 @@ from deltasam.errors import UserError
 from deltasam.experiment.grid import RESULTS, examples_path, read_results
 from deltasam.experiment.launchers import Cell
 from deltasam.experiment.results import RunResult
-from deltasam.spec import full_spec, short_spec
+from deltasam.experiment.variant import full_spec, short_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,5 +83,5 @@ def _is(spec: str, wanted: str | None) -> bool:
         return True
     try:
         return full_spec(str(wanted)) == spec
-    except ValueError:  # no spec at all: then no run has it
+    except (ValueError, UserError):  # no spec at all: then no run has it
         return False

@@ -20,11 +20,18 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str, **opt
     return logits.float()
 
 
-def example_losses(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """One loss per example [rows]: cross entropy in nats, or the squared error for regression."""
+def example_losses(logits: Tensor, labels: Tensor, kind: str, smoothing: float = 0.0) -> Tensor:
+    """One loss per example [rows]: cross entropy in nats, or the squared error for regression.
+
+    Args:
+        logits: [rows, outputs].
+        labels: [rows].
+        kind: ``classification`` or ``regression``.
+        smoothing: The share of each label that is spread over all classes.
+    """
     if kind == "regression":
         return mse_loss(logits[:, 0], labels, reduction="none")
-    return cross_entropy(logits, labels, reduction="none")
+    return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

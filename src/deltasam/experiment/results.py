@@ -11,7 +11,7 @@ from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.experiment.one_class import OneClass
 from deltasam.experiment.setting import Setting
-from deltasam.spec import short_spec
+from deltasam.experiment.variant import short_spec
 
 
 @dataclass(frozen=True)

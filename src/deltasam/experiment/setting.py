@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltasam.data.dataset import Data, TextData
-from deltasam.data.noise import add_label_noise, check_rate
+from deltasam.data.noise import add_label_noise, check_rate, with_noisy_selection
 from deltasam.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Setting:
     Attributes:
         train_size: Training examples of a run.
         label_noise: The share of them whose label is wrong.
+        noisy_selection: Whether the epoch is chosen by rows whose labels are wrong as often, and judged on others.
 
     Raises:
         UserError: The noise is no share.
@@ -28,13 +29,14 @@ class Setting:
 
     train_size: int
     label_noise: float = 0.0
+    noisy_selection: bool = False
 
     def __post_init__(self) -> None:
         check_rate(self.label_noise)
 
     def __str__(self) -> str:
         noise = f" noise={self.label_noise}" if self.label_noise else ""
-        return f"n={self.train_size}{noise}"
+        return f"n={self.train_size}{noise}{' noisy-selection' if self.noisy_selection else ''}"
 
     @property
     def title(self) -> str:
@@ -58,10 +60,13 @@ class Setting:
             UserError: There are not so many rows, there are no labels, or the noise would change none.
         """
         taken = data.take(self.train_size, seed)
-        if not self.label_noise:
+        if not self.label_noise and not self.noisy_selection:
             return taken
         if not isinstance(taken, TextData):
-            raise UserError(f"{data.name}: has no labels that could be wrong; leave out --label-noise")
+            option = "--label-noise" if self.label_noise else "--noisy-selection"
+            raise UserError(f"{data.name}: has no labels that could be wrong; leave out {option}")
+        if self.noisy_selection:
+            taken = with_noisy_selection(taken, self.label_noise, seed)
         return add_label_noise(taken, self.label_noise, seed)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from deltasam import make_method
-from deltasam.data.dataset import Data
+from deltasam.data.dataset import SELECTED, Data
 from deltasam.diagnostics.examples import ExampleRecorder
 from deltasam.diagnostics.examples.csv_file import to_csv
 from deltasam.errors import UserError
@@ -39,6 +39,7 @@ from deltasam.experiment.results import EvaluationRecord, RunResult, StepRecord
 from deltasam.experiment.shared_model import SilentPasses, average_gradients, start_as_main
 from deltasam.experiment.step_time import seconds_per_step
 from deltasam.experiment.tasks import make_task
+from deltasam.experiment.variant import full_spec, split_variant
 from deltasam.outputs import Output
 
 
@@ -51,7 +52,7 @@ class Run:
     Args:
         data: Training and evaluation data.
         config: How to train.
-        method: Spec of the method, ``sam:rho=0.05``.
+        method: Spec of the method, ``sam:rho=0.05``, maybe with training options of its own, ``erm+epochs=12``.
         seed: Of the head, the data order and dropout.
 
     Raises:
@@ -59,13 +60,16 @@ class Run:
     """
 
     def __init__(self, data: Data, config: TrainConfig, method: str, seed: int) -> None:
+        spec, own = split_variant(method)
+        config = dataclasses.replace(config, **own)
         self.data, self.config, self.seed = data, config, seed
         self.device = own_device(config.device)
         self._memory, self._peak = PeakMemory(self.device), 0.0
         seed_everything(seed)
         self.task = make_task(data, config, self.device)
         self.model = self.task.model
-        self.method = make_method(method, self.model)
+        self.method = make_method(spec, self.model)
+        self.variant = full_spec(method)
         self.steps_per_epoch = math.ceil(len(self.task) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.optimizer, self.scheduler = make_optimizer(self.model, config, self.total_steps)
@@ -98,9 +102,8 @@ class Run:
 
     @property
     def best(self) -> EvaluationRecord | None:
-        """The first evaluation with the largest main metric; NaN is never best."""
-        valid = [e for e in self.evaluations if not math.isnan(e.metrics[self.data.metric])]
-        return max(valid, key=lambda e: e.metrics[self.data.metric], default=None)
+        """The first evaluation with the largest metric that chooses; NaN is never best."""
+        return _best(self.evaluations, self.data.chosen_by)
 
     @property
     def finished(self) -> bool:
@@ -170,14 +173,19 @@ class Run:
         if self.diverged:
             metrics = dict.fromkeys(metrics, math.nan)
         epoch = len(self.steps) / self.steps_per_epoch
-        self.evaluations.append(EvaluationRecord(step=len(self.steps), epoch=epoch, metrics=metrics))
-        return self.evaluations[-1]
+        record = EvaluationRecord(step=len(self.steps), epoch=epoch, metrics=metrics)
+        if self.data.chosen_by != self.data.metric:
+            chosen = (_best([*self.evaluations, record], self.data.chosen_by) or record).metrics
+            at_chosen = {f"{name}{SELECTED}": chosen[name] for name in metrics}
+            record = dataclasses.replace(record, metrics={**metrics, **at_chosen})
+        self.evaluations.append(record)
+        return record
 
     def result(self) -> RunResult:
         """What the run leaves behind, once it has been evaluated."""
         table = self.examples.frame(self.data.describe(), classes=self.task.classes)
         return RunResult(
-            method=self.method.spec,
+            method=self.variant,
             seed=self.seed,
             metric=self.data.metric,
             metrics=self.evaluations[-1].metrics,
@@ -195,7 +203,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of this run: a checkpoint fits only a run with the same."""
-        own = {"method": self.method.spec, "seed": self.seed, "data": self.data.fingerprint}
+        own = {"method": self.variant, "seed": self.seed, "data": self.data.fingerprint}
         return {**own, **dataclasses.asdict(self.config), "processes": processes.count()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,6 +287,11 @@ def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callab
                 on_evaluation(run)
             on_step(run)
     return run.result()
+
+
+def _best(evaluations: Sequence[EvaluationRecord], metric: str) -> EvaluationRecord | None:
+    valid = [e for e in evaluations if not math.isnan(e.metrics[metric])]
+    return max(valid, key=lambda e: e.metrics[metric], default=None)
 
 
 _SEEDS_APART = 1_000_003  # of one process from the next: as far as no one counts seeds

@@ -9,8 +9,8 @@ from typing import Any
 from deltasam.errors import UserError
 from deltasam.experiment.grid import read_results
 from deltasam.experiment.setting import by_setting
+from deltasam.experiment.variant import short_spec
 from deltasam.gather.comparison import Gathered
-from deltasam.spec import short_spec
 
 
 def is_compare(options: Mapping[str, Any]) -> bool:

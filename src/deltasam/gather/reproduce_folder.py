@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from deltasam.experiment.variant import short_spec
 from deltasam.gather.comparison import Gathered
 from deltasam.reproduce.record import Record, read_record
-from deltasam.spec import short_spec
 
 RECORD = "runs.jsonl"
 

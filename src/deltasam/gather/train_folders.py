@@ -13,8 +13,8 @@ from deltasam.errors import UserError
 from deltasam.experiment.config import PROVENANCE
 from deltasam.experiment.kept_examples import HISTORY
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.variant import short_spec
 from deltasam.gather.comparison import Gathered
-from deltasam.spec import short_spec
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from deltasam.warn import warn
 SMALLEST_SLOPE = 0.1
 LARGEST_WEIGHT = 4.0
 
-# The least number of Gaussians whose spread says how much of an estimate is noise. Four come no closer by more than 2 %.
+# The least number of Gaussians whose spread says how much of an estimate is noise. Four come closer by 2 % at most.
 DRAWS = 2
 
 # Where every loss rises as its gradient says, to within this share, delta-SAM is SAM: curvature is too small to matter,
@@ -48,8 +48,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
 
     With ``own_curvature`` it is SAM where losses are straight over rho: where there is no curvature to see.
 
-    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` four. With a scalar loss or
-    in half precision ``own_curvature`` takes a backward to the activations as well.
+    Cost: two passes; with ``own_curvature`` or ``slopes`` a forward more, with ``curvature`` four. With a scalar loss
+    or in half precision ``own_curvature`` takes a backward to the activations as well.
 
     Source: the idea, reweighting by derived factors that random Gaussian perturbations estimate, is from Zhou
     et al., "Sharpness-Aware Minimization with Dynamic Reweighting", Findings of EMNLP 2022 (arXiv 2112.08772).

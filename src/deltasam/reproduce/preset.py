@@ -15,8 +15,8 @@ import yaml
 
 from deltasam.errors import UserError
 from deltasam.experiment.config import SummaryOptions, TrainConfig
+from deltasam.experiment.variant import full_spec
 from deltasam.reproduce.sources import TABLES
-from deltasam.spec import full_spec
 
 
 @dataclass(frozen=True)

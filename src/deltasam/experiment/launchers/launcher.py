@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from deltasam.spec import short_spec
+from deltasam.experiment.variant import short_spec
 
 if TYPE_CHECKING:
     from deltasam.experiment.results import RunResult

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deltasam.data.dataset import SELECTED
 from deltasam.diagnostics.examples import NUMBERS
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.report import series
@@ -85,9 +86,9 @@ def _curves(
     seeds = "bold is the mean over seeds, faint each seed; a line that ends early diverged"
     width = series.window(results)
     over = f"; averaged over windows of {width} steps" if width > 1 else ""
-    loss = f"{comparison.loss_name} per example"
+    loss, metric = f"{comparison.loss_name} per example", comparison.metric.removesuffix(SELECTED)
     wanted = [
-        ("evaluations", "metric", f"Evaluation {comparison.metric}", comparison.metric,
+        ("evaluations", "metric", f"Evaluation {metric}", metric,
          f"Higher is better ({seeds})."),
         ("evaluations", "loss", "Evaluation loss", loss,
          f"Lower is better; rising while the training loss falls is overfitting ({seeds})."),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deltasam.data.dataset import SELECTED
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.overview.cell_text import WORDS
 from deltasam.experiment.results import RunResult, StepRecord
@@ -55,7 +56,10 @@ def evaluation_rows(results: Sequence[RunResult]) -> list[Row]:
     for run in results:
         stride = math.ceil(len(run.evaluations) / _POINTS)
         for record in run.evaluations[::-1][:: stride or 1][::-1]:
-            point = {"loss": record.metrics.get("loss"), "metric": record.metrics.get(run.metric)}
+            point = {
+                "loss": record.metrics.get("loss"),
+                "metric": record.metrics.get(run.metric.removesuffix(SELECTED)),
+            }
             rows.append(_row(run, {"step": record.step, **point}))
     return [*rows, *_means(rows)]
 

@@ -18,7 +18,7 @@ from deltasam.experiment.feed import Feed
 from deltasam.experiment.inference import outputs_of
 from deltasam.experiment.model import load_encoder
 from deltasam.experiment.similarity import similarity_metrics
-from deltasam.experiment.tasks.task import Task
+from deltasam.experiment.tasks.task import Task, refuse_options
 from deltasam.outputs import Output
 
 
@@ -32,6 +32,7 @@ class SentenceTask(Task):
     """
 
     def __init__(self, data: SentenceData, config: TrainConfig, device: str) -> None:
+        refuse_options(data.name, config, "train_layers", "label_smoothing", "last_layer_l2")
         self._data, self._config = data, config
         self._feed = Feed(device, keep=4)  # two views of a step, and of the next
         self.model, self.tokenizer = load_encoder(config)

@@ -17,7 +17,7 @@ from deltasam.experiment.objective import NO_TOKEN, logits_of, token_losses
 from deltasam.experiment.rouge import KINDS, rouge
 from deltasam.experiment.seq2seq import load_seq2seq
 from deltasam.experiment.summary_batches import SummaryBatches
-from deltasam.experiment.tasks.task import Task
+from deltasam.experiment.tasks.task import Task, refuse_options
 from deltasam.outputs import Output
 
 
@@ -25,6 +25,7 @@ class SummaryTask(Task):
     """A pretrained model that reads documents and learns to write their summaries."""
 
     def __init__(self, data: SummaryData, config: TrainConfig, device: str) -> None:
+        refuse_options(data.name, config, "train_layers", "label_smoothing", "last_layer_l2")
         self._config, self._options, self._references = config, config.summaries, list(data.evaluation["summary"])
         self.model, self.tokenizer = load_seq2seq(config)
         check_length(self.model.get_encoder(), config.max_length)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING
 
+from deltasam.errors import UserError
+from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.one_class import OneClass
 from deltasam.outputs import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def refuse_options(name: str, config: TrainConfig, *options: str) -> None:
+    """Check that options without a meaning for some data are not given.
+
+    Raises:
+        UserError: One is; names it.
+    """
+    for option in options:
+        if getattr(config, option):
+            raise UserError(f"{name}: --{option.replace('_', '-')} has no meaning for it; leave it out")
 
 
 class Task(abc.ABC):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from contextlib import nullcontext
+
+from torch import Tensor, nn
 
 from deltasam.data.dataset import TextData
+from deltasam.errors import UserError
 from deltasam.experiment.batches import Batches, check_length
 from deltasam.experiment.config import TrainConfig
+from deltasam.experiment.kept_states import STATES, LowerLayers
 from deltasam.experiment.metrics import evaluate_all
 from deltasam.experiment.model import load_classifier
 from deltasam.experiment.objective import example_losses, logits_of
 from deltasam.experiment.one_class import one_class_of
-from deltasam.experiment.tasks.task import Task
+from deltasam.experiment.tasks.task import Task, refuse_options
 from deltasam.outputs import Output
 
 
@@ -19,6 +23,8 @@ class TextTask(Task):
     """A pretrained encoder with a fresh head."""
 
     def __init__(self, data: TextData, config: TrainConfig, device: str) -> None:
+        if data.kind == "regression":
+            refuse_options(data.name, config, "label_smoothing")
         self._kind, self._config, self.classes = data.kind, config, data.label_names
         self.one_class = one_class_of(data)
         self.model, self.tokenizer = load_classifier(config, data)
@@ -26,8 +32,14 @@ class TextTask(Task):
         self.model.to(device).train()
         split = (self.tokenizer, config.max_length, device)
         self.train_batches = Batches(data.train, *split)
-        splits = {"": data.evaluation, **data.further}
-        self.evaluation_batches = {name: Batches(rows, *split) for name, rows in splits.items()}
+        self.evaluation_batches = {name: Batches(rows, *split) for name, rows in data.splits.items()}
+        self._last_layer = LastLayer(self.model) if config.last_layer_l2 else None
+        self._lower: LowerLayers | None = None
+        if config.train_layers:
+            example, _ = self.train_batches.batch(list(range(min(2, len(self.train_batches)))))
+            self._lower = LowerLayers(self.model, config.train_layers, self.logits, example)
+            for batches in (self.train_batches, *self.evaluation_batches.values()):
+                batches.keep_states(self._lower)
 
     def __len__(self) -> int:
         return len(self.train_batches)
@@ -37,7 +49,10 @@ class TextTask(Task):
         inputs, labels = self.train_batches.batch(rows)
         logits = self.logits(inputs)
         weights = logits.new_full((len(rows),), 1 / len(rows))
-        return Output(example_losses(logits, labels, self._kind), logits, weights)
+        losses = example_losses(logits, labels, self._kind, self._config.label_smoothing)
+        if self._last_layer is not None:
+            losses = losses + self._config.last_layer_l2 * self._last_layer.squares()
+        return Output(losses, logits, weights)
 
     def prefetch(self, rows: list[int]) -> None:
         """Make the batch of these rows."""
@@ -56,4 +71,30 @@ class TextTask(Task):
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [rows, outputs] of a batch, in the configuration's precision."""
-        return logits_of(self.model, inputs, self._config.precision)
+        states = inputs.pop(STATES, None)
+        with nullcontext() if self._lower is None or states is None else self._lower.giving(states):
+            return logits_of(self.model, inputs, self._config.precision)
+
+
+class LastLayer:
+    """The last linear layer that a model calls, and what it was called with."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._input: Tensor | None = None
+        self._layer: nn.Linear | None = None
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(self._note)
+
+    def _note(self, layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        self._layer, self._input = layer, inputs[0]
+
+    def squares(self) -> Tensor:
+        """``|V|^2 + |z_i|^2`` [rows] in the last forward pass, V the weights and z_i the inputs of a row.
+
+        Raises:
+            UserError: The model has no such layer.
+        """
+        if self._layer is None or self._input is None:
+            raise UserError("--last-layer-l2: this model ends in no linear layer; leave the option out")
+        return self._layer.weight.square().sum() + self._input.float().flatten(1).square().sum(1)

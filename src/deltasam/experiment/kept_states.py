@@ -1,0 +1,215 @@
+"""Train the last layers of a model on the hidden states that the layers below give, which are computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deltasam.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STATES = "hidden states of the lower layers"
+"""The name of these among the tensors of a batch; no model takes an input of that name."""
+
+SPLITS = 4
+"""Of so many splits the hidden states stay, for other runs of this process: those of a seed, and of the evaluation."""
+
+ROWS = 32
+"""Rows per forward: always, so that a split's hidden states do not hang on what a run does with them."""
+
+Inputs = dict[str, Tensor]
+
+
+class LowerLayers:
+    """The layers of a model below the last few, and all that is before them: frozen, and in evaluation mode.
+
+    In a forward pass they give the hidden states that they are told to give, and compute nothing. The model stays whole
+    for ``state_dict`` and ``save_pretrained``.
+
+    Args:
+        model: Its last layers, and what comes after them, stay trainable.
+        trained: How many layers that is.
+        forward: Calls the model with some inputs.
+        example: Inputs to try it with.
+
+    Raises:
+        UserError: There are not so many layers, or the model is not a sequence of layers that pass on one tensor.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, trained: int, forward: Callable[[Inputs], Tensor], example: Inputs
+    ) -> None:
+        layers = _layers_of(model, trained)
+        self._forward, self._last = forward, layers[-trained - 1]
+        self._given: Tensor | None = None
+        training = model.training
+        model.eval()
+        frozen, below, as_tuple = self._look(model, example)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self._digest = _digest(frozen)
+
+        def keep_in_evaluation_mode(*_: Any) -> None:  # whoever puts the model into training mode does not mean these
+            for module in below:
+                module.training = False
+
+        model.register_forward_pre_hook(keep_in_evaluation_mode)
+        for layer in layers[: -trained - 1]:
+            layer.forward = self._unless_given(layer.forward, lambda hidden: hidden, as_tuple)
+        self._last.forward = self._unless_given(self._last.forward, lambda _: self._given, as_tuple)
+        self._check(example)
+        model.train(training)
+
+    @contextmanager
+    def giving(self, states: Tensor) -> Iterator[None]:
+        """Meanwhile the lower layers give these hidden states [rows, tokens, width]."""
+        self._given = states
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def states_of(self, batches: Sequence[Inputs], key: str) -> list[Tensor]:
+        """The hidden states of every row [its tokens, width], on the CPU; on disk where memory is too small for them.
+
+        Args:
+            batches: The inputs of all rows, in order.
+            key: Says what these are; what has been computed for an equal one, with equal weights, is not again.
+        """
+        key = f"{self._digest} {key}"
+        if key not in _KEPT:
+            _KEPT[key] = self._computed(batches)
+            if len(_KEPT) > SPLITS:
+                _KEPT.popitem(last=False)
+        _KEPT.move_to_end(key)
+        return _KEPT[key]
+
+    def _computed(self, batches: Sequence[Inputs]) -> list[Tensor]:
+        lengths = [n for inputs in batches for n in inputs["attention_mask"].sum(1).tolist()]
+        block, done = torch.empty(0), 0
+        for inputs in batches:
+            states = self._run(inputs)[inputs["attention_mask"].bool()].cpu()
+            if not done:
+                block = _room(sum(lengths), states)
+            block[done : done + len(states)] = states
+            done += len(states)
+        return list(block.split(lengths))
+
+    def _run(self, inputs: Inputs) -> Tensor:
+        """The hidden states [rows, tokens, width] that the lower layers compute."""
+        found: list[Tensor] = []
+        hook = self._last.register_forward_hook(lambda _m, _i, output: found.append(_tensor(output)))
+        try:
+            with torch.no_grad():
+                self._forward(inputs)
+        finally:
+            hook.remove()
+        return found[0]
+
+    def _look(self, model: nn.Module, example: Inputs) -> tuple[list[nn.Parameter], list[nn.Module], bool]:
+        """The parameters that the states depend on, the modules that are called before, and if layers give tuples."""
+        finished: list[nn.Module] = []
+        outputs: list[Any] = []
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            if not outputs:
+                finished.append(module)
+                if module is self._last:
+                    outputs.append(output)
+
+        hooks = [module.register_forward_hook(note) for module in model.modules()]
+        try:
+            self._forward(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(_tensor(outputs[0]).float().sum(), trained, allow_unused=True)
+        frozen = [p for p, slope in zip(trained, slopes, strict=True) if slope is not None]
+        return frozen, finished, isinstance(outputs[0], tuple)
+
+    def _unless_given(
+        self, forward: Callable[..., Any], instead: Callable[[Any], Any], as_tuple: bool
+    ) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if self._given is None:
+                return forward(*args, **kwargs)
+            output = instead(args[0] if args else kwargs["hidden_states"])
+            return (output,) if as_tuple else output
+
+        return called
+
+    def _check(self, example: Inputs) -> None:
+        """Compare the model with itself: what its lower layers gave may also go elsewhere than into the next layer."""
+        with torch.no_grad():
+            expected, states = self._forward(example), self._run(example)
+            with self.giving(states):
+                found = self._forward(example)
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            raise UserError(
+                "--train-layers: this model uses what its lower layers give elsewhere too, not only in the layer "
+                "above; leave the option out"
+            )
+
+
+_KEPT: OrderedDict[str, list[Tensor]] = OrderedDict()
+
+
+def padded(states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Rows' hidden states [its tokens, width] where a mask [rows, tokens] has real tokens, 0 elsewhere."""
+    made = states[0].new_zeros(*mask.shape, states[0].shape[-1])
+    made[mask.bool()] = torch.cat(list(states))
+    return made
+
+
+def _layers_of(model: PreTrainedModel, trained: int) -> nn.ModuleList:
+    config = model.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", None)
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(found) != 1:
+        raise UserError(f"--train-layers {trained}: {type(model).__name__} is no sequence of layers; leave it out")
+    if trained >= len(found[0]):
+        raise UserError(f"--train-layers {trained}: the model has {len(found[0])}; give fewer, or 0 to train all")
+    return found[0]
+
+
+def _tensor(output: Any) -> Tensor:
+    output = output[0] if isinstance(output, tuple) and len(output) == 1 else output
+    if not isinstance(output, Tensor):
+        raise UserError("--train-layers: the layers of this model pass on more than one tensor; leave the option out")
+    return output
+
+
+def _digest(parameters: Sequence[Tensor]) -> str:
+    found = hashlib.sha256()
+    for parameter in parameters:
+        found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _room(tokens: int, like: Tensor) -> Tensor:
+    """Room for so many tokens' states: in memory, or in a file that has no name where less than half of it is free."""
+    shape = (tokens, like.shape[-1])
+    size = tokens * like.shape[-1] * like.element_size()
+    if size < _free_memory() / 2:
+        return like.new_empty(shape)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it
+        return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=size)).view(like.dtype).view(shape)
+
+
+def _free_memory() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return float("inf")  # not known here

@@ -28,7 +28,7 @@ from deltasam.passes import Passes
 # Every method as it comes, and in the ways that it does not take by itself on most models.
 METHODS = [
     *deltasam.method_names(),
-    *("delta_sam:weights=slopes", "delta_sam:weights=curvature", "rw_sam:weights=auto"),
+    *("delta_sam:weights=slopes", "rw_sam:weights=auto"),
     *(f"{n}:dropout=same" for n, cls in Method.registry.items() if "dropout" in deltasam.hyperparameters(cls)),
 ]
 WITH_RHO = [n for n in METHODS if "rho" in deltasam.hyperparameters(Method.registry[n.partition(":")[0]])]
@@ -38,6 +38,7 @@ SETTINGS = {"rho": 0.3, "unsupported": "loop", "alpha": 2.0, "lam": 2.0, "eps": 
             "init_mag": 0.3, "max_norm": 0.6, "step_size": 0.2}  # fmt: skip
 NOISE = {"sigma": 0.05}
 MEETING = "mlp"
+EXACT = ("norms", "own_curvature", "curvature")  # the weights that the per-example engine gives, or nobody
 MASKS = 5  # a seed for the dropout masks of a pass that draws its own
 
 
@@ -56,7 +57,7 @@ def oracle_of(name: str) -> Callable[..., Any]:
 def case_for(name: str, case_name: str) -> str:
     """The case, or the one that is most like it and has embeddings, for methods that move these."""
     moves_embeddings = "drawn" in inspect.signature(oracle_of(name.partition(":")[0])).parameters
-    return "words" if moves_embeddings and case_name == "mlp" else case_name
+    return "words" if moves_embeddings and case_name == MEETING else case_name
 
 
 def variants(name: str) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ VARIANTS = [
     for case_name in cases.CASES
     for name in deltasam.method_names()
     for changes in variants(name)
-    if case_name != MEETING or changes.get("weights") not in ("norms", "own_curvature")  # refused: see below
+    if case_name != MEETING or changes.get("weights") not in EXACT  # refused: see below
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import cases
 import deltasam
 from classifier import losses
-from deltasam.methods.delta_sam import shrunk
+from deltasam.methods.delta_sam import NOISE_OF_ONE_SLOPE, kept_share, shrunk
 from deltasam.per_example.perturbed import Perturbed
 from deltasam.per_example.record import Record
 from deltasam.runtime import Runtime
@@ -393,51 +394,78 @@ def test_what_the_engine_gives_has_no_sigma_to_get_wrong(weights: str) -> None:
     assert caught(deltasam.DeltaSAM(case.model, weights=weights, sigma=1e-30), case.closure)[1] == []
 
 
-@pytest.mark.parametrize(("weights", "power"), [("norms", 0.5), ("slopes", 0.5), ("curvature", 0.0)])
-def test_weights_of_losses_of_several_sizes(weights: str, power: float) -> None:
+@pytest.mark.parametrize("weights", ["norms", "slopes", "curvature"])
+def test_weights_of_losses_of_several_sizes(weights: str) -> None:
     """Losses a_i (w x)^2 have gradients and second differences that grow with a_i: p_i ~ a_i^(1/2), or a_i / a_i."""
     w = nn.Linear(400, 1, bias=False).double()
-    sizes = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    sizes = torch.tensor([1.0, 100.0, 10000.0], dtype=torch.float64)
     x = torch.ones(3, 400, dtype=torch.float64)
     method = deltasam.DeltaSAM(w, weights=weights, sigma=1e-2)
     step = method.backward(lambda: sizes * w(x)[:, 0].square())
-    expected = sizes**power / (sizes**power).mean()
+    expected = torch.ones(3, dtype=torch.float64) if weights == "curvature" else sizes.sqrt() / sizes.sqrt().mean()
+    if weights == "slopes":  # a part of the spread could be noise
+        expected = 1 + (1 - 0.18034059901609578 / expected.var()) * (expected - 1)
     torch.testing.assert_close(step.metrics["weights"], expected)
 
 
 def test_curvature_that_draws_agree_on_is_kept() -> None:
-    """Half the losses bend, 100 (w x)^2 + s x, and half are straight, s x: the first have all the weight."""
+    """Half the losses bend, 100 (w x)^2 + 100 w x, and half are straight: the first have all the weight."""
     w = nn.Linear(4000, 1, bias=False).double()
     x = torch.ones(6, 4000, dtype=torch.float64) / 4000**0.5
     bent = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=torch.float64)
     nn.init.zeros_(w.weight)
     method = deltasam.DeltaSAM(w, weights="curvature", sigma=1e-2)
     step = method.backward(lambda: (lambda y: 100 * bent * y.square() + 100 * y)(w(x)[:, 0]))
-    torch.testing.assert_close(step.metrics["weights"], 2 * bent, rtol=0, atol=1e-6)
+    assert float(step.metrics["weights"][1::2].max()) < 0.9 < 1.1 < float(step.metrics["weights"][::2].min())
 
 
 def test_curvature_that_is_noise_is_sam() -> None:
     """Where draws do not agree on who bends, weights are equal; where they agree in part, they go a part of the way."""
-    generator, slopes = torch.Generator().manual_seed(0), torch.ones(2, 200)
-    noise = torch.randn(2, 200, generator=generator)
-    assert float(shrunk(noise, slopes).std()) < 0.3 * float((noise.mean(0).abs() / noise.mean(0).abs().mean()).std())
-    signal = 3 + torch.randn(200, generator=generator)
-    known = shrunk(torch.stack([signal, signal]), slopes)
-    torch.testing.assert_close(known, signal.abs() / signal.abs().mean(), rtol=0, atol=0.3)
-    partly = shrunk(signal + noise, slopes)
-    assert 0.5 < float(partly.std() / known.std()) < 0.95
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 400, generator=generator)
+    assert float(shrunk(noise).std()) < 0.4 * float((noise.mean(0).abs() / noise.mean(0).abs().mean()).std())
+    signal = 3 + torch.randn(400, generator=generator)
+    known = shrunk(torch.stack([signal, signal]))
+    torch.testing.assert_close(known, signal.abs() / signal.abs().mean())
+    partly = shrunk(signal + 0.5 * noise)
+    assert 0.5 < float(partly.std() / known.std()) < 0.99
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_curvature_puts_everything_back(at: int) -> None:
+    case = cases.make("bert")
+    method = deltasam.DeltaSAM(case.model, weights="curvature", sigma=1e-2)
+    method.backward(case.closure)  # checked
+    case.model.zero_grad()
+    before, turns = copy.deepcopy(case.model.state_dict()), iter(range(6))
+
+    def closure() -> Tensor:
+        if next(turns) == at:
+            raise KeyboardInterrupt
+        return case.closure()
+
+    with pytest.raises(KeyboardInterrupt):
+        method.backward(closure)
+    assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
+    assert all(p.grad is None for p in case.model.parameters())
+
+
+def test_slopes_that_differ_by_chance_are_sam() -> None:
+    """Of examples with equal norms, nearly nothing is left of the spread that one Gaussian makes."""
+    generator = torch.Generator().manual_seed(0)
+    roots = torch.randn(2000, generator=generator).abs().sqrt()
+    weights = roots / roots.mean()
+    assert float(kept_share(NOISE_OF_ONE_SLOPE, weights)) < 0.1
+    assert float(kept_share(NOISE_OF_ONE_SLOPE, torch.tensor([1.0, 100.0]))) > 0.99
 
 
 def test_no_weight_is_extreme() -> None:
-    """A slope counts as a tenth of the mean at least, and no weight is above four times the mean by much."""
-    slopes = torch.tensor([1e-30, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]).expand(2, 8)
-    weights = shrunk(torch.ones(2, 8), slopes)
-    assert weights[0] == weights.max()
-    assert float(weights[0] / weights[1]) < 10
+    weights = shrunk(torch.tensor([1e6, *[1.0] * 15]).expand(2, 16))
+    assert 4 <= float(weights[0]) < 16  # four times the mean, which then is less
     assert float(weights.mean()) == pytest.approx(1)
-    for hopeless in (torch.zeros(2, 8), torch.full((2, 8), float("nan")), slopes / 0):
-        assert (shrunk(torch.ones(2, 8), hopeless) == 1).all()
-    assert (shrunk(torch.ones(2, 1), torch.ones(2, 1)) == 1).all()  # one example has no spread
+    for hopeless in (torch.zeros(2, 8), torch.full((2, 8), float("nan"))):
+        assert (shrunk(hopeless) == 1).all()
+    assert (shrunk(torch.ones(2, 1)) == 1).all()  # one example has no spread
 
 
 def test_the_noise_is_standard_normal_and_new_every_step() -> None:

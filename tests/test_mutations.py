@@ -130,10 +130,10 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "losses.mean()",
         "equals_the_reference",
     ),
-    "delta-SAM divides by nothing": (
+    "delta-SAM's curvature is not over the norm": (
         "methods/delta_sam.py",
-        "slope.clamp(min=SMALLEST_SLOPE * slope.mean())",
-        "slope.mean()",
+        "seconds / norms, 0.0)",
+        "seconds, 0.0)",
         "equals_the_reference",
     ),
     "delta-SAM looks along the gradients the wrong way": (
@@ -180,14 +180,20 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM keeps noise": (
         "methods/delta_sam.py",
-        "(1 - noise / spread)",
-        "(1 - 0 * noise / spread)",
+        "(1 - noise / variance)",
+        "(1 - 0 * noise / variance)",
+        "equals_the_reference",
+    ),
+    "delta-SAM takes slopes as they are": (
+        "methods/delta_sam.py",
+        "1 + kept_share(NOISE_OF_ONE_SLOPE, weights) * (weights - 1)",
+        "weights",
         "equals_the_reference",
     ),
     "delta-SAM looks one way twice": (
         "methods/delta_sam.py",
-        "(self._differences(passes, losses) for _ in range(DRAWS))",
-        "[self._differences(passes, losses)] * DRAWS",
+        "torch.stack([self._second_difference(passes, losses) for _ in range(DRAWS)])",
+        "torch.stack([self._second_difference(passes, losses)] * DRAWS)",
         "equals_the_reference",
     ),
     "delta-SAM looks on one side twice": (

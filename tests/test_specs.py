@@ -38,7 +38,7 @@ from deltasam.spec import full_spec, hyperparameters, short_spec
         ),
         (
             "delta_sam:weights='norms'",
-            r"DeltaSAM\(weights=\"'norms'\"\): weights must be one of 'auto', 'own_curvature', 'norms', 'sl",
+            r"DeltaSAM\(weights=\"'norms'\"\): weights must be one of 'auto', 'own_curvature', 'norms', 'cu",
         ),
         ("delta_sam:weights=", "'weights=' has no value; write delta_sam:weights=value"),
     ],

@@ -252,10 +252,10 @@ def delta_sam_ascent(
         rho: Radius.
         weights: ``own_curvature``: as above; ``own_slope``: ``b_i = (<grad L_i(w + e_i), g_i> / |g_i|^2 - 1) / 2``, as
             the method has it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
-            ``|L_i(w + d) - L_i(w)|^(1/2)``; ``curvature``: ``|c + c'| / 2 s`` with ``c`` and ``c'`` the second
-            differences along d and d', s the root of the mean square of the first ones, at least a tenth of its mean;
-            the deviations from the mean times ``1 - mean (c - c')^2 / 4 s^2 / var``, var their variance, not below 0;
-            no weight above four times the mean.
+            ``|L_i(w + d) - L_i(w)|^(1/2)``, of mean 1, with the deviations from 1 times ``1 - v / var``, v what such a
+            root varies by for equal norms; ``curvature``: ``|c + c'| / 2`` with ``c`` and ``c'`` the second differences
+            along d and d' over |g_i|; the deviations from the mean times ``1 - mean (c - c')^2 / 4 var``; no weight
+            above four times the mean. var is the variance of what is multiplied; no factor is below 0.
         sigma: Size of the noise.
         noise: One tensor per weight, for d.
         more_noise: One tensor per weight, for d'; the same as for d if not given.
@@ -264,22 +264,21 @@ def delta_sam_ascent(
     at = losses(w).detach()
     ways = [dict(zip(w, drawn, strict=True)) for drawn in (noise, more_noise or noise)]
     along = [[losses(moved(w, d, sign * sigma)).detach() for sign in (1.0, -1.0)] for d in ways]
-    above = along[0][0]
-    if weights == "curvature":
-        s = torch.stack([up - down for up, down in along]).square().mean(0).sqrt()
-        s = torch.maximum(s, 0.1 * s.mean())
-        c, c_again = ((up + down - 2 * at) / s for up, down in along)
-        p = (c + c_again).abs() / 2
-        noisy = ((c - c_again) ** 2 / 4).mean() / p.var()
-        p = p.mean() + max(0.0, 1 - float(noisy)) * (p - p.mean())
-        p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
-    elif weights == "slopes":
-        p = (above - at).abs().sqrt()
+    if weights == "slopes":
+        p = (along[0][0] - at).abs().sqrt()
+        p = p / p.mean()
+        p = 1 + max(0.0, 1 - 0.18034059901609578 / float(p.var())) * (p - 1)
     else:
         own = [gradient(losses(w)[i], w) for i in range(n)]
         size = torch.stack([norm(g) for g in own])
         p = size.sqrt()
-        if weights != "norms" and rho:
+        if weights == "curvature":
+            c, c_again = ((up + down - 2 * at) / size for up, down in along)
+            p = (c + c_again).abs() / 2
+            noisy = ((c - c_again) ** 2 / 4).mean() / p.var()
+            p = p.mean() + max(0.0, 1 - float(noisy)) * (p - p.mean())
+            p = torch.minimum(p / p.mean(), torch.tensor(4.0, dtype=p.dtype))
+        elif weights != "norms" and rho:
             ends = [moved(w, g, step(rho, g)) for g in own]
             if weights != "own_slope":
                 there = [losses(end)[i].detach() for i, end in enumerate(ends)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -15,10 +16,12 @@ from deltasam.per_example.record import NotCoveredError, Record
 from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
 from deltasam.warn import warn
 
-# A slope estimated from a few Gaussians may be near 0 by chance, and is divided by: it counts as at least this
-# share of the batch's mean slope. A weight counts as at most LARGEST times the mean, which is then brought to 1 again.
-SMALLEST_SLOPE = 0.1
+# A weight that is estimated counts as at most so many times the mean, which is then brought to 1 again.
 LARGEST_WEIGHT = 4.0
+
+# The slope of a loss along a Gaussian is the norm of its gradient times the size of a normal number z. So much the root
+# of that size varies, in units of its squared mean: E|z| / (E|z|^(1/2))^2 - 1, by the normal distribution's moments.
+NOISE_OF_ONE_SLOPE = math.sqrt(math.pi) / math.gamma(0.75) ** 2 - 1
 
 # The least number of Gaussians whose spread says how much of an estimate is noise. Four come closer by 2 % at most.
 DRAWS = 2
@@ -40,11 +43,12 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
       says, in one forward in which the per-example engine gives every example a perturbation of its own. |g_i| exactly.
     - ``norms``: |g_i| exactly, from the engine; h_i guessed, as ``|g_i|^(3/4)``, so ``p_i ~ |g_i|^(1/2)``. A scalar
       loss is enough.
-    - ``slopes``: the same with |g_i| by ``|L_i(w+d) - L_i(w)|``, d random, ``d ~ N(0, sigma^2)``, with the same dropout
-      masks. Works for any model with one loss per example.
-    - ``curvature``: h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, |g_i| by ``|L_i(w+d) - L_i(w-d)|``, from two such d,
-      moved towards equal weights by the share of their spread that is noise. Likewise. The nearest to what is public of
-      the paper's estimate.
+    - ``curvature``: |g_i| exactly; h_i by ``|L_i(w+d) + L_i(w-d) - 2 L_i(w)|``, d random, ``d ~ N(0, sigma^2)``, with
+      the same dropout masks. The nearest to what is public of the paper's estimate.
+    - ``slopes``: as ``norms``, with |g_i| by ``|L_i(w+d) - L_i(w)|``. Works for any model with one loss per example.
+
+    Random estimates are moved towards equal weights by the share of their spread over the batch that is noise: for
+    ``curvature`` two such d tell it, for ``slopes`` the normal distribution does.
 
     With ``own_curvature`` it is SAM where losses are straight over rho: where there is no curvature to see.
 
@@ -64,7 +68,7 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        weights: ``own_curvature``, ``norms``, ``slopes``, ``curvature``; or ``auto``: own curvature where the engine
+        weights: ``own_curvature``, ``norms``, ``curvature``, ``slopes``; or ``auto``: own curvature where the engine
             covers the model, else slopes, with a warning that says why.
         sigma: Standard deviation of the Gaussian, per weight. Too small, and the differences are rounding.
         share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``. The weights have mean 1 in every
@@ -72,12 +76,13 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
 
     Raises:
         ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite; no such weights.
-        NotCoveredError: ``own_curvature`` or ``norms`` was asked for and the engine does not cover the model.
+        NotCoveredError: ``own_curvature``, ``norms`` or ``curvature`` was asked for and the engine does not cover the
+            model.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
-    ways = ("auto", "own_curvature", "norms", "slopes", "curvature")
-    engine_ways = frozenset({"auto", "own_curvature", "norms"})
+    ways = ("auto", "own_curvature", "norms", "curvature", "slopes")
+    engine_ways = frozenset({"auto", "own_curvature", "norms", "curvature"})
 
     def __init__(
         self,
@@ -100,6 +105,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
             return self._weigh(norms)
         if not self.rho:
             return torch.ones_like(norms)
+        if self.weights == "curvature":
+            return self._weigh_by_curvature(passes, record.losses, norms)
         try:
             excess = self._excess(passes, record, gradients, norms)
         except NotCoveredError as reason:
@@ -138,21 +145,26 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
             return torch.zeros_like(norms)
         return torch.where(norms > 0, (rates / expected - 1).abs() / 2, 0.0)
 
-    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
-        if self.weights != "curvature":
-            return super()._estimate(passes, losses)
-        seconds, firsts = zip(*(self._differences(passes, losses) for _ in range(DRAWS)), strict=True)
+    def _weigh_by_curvature(self, passes: Passes, losses: Tensor, norms: Tensor) -> Tensor:
+        """The weights [n] from forwards without a gradient, for the losses and norms of the examples [n]."""
+        with torch.no_grad():
+            losses = example_losses_of(losses, "DeltaSAM")
+            seconds = torch.stack([self._second_difference(passes, losses) for _ in range(DRAWS)])
         self._warn_if_rounding(seconds[0], losses, passes.params)
-        return shrunk(torch.stack(seconds), torch.stack(firsts))
+        return shrunk(torch.where(norms > 0, seconds / norms, 0.0))
 
-    def _differences(self, passes: Passes, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """The second and the first difference of each loss [n] along a new d; |d| is nearly the same for every d."""
+    def _second_difference(self, passes: Passes, losses: Tensor) -> Tensor:
+        """Of each loss [n], along a new d; |d| is nearly the same for every d."""
         noise = self._noise(passes)
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:
             below = example_losses_of(point.output, "DeltaSAM")
-        return (above - losses) + (below - losses), above - below
+        return (above - losses) + (below - losses)
+
+    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
+        weights = super()._estimate(passes, losses)
+        return 1 + kept_share(NOISE_OF_ONE_SLOPE, weights) * (weights - 1)
 
 
 def of_mean_1(weights: Tensor) -> Tensor:
@@ -160,22 +172,22 @@ def of_mean_1(weights: Tensor) -> Tensor:
     return equal_unless_finite(weights / weights.mean())
 
 
-def shrunk(curvatures: Tensor, slopes: Tensor) -> Tensor:
-    """Weights ``|mean curvature| / slope`` [n], moved towards equal ones as far as they are noise; of mean 1.
-
-    What is kept of the weights' variance over the batch is what the variance of their mean over the draws does not
-    explain, as a James-Stein estimator does. Equal ones where all is noise or cannot be told.
+def shrunk(estimates: Tensor) -> Tensor:
+    """The size of the mean over draws, of mean 1 over the examples, moved to equal weights as far as that is noise.
 
     Args:
-        curvatures: Estimates for each example, one row per draw [draws, n], with their signs; in any unit that is
-            common to the batch.
-        slopes: Estimates of the norm of each gradient, likewise.
+        estimates: One row per draw, with their signs [draws, n]; in any unit.
+
+    Returns:
+        [n]; equal ones where all is noise or cannot be told.
     """
-    slope = slopes.square().mean(0).sqrt()
-    each = curvatures / slope.clamp(min=SMALLEST_SLOPE * slope.mean())
-    weights = each.mean(0).abs()
-    noise = each.var(0).mean() / len(each)
-    spread = weights.var(correction=min(1, len(weights) - 1))
-    kept = (1 - noise / spread).clamp(min=0)
-    weights = weights.mean() + kept * (weights - weights.mean())
+    weights = estimates.mean(0).abs()
+    noise = estimates.var(0).mean() / len(estimates)
+    weights = weights.mean() + kept_share(noise, weights) * (weights - weights.mean())
     return of_mean_1((weights / weights.mean()).clamp(max=LARGEST_WEIGHT))
+
+
+def kept_share(noise: Tensor | float, weights: Tensor) -> Tensor:
+    """The share of the variance of weights [n] over the batch that is not noise, from 0 to 1: James and Stein's."""
+    variance = weights.var(correction=min(1, len(weights) - 1))  # one example has none
+    return (1 - noise / variance).clamp(min=0)

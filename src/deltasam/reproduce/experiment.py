@@ -15,14 +15,14 @@ from typing import Any
 from deltasam.data.dataset import Data
 from deltasam.experiment.config import PROVENANCE
 from deltasam.experiment.folder import check_folder, claim_folder, read_options
-from deltasam.experiment.grid import Grid
+from deltasam.experiment.grid import Grid, read_results
 from deltasam.experiment.launchers import Launcher, Watch
 from deltasam.experiment.overview import TableRow
 from deltasam.experiment.provenance import machine, provenance
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.setting import Setting
 from deltasam.reproduce.preset import Preset, RowPreset
-from deltasam.reproduce.search import candidates, choose
+from deltasam.reproduce.search import candidates, choose, widened
 from deltasam.reproduce.sources import TABLES
 
 SEARCH, FINAL = "search", "final"
@@ -74,7 +74,10 @@ class Experiment:
             self._claim(row)
             source = self.preset.source(row)
             self._claim(source)
-            self._stage(f"{title}: search", self._search(source), self._of(source) / SEARCH, show, launcher, trackers)
+            while not self._is_chosen(source):  # what is found may ask for more candidates
+                self._stage(
+                    f"{title}: search", self._search(source), self._of(source) / SEARCH, show, launcher, trackers
+                )
             self._stage(title, self._final(row), self._of(row) / FINAL, show, launcher, trackers)
             after_row()
 
@@ -87,7 +90,8 @@ class Experiment:
 
     def chosen(self, row: RowPreset) -> dict[str, str]:
         """The spec of each column, for a row whose search is finished."""
-        return choose(self.preset.methods, self.runs(self.preset.source(row), SEARCH))
+        source = self.preset.source(row)
+        return choose(self._candidates(source), self.runs(source, SEARCH))
 
     def _is_chosen(self, row: RowPreset) -> bool:
         source = self.preset.source(row)
@@ -102,7 +106,7 @@ class Experiment:
         begun = check_folder(self._of(row), options := self._options(row))
         saved = read_options(self._of(row)) if begun else options
         as_given = {"methods": self.preset.methods, "seeds": self.preset.seeds}  # a file has lost the columns' order
-        return {**saved, **as_given, "reported": list(self._data[row.name].reported)}
+        return {**saved, **as_given, "reported": list(self._reported(row))}
 
     def _stage(
         self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None, trackers: Sequence[str]
@@ -113,27 +117,41 @@ class Experiment:
         with show(title, there, done) as watch:
             grid.run(folder, watch=watch, launcher=launcher, trackers=trackers)
 
+    def _candidates(self, row: RowPreset) -> dict[str, list[str]]:
+        """The candidates of every method, as far as is known which are needed."""
+        search = self.preset.search
+        found = [r for r in read_results(self._of(row) / SEARCH) if r.seed in search.seeds]
+        return widened(self.preset.methods, found, search.widen)
+
     def _search(self, row: RowPreset) -> Grid:
         if row.name not in self._selection:
-            self._selection[row.name] = self._data[row.name].for_selection(self.preset.search.held_out)
+            data = self._data[row.name]
+            self._selection[row.name] = data if row.noisy_selection else data.for_selection(self.preset.search.held_out)
         held_out = self._selection[row.name]
-        grid = self._grid(row, held_out, candidates(self.preset.methods), self.preset.search.seeds)
+        grid = self._grid(row, held_out, candidates(self._candidates(row)), self.preset.search.seeds)
         return dataclasses.replace(grid, keeps_examples=False)  # so many runs, and only their scores are of interest
 
     def _final(self, row: RowPreset) -> Grid:
         return self._grid(row, self._data[row.name], list(self.chosen(row).values()), self.preset.seeds)
 
     def _grid(self, row: RowPreset, data: Data, methods: list[str], seeds: list[int]) -> Grid:
-        setting = Setting(row.train_size or len(data.train), row.label_noise)
-        return Grid(data, self.preset.config(row, self.device), methods, seeds, [setting])
+        return Grid(data, self.preset.config(row, self.device), methods, seeds, [self._setting(row, data)])
+
+    def _setting(self, row: RowPreset, data: Data) -> Setting:
+        return Setting(row.train_size or len(data.train), row.label_noise, row.noisy_selection)
+
+    def _reported(self, row: RowPreset) -> tuple[str, ...]:
+        """The metrics that the runs of a row are reported by."""
+        data = self._data[row.name]
+        return self._setting(row, data).data_for(data, self.preset.seeds[0]).reported
 
     def _table_row(self, row: RowPreset) -> TableRow:
-        methods = self.preset.methods
+        methods = self._candidates(self.preset.source(row))
         unknown = {label: f"{label}, not chosen yet" for label in methods}
         chosen = self.chosen(row) if self._is_chosen(row) else unknown
         return TableRow(
             name=row.name,
-            metrics=self._data[row.name].reported,
+            metrics=self._reported(row),
             results=self.runs(row, FINAL),
             labels={spec: label for label, spec in chosen.items()},
             seeds=tuple(self.preset.seeds),

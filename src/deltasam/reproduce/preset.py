@@ -28,6 +28,7 @@ class RowPreset:
         data: What ``reproduce/sources.py`` finds it by: ``cola``, ``xsum``.
         train_size: Training examples per run, drawn anew for each seed; None: all.
         label_noise: Part of the training labels that is made wrong.
+        noisy_selection: Whether the epoch, and hyper-parameters, are chosen by rows with as many wrong labels.
         options: Of the data, as ``reproduce/sources.py`` takes them.
         training: Training options of this row alone.
         chosen_on: Another row, whose choice of hyper-parameters is taken over, to save its search; empty: a choice of
@@ -38,6 +39,7 @@ class RowPreset:
     data: str
     train_size: int | None = None
     label_noise: float = 0.0
+    noisy_selection: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     chosen_on: str = ""
@@ -49,11 +51,14 @@ class SearchPreset:
 
     Attributes:
         seeds: One run of each candidate per seed; better none that is reported with.
-        held_out: How much of the training data is set aside to judge candidates: a fraction, or a number of rows.
+        held_out: How much of the training data is set aside to judge candidates: a fraction, or a number of rows; has
+            no meaning where a row has ``noisy_selection``, whose rows for it are there already.
+        widen: How often, at most, a method gets one candidate more where its best is the largest or the smallest.
     """
 
     seeds: list[int]
-    held_out: float
+    held_out: float = 0.2
+    widen: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Preset:
     """A table of experiments.
 
     Attributes:
-        table: Which kind: ``glue``, ``sts``, ``summarization``.
+        table: Which kind: ``glue``, ``sts``, ``summarization``, ``noise``.
         title: Of the page.
         about: What it shows and where its numbers are from, in a few sentences.
         training: Training options of all rows.
@@ -148,14 +153,14 @@ def preset_text(table: str, scale: str) -> str:
     """A preset as it is written.
 
     Args:
-        table: ``glue``, ``sts`` or ``summarization``.
+        table: ``glue``, ``sts``, ``summarization`` or ``noise``.
         scale: ``paper``, ``small``, or the path of a YAML file.
 
     Raises:
         UserError: There is no such preset.
     """
     if table not in TABLES:
-        raise UserError(f"{table}: no table of the paper; give {', '.join(TABLES)}")
+        raise UserError(f"{table}: no table; give {', '.join(TABLES)}")
     path = _folder() / f"{table}-{scale}.yaml" if scale in scales() else Path(scale)
     try:
         return path.read_text(encoding="utf-8")

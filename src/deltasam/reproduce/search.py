@@ -3,17 +3,67 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from deltasam.data.dataset import SELECTED, SELECTION
 from deltasam.errors import UserError
 from deltasam.experiment.results import RunResult
+from deltasam.experiment.variant import full_spec
 
 
 def candidates(methods: Mapping[str, Sequence[str]]) -> list[str]:
     """The specs that must be tried: those of methods with more than one."""
     return [spec for specs in methods.values() if len(specs) > 1 for spec in specs]
+
+
+def widened(methods: Mapping[str, Sequence[str]], results: Sequence[RunResult], most: int) -> dict[str, list[str]]:
+    """The candidates of each method, with more where the best one is the largest or the smallest of its numbers.
+
+    Args:
+        methods: The candidates to begin with; those of a method differ in one number.
+        results: What has run.
+        most: How many are added at most.
+    """
+    found = {label: list(specs) for label, specs in methods.items()}
+    there = {run.method for run in results}
+    for label, specs in found.items():
+        for _ in range(most if len(specs) > 1 else 0):
+            if not there.issuperset(specs):
+                break
+            following = _beyond(specs, _best(label, specs, _scores(results)))
+            if following is None:
+                break
+            specs.append(following)
+    return found
+
+
+def _beyond(specs: Sequence[str], best: str) -> str | None:
+    """The next candidate where the best is the last of its kind; None where it is not, or there is no next."""
+    parts = [_NUMBER.split(spec) for spec in specs]
+    differing = [i for i in range(len(parts[0])) if len({part[i] for part in parts}) > 1]
+    if len(differing) != 1 or differing[0] % 2 == 0 or len({len(part) for part in parts}) > 1:
+        return None
+    (place,) = differing
+    by_value = sorted(parts, key=lambda part: float(part[place]))
+    values, at = [float(part[place]) for part in by_value], [_join(part) for part in by_value].index(best)
+    if 0 < at < len(values) - 1 or 0 in values:
+        return None
+    further = values[-1] ** 2 / values[-2] if at else values[0] ** 2 / values[1]
+    spec = _join([*by_value[0][:place], f"{further:.3g}", *by_value[0][place + 1 :]])
+    try:
+        return full_spec(spec)
+    except (ValueError, UserError):  # no share above 1, for instance
+        return None
+
+
+def _join(parts: Sequence[str]) -> str:
+    return "".join(parts)
+
+
+_NUMBER = re.compile(r"(?<==)([-+.\de]+)(?=[,@+]|$)")
 
 
 def choose(methods: Mapping[str, Sequence[str]], results: Sequence[RunResult]) -> dict[str, str]:
@@ -24,11 +74,18 @@ def choose(methods: Mapping[str, Sequence[str]], results: Sequence[RunResult]) -
     Raises:
         UserError: Every candidate of a method diverged.
     """
+    found = _scores(results)
+    return {label: _best(label, specs, found) for label, specs in methods.items()}
+
+
+def _scores(results: Sequence[RunResult]) -> dict[str, list[float]]:
+    """What each candidate is judged by: where rows of their own choose the epoch, those rows, at that epoch."""
     found: dict[str, list[float]] = defaultdict(list)
     for run in results:
-        value = run.metrics[run.metric]
+        own = f"{run.metric.removesuffix(SELECTED)}_{SELECTION}{SELECTED}"
+        value = run.metrics[own if own in run.metrics else run.metric]
         found[run.method].append(-math.inf if math.isnan(value) else value)
-    return {label: _best(label, specs, found) for label, specs in methods.items()}
+    return found
 
 
 def _best(label: str, specs: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:

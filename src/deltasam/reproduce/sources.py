@@ -36,5 +36,13 @@ def _summaries(name: str, folder: Path | None) -> Data:
     return load_summaries(_ON_HUB.get(name, name) if folder is None else folder / name)
 
 
-TABLES: dict[str, Callable[..., Data]] = {"glue": _glue, "sts": _sts, "summarization": _summaries}
+def _noise(name: str, folder: Path | None, *, evaluation: float | None = None) -> Data:
+    from deltasam.data.load import load_data, load_glue
+
+    data = load_data(name) if name.split(":")[0] == "demo" else load_glue(name, folder)
+    # Development sets are too small to tell a point from noise: rows of the training set, which is large, then judge.
+    return data if evaluation is None else data.for_selection(evaluation)
+
+
+TABLES: dict[str, Callable[..., Data]] = {"glue": _glue, "sts": _sts, "summarization": _summaries, "noise": _noise}
 """By table: data by its name in a preset, from a folder or (None) from the hub; and its options there."""

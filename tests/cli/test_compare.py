@@ -165,3 +165,32 @@ def test_a_diverged_run_does_not_stop_the_others(cli: Cli, compare_two: list[str
     assert done.exit_code == 0, done.stderr
     assert len(read_results(tmp_path)) == 4
     assert "diverged" in done.stdout
+
+
+def test_noisy_selection_and_rivals(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    command = [*compare_two, "--methods", "erm,erm+label_smoothing=0.2+epochs=3,sam", "--train-layers", "1"]
+    command += ["--label-noise", "0.25", "--noisy-selection", "--eval-size", "16", "--output", tmp_path]
+    done = cli(*command)
+    assert done.exit_code == 0, done.stderr
+    results = read_results(tmp_path)
+    assert {r.setting for r in results} == {Setting(16, 0.25, noisy_selection=True)}
+    assert {r.metric for r in results} == {"accuracy_selected"}
+    assert len({len(r.steps) for r in results if "epochs" in r.method} | {len(r.steps) for r in results}) == 2
+    assert "accuracy_selected" in done.stdout
+    assert "label_smoothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert cli(*command).stdout == done.stdout  # nothing is left to do
+    assert cli(*command[:-3], "--output", tmp_path).exit_code == 2  # without it, another comparison
+
+
+def test_a_folder_from_before_there_was_an_option_goes_on(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    command = [*compare_two, "--epochs", "1", "--output", tmp_path]
+    assert cli(*command).exit_code == 0
+    config = tmp_path / "config.yaml"
+    options = yaml.safe_load(config.read_text())
+    for name in ("train_layers", "label_smoothing", "last_layer_l2", "noisy_selection"):
+        del options[name]
+    config.write_text(yaml.safe_dump(options))
+    assert cli(*command).exit_code == 0
+    refused = cli(*command, "--train-layers", "1")
+    assert refused.exit_code == 2
+    assert "train_layers=0, now given 1" in refused.stderr

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deltasam.data import TextData, add_label_noise, load_data, take
+from deltasam.data.noise import with_noisy_selection
 from deltasam.errors import UserError
 
 ROWS = 500
@@ -139,3 +140,43 @@ def test_a_rate_that_changes_nothing(loaded):
         add_label_noise(loaded(2), 0.0009, seed=0)
     with pytest.raises(UserError, match=r"--label-noise 0.002 of 500 training rows changes 1; give 0.004 or more"):
         add_label_noise(loaded(None), 0.002, seed=0)
+
+
+# Rows with wrong labels that choose the epoch.
+
+
+@pytest.fixture
+def wide(loaded) -> TextData:
+    """As many rows to evaluate on as to train on."""
+    data = loaded(3, 400)
+    return data.for_selection(200)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_half_of_the_evaluation_rows_choose(wide: TextData, rate: float) -> None:
+    found = with_noisy_selection(wide, rate, 4)
+    assert found.selection is not None
+    judged, chosen = found.evaluation[:], found.selection[:]
+    assert (len(judged["row"]), len(chosen["row"])) == (100, 100)
+    assert sorted(judged["row"] + chosen["row"]) == sorted(wide.evaluation["row"])
+    labels = dict(zip(wide.evaluation["row"], wide.evaluation["label"], strict=True))
+    assert [labels[row] for row in judged["row"]] == list(judged["label"])
+    assert sum(labels[row] != label for row, label in zip(chosen["row"], chosen["label"], strict=True)) == 100 * rate
+    assert found.train[:] == wide.train[:]
+    assert found.fingerprint not in (wide.fingerprint, with_noisy_selection(wide, 0.1, 4).fingerprint)
+    assert (found.metric, found.chosen_by) == ("accuracy_selected", "accuracy_selection")
+    assert found.reported == ("accuracy_selected", "accuracy")
+    assert (wide.metric, wide.chosen_by) == ("accuracy", "accuracy")
+
+
+def test_seeds_differ_in_the_wrong_labels_only(wide: TextData) -> None:
+    one, two = (with_noisy_selection(wide, 0.3, seed) for seed in (0, 1))
+    assert one.selection["row"] == two.selection["row"]
+    assert list(one.selection["label"]) != list(two.selection["label"])
+    assert one.evaluation[:] == two.evaluation[:]
+    assert with_noisy_selection(wide, 0.3, 0).fingerprint == one.fingerprint
+
+
+def test_too_few_rows_to_choose_by(loaded) -> None:
+    with pytest.raises(UserError, match="evaluation: only one row has label '2', it cannot choose the epoch and judge"):
+        with_noisy_selection(loaded(8, 80), 0.0, 0)

@@ -247,3 +247,42 @@ def test_the_first_layers_only(data: TextData, config: TrainConfig) -> None:
     assert all(torch.equal(p, kept[n]) for n, p in there.items())
     with pytest.raises(UserError, match=r"--layers 9: the model has 2; give that or less"):
         Run(data, dataclasses.replace(config, layers=9), "erm", 0)
+
+
+def test_rows_with_wrong_labels_choose_the_epoch(data: TextData, config: TrainConfig) -> None:
+    from deltasam.experiment.setting import Setting
+
+    chosen = Setting(len(data.train), 0.2, noisy_selection=True).data_for(data, 3)
+    run = Run(chosen, dataclasses.replace(config, epochs=4), "erm", 3)
+    result = finish(run)
+    assert result.metric == "accuracy_selected"
+    assert result.reported == ("accuracy_selected", "accuracy")
+    by_selection = [e.metrics["accuracy_selection"] for e in result.evaluations]
+    best = by_selection.index(max(by_selection))
+    assert run.best is result.evaluations[best]
+    for name in ("accuracy", "loss", "ece", "accuracy_selection"):
+        assert result.metrics[f"{name}_selected"] == result.evaluations[best].metrics[name]
+    so_far = [result.evaluations[by_selection.index(max(by_selection[: n + 1]))] for n in range(4)]
+    assert [e.metrics["loss_selected"] for e in result.evaluations] == [e.metrics["loss"] for e in so_far]
+    assert RunResult.from_json(result.to_json()).setting is None
+
+
+def test_the_squares_of_the_last_layer(data: TextData, config: TrainConfig) -> None:
+    """The loss is that without them, and a factor times the squares of the last layer's weights and inputs."""
+    plain, ours = (Run(data, dataclasses.replace(config, last_layer_l2=x), "erm", 0) for x in (0.0, 0.25))
+    seen = []
+    ours.model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(1)
+    expected = plain.task.output([0, 1, 2]).loss
+    torch.manual_seed(1)
+    found = ours.task.output([0, 1, 2]).loss
+    squares = ours.model.classifier.weight.square().sum() + seen[-1].square().sum(1)
+    torch.testing.assert_close(found, expected + 0.25 * squares)
+    assert squares.requires_grad
+    assert ours.evaluate().metrics["loss"] == pytest.approx(plain.evaluate().metrics["loss"])
+
+
+def test_smoothing_is_for_classes(reviews: Path, config: TrainConfig) -> None:
+    scores = load_data(reviews, text="review", label="score", task="regression")
+    with pytest.raises(UserError, match="--label-smoothing has no meaning for it"):
+        Run(scores, dataclasses.replace(config, label_smoothing=0.1), "erm", 0)

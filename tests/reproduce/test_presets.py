@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from deltasam.errors import UserError
+from deltasam.experiment.variant import full_spec
 from deltasam.reproduce import load_preset, preset_text
 from deltasam.reproduce.preset import scales
 from deltasam.reproduce.sources import TABLES
-from deltasam.spec import full_spec
 
 PRESETS = [(table, scale) for table in TABLES for scale in scales()]
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said(content: dict[str, Any], tmp_path: Path, change: 
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--scale none\.yaml: No such file.*give paper, small, or a YAML file"):
         load_preset("glue", "none.yaml")
-    with pytest.raises(UserError, match="squad: no table of the paper; give glue, sts, summarization"):
+    with pytest.raises(UserError, match="squad: no table; give glue, sts, summarization, noise"):
         load_preset("squad", "small")
     (tmp_path / "odd.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(UserError, match="no YAML"):

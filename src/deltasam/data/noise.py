@@ -10,6 +10,7 @@ Scores are permuted among the chosen rows, so that their distribution stays as i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +63,12 @@ def with_noisy_selection(data: TextData, rate: float, seed: int) -> TextData:
     check_rate(rate)
     rows = data.evaluation[:]
     groups = list(map(str, rows["label"])) if data.kind == "classification" else ["any"] * len(data.evaluation)
+    single = next((label for label, count in Counter(groups).items() if count == 1), None)
+    if single is not None:
+        raise UserError(
+            f"{data.name}, evaluation: only one row has label {single!r}, it cannot choose the epoch and judge; give "
+            "more evaluation rows, or leave out --noisy-selection"
+        )
     judged, chosen = split_rows(f"{data.name}, evaluation", groups, 0.5, said(rows), option="--noisy-selection")
     selection = data.evaluation.select(chosen)
     if rate:

@@ -42,9 +42,11 @@ def widened(methods: Mapping[str, Sequence[str]], results: Sequence[RunResult], 
 
 def _beyond(specs: Sequence[str], best: str) -> str | None:
     """The next candidate where the best is the last of its kind; None where it is not, or there is no next."""
-    parts = [_NUMBER.split(spec) for spec in specs]
+    parts = [_NUMBER.split(spec) for spec in specs]  # every second one is a number
+    if len({len(part) for part in parts}) > 1:
+        return None
     differing = [i for i in range(len(parts[0])) if len({part[i] for part in parts}) > 1]
-    if len(differing) != 1 or differing[0] % 2 == 0 or len({len(part) for part in parts}) > 1:
+    if len(differing) != 1 or differing[0] % 2 == 0:
         return None
     (place,) = differing
     by_value = sorted(parts, key=lambda part: float(part[place]))

@@ -12,7 +12,7 @@ STACKS := tests/test_contracts.py tests/per_example tests/test_architectures.py 
 .PHONY: demo install test test-oldest lint docs benchmark clean
 
 demo: $(VENV)/.demo
-	$(BIN)/deltasam compare demo
+	$(BIN)/deltasam demo
 
 install: $(VENV)/.installed
 

@@ -21,10 +21,13 @@ from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN
 from weights import EXAMPLES, RHOS, SHIPPED, table_rows
+from wrong_labels import against_rivals, in_a_line
+from wrong_labels import table_rows as wrong_labels_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 MARKS = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
+WRONG_LABELS = RESULTS / "noise-small.jsonl"
 RHO = 0.02  # the radius of `deltasam fidelity`, unless another is given
 MODELS = {"minilm": "MiniLM-L6 (6 layers, width 384)", "wide": "4 layers of BERT-base's width"}
 
@@ -223,7 +226,24 @@ def _kind(kind: str) -> str:
     return f"{kind} (`{SHIPPED[kind]}`)" if kind in SHIPPED else kind
 
 
+def wrong_labels() -> str:
+    """Every method and rival where labels are wrong."""
+    head, *others = wrong_labels_rows(WRONG_LABELS)
+    return _table(head, [(*row[:1], f"`{row[1]}`" if "(" not in row[1] else row[1], *row[2:]) for row in others])
+
+
+def wrong_labels_rivals() -> str:
+    """Each method against the best rival."""
+    return "".join(f"- {sentence}\n" for sentence in against_rivals(WRONG_LABELS))
+
+
+def wrong_labels_line() -> str:
+    """The result in a line."""
+    return f"{in_a_line(WRONG_LABELS)}\n"
+
+
 _MADE = (choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study)
+_MADE += (wrong_labels, wrong_labels_line, wrong_labels_rivals)
 TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in _MADE}
 
 
@@ -234,7 +254,7 @@ def table(name: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page that has tables, as it should be."""
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+    texts = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
     return {
         path: MARKS.sub(lambda found: f"{found[1]}{table(found['name'])}{found[3]}", text)
         for path, text in texts.items()

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import deltasam
 from deltasam.cli.compare import compare
+from deltasam.cli.demo import demo
 from deltasam.cli.diagnose import diagnose
 from deltasam.cli.errors import build_hint, full, install_hint, refusal
 from deltasam.cli.examples import examples
@@ -87,7 +88,7 @@ def _deltasam(
 ) -> None:
     """Fine-tune language models with sharpness-aware minimization, and see whether it helps.
 
-    Start with [bold]deltasam compare[/bold]: it needs no data and no download.
+    Start with [bold]deltasam demo[/bold]: it needs no data and no download.
 
     [bold]deltasam --plugin mine.py compare --methods erm,sam,mine[/bold] puts your own method beside the others.
     """
@@ -97,6 +98,7 @@ def _deltasam(
         use_plugins(plugin)
 
 
+app.command()(demo)
 app.command()(train)
 app.command()(compare)
 app.command()(reproduce)

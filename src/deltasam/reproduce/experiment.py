@@ -105,7 +105,8 @@ class Experiment:
         """What decides the numbers of a row, and where they were made, if it is begun."""
         begun = check_folder(self._of(row), options := self._options(row))
         saved = read_options(self._of(row)) if begun else options
-        as_given = {"methods": self.preset.methods, "seeds": self.preset.seeds}  # a file has lost the columns' order
+        tried = self._candidates(self.preset.source(row))
+        as_given = {"methods": tried, "seeds": self.preset.seeds}  # a file has lost the columns' order
         return {**saved, **as_given, "reported": list(self._reported(row))}
 
     def _stage(

@@ -21,7 +21,7 @@ from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN
 from weights import EXAMPLES, RHOS, SHIPPED, table_rows
-from wrong_labels import against_rivals, in_a_line
+from wrong_labels import against_rivals, cell_command, cell_result, in_a_line
 from wrong_labels import table_rows as wrong_labels_rows
 
 ROOT = Path(__file__).parents[1]
@@ -242,8 +242,13 @@ def wrong_labels_line() -> str:
     return f"{in_a_line(WRONG_LABELS)}\n"
 
 
+def wrong_labels_cell() -> str:
+    """How to do one run again, and what comes out."""
+    return f"```bash\n{cell_command(WRONG_LABELS)}\n```\n\nends in {cell_result(WRONG_LABELS)}.\n"
+
+
 _MADE = (choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study)
-_MADE += (wrong_labels, wrong_labels_line, wrong_labels_rivals)
+_MADE += (wrong_labels, wrong_labels_cell, wrong_labels_line, wrong_labels_rivals)
 TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in _MADE}
 
 

@@ -165,6 +165,33 @@ def in_a_line(path: Path) -> str:
     )
 
 
+def cell_command(path: Path) -> str:
+    """A command that does one run of the first row again, beside plain training, with the same numbers.
+
+    The rows that judge are split off the training file as the study does it, so a file of one's own is enough.
+    """
+    record = read_record(path)
+    row = record.rows[0]
+    facts, best = record.facts[row.name], next(line for line in lines_of(row) if line.label == "sam")
+    run, training, options = facts["row"], facts["training"], facts["row"]["options"]
+    names = ("train_layers", "max_length", "epochs", "batch_size", "learning_rate")
+    given = " ".join(f"--{name.replace('_', '-')} {training[name]}" for name in names)
+    return (
+        f"OMP_NUM_THREADS=1 deltasam compare data/glue/{run['data']}/train.jsonl.gz --text sentence \\\n"
+        f"  --eval-size {options['evaluation']} --train-size {run['train_size']} --label-noise {run['label_noise']} "
+        f"--noisy-selection \\\n  {given} \\\n"
+        f"  --methods erm,{short_spec(best.spec)} --seeds {min(best.runs)} --output runs/one"
+    )
+
+
+def cell_result(path: Path) -> str:
+    """What that command ends in."""
+    lines = {line.label: line for line in lines_of(read_record(path).rows[0])}
+    seed = min(lines["sam"].runs)
+    each = (f"`{label}` {lines[label].runs[seed].metrics[CHOSEN]:.4f}" for label in (BASELINE, "sam"))
+    return f"accuracy_selected: {', '.join(each)}"
+
+
 def draw(path: Path, file: Path) -> None:
     """Differences from plain training, a panel for each row, readable on light and on dark pages."""
     import matplotlib

@@ -171,3 +171,64 @@ def test_only_some_rows(preset_file: Path, data_dir: Path, tmp_path: Path) -> No
     assert CliRunner().invoke(app, [*command, "--row", "MRPC, noisy"]).exit_code == 0
     assert [p.name for p in sorted((tmp_path / "some").iterdir()) if p.is_dir()] == ["mrpc-noisy"]
     assert load_data(data_dir / "cola").metric == "matthews"
+
+
+def test_wrong_labels_and_one_run_of_it_by_compare(content: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
+    """Candidates are chosen by noisy rows, the best at the edge asks for more, and ``compare`` does a run again."""
+    row = {"name": "CoLA", "data": "cola", "label_noise": 0.25, "noisy_selection": True, "options": {"evaluation": 24}}
+    training = {**content["training"], "epochs": 2, "evaluate_every": 1, "train_layers": 1}
+    methods = {"erm": ["erm"], "sam": ["sam:rho=0.01", "sam:rho=0.1"], "longer": ["erm+epochs=3"]}
+    changes = {"table": "noise", "rows": [row], "training": training, "methods": methods}
+    search = {"seeds": [7], "widen": 1}
+    path = tmp_path / "noise.yaml"
+    path.write_text(yaml.safe_dump({**content, **changes, "search": search}, sort_keys=False), encoding="utf-8")
+    command = [
+        "reproduce",
+        "noise",
+        "--scale",
+        str(path),
+        "--data-dir",
+        str(data_dir),
+        "--output",
+        str(tmp_path / "all"),
+    ]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    tried, ran = (
+        [json.loads(line) for line in (output / f"cola/{stage}/results.jsonl").read_text().splitlines()]
+        for stage in ("search", "final")
+    )
+    assert len(tried) == 3  # the best of two is at the edge
+    best = max(tried, key=lambda run: run["metrics"]["matthews_selection_selected"])["method"]
+    assert {run["method"] for run in ran} == {"erm", "erm+epochs=3", best}
+    assert read_record(output / "runs.jsonl").rows[0].metrics[0] == "matthews_selected"
+    again = [
+        "compare",
+        str(data_dir / "cola/train.jsonl"),
+        "--text",
+        "sentence",
+        "--eval-size",
+        "24",
+        "--train-size",
+        "16",
+    ]
+    again += ["--label-noise", "0.25", "--noisy-selection", "--train-layers", "1", "--seeds", "1", "--methods", best]
+    again += ["--output", str(tmp_path / "one")]
+    for name in ("model", "epochs", "batch_size", "learning_rate"):
+        again += [f"--{name.replace('_', '-')}", str(training[name])]
+    done = CliRunner().invoke(app, again)
+    assert done.exit_code == 0, done.output
+    (one,) = [json.loads(line) for line in (tmp_path / "one/results.jsonl").read_text().splitlines()]
+    expected = next(run for run in ran if run["method"] == best and run["seed"] == 1)
+    # CoLA as such is judged by Matthews' correlation, a file by accuracy: the epoch that is chosen may be another.
+    last = [{k: v for k, v in run["metrics"].items() if "_selected" not in k} for run in (one, expected)]
+    assert last[0] == last[1]
+    assert [step["loss"] for step in one["steps"]] == [step["loss"] for step in expected["steps"]]
+
+
+def test_other_layers_than_the_preset_says(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:
+    command = start(preset_file, data_dir, tmp_path / "top", "--row", "CoLA", "--train-layers", "1")
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert yaml.safe_load((tmp_path / "top/cola/config.yaml").read_text())["training"]["train_layers"] == 1
+    refused = CliRunner().invoke(app, command[:-2])
+    assert refused.exit_code == 2

@@ -23,7 +23,7 @@ PAGE, RECORD = "report.html", "runs.jsonl"
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Which table of the paper: glue, sts or summarization.")],
+    table: Annotated[str, typer.Argument(help="Which table: glue, sts, summarization or noise.")],
     scale: Annotated[
         str,
         typer.Option(help="paper (GPUs), small (hours on two CPU cores), or a YAML file like the presets."),
@@ -44,12 +44,22 @@ def reproduce(
         typer.Option(help="Only this row of the table; may be given several times.", show_default="all"),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the preset, a file to copy and change, and end.")] = False,
+    train_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Train only the last so many layers, on kept hidden states, whatever the preset says; 0: all.",
+            show_default="as the preset says",
+        ),
+    ] = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     launcher: options.Launcher = "local",
     track: options.Track = None,
 ) -> None:
-    """Run a table of the delta-SAM paper: tasks x methods, several seeds, hyper-parameters chosen on held-out rows.
+    """Run a table of experiments: tasks x methods, several seeds, hyper-parameters chosen on held-out rows.
+
+    glue, sts and summarization are the delta-SAM paper's; noise is a study of wrong labels, with rivals.
 
     For each row every method's candidates are tried on a part of the training data; the best of each then runs with
     every seed, and only these runs are judged, on the evaluation data. The page is written anew after each row.
@@ -61,6 +71,8 @@ def reproduce(
     deltasam reproduce glue --data-dir data/glue --workers 2
 
     deltasam reproduce glue --data-dir data/glue --row SST-2 --row CoLA --output runs/two
+
+    deltasam reproduce noise --data-dir data/glue --row "SST-2, 30 % wrong labels" --workers 2
 
     deltasam reproduce glue --show > mine.yaml   (add a method, a row)
 
@@ -77,6 +89,8 @@ def reproduce(
     preset = load_preset(table, scale)
     if row:
         preset = preset.only(options.distinct(row, "--row"))
+    if train_layers is not None:
+        preset = preset.with_training(train_layers=train_layers)
     folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
     where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
     trackers = options.trackers(track, files=where.shares_disk)

@@ -180,7 +180,7 @@ def test_wrong_labels_and_one_run_of_it_by_compare(content: dict[str, Any], data
     methods = {"erm": ["erm"], "sam": ["sam:rho=0.01", "sam:rho=0.1"], "longer": ["erm+epochs=3"]}
     changes = {"table": "noise", "rows": [row], "training": training, "methods": methods}
     search = {"seeds": [7], "widen": 1}
-    path = tmp_path / "noise.yaml"
+    path, output = tmp_path / "noise.yaml", tmp_path / "all"
     path.write_text(yaml.safe_dump({**content, **changes, "search": search}, sort_keys=False), encoding="utf-8")
     command = [
         "reproduce",
@@ -190,7 +190,7 @@ def test_wrong_labels_and_one_run_of_it_by_compare(content: dict[str, Any], data
         "--data-dir",
         str(data_dir),
         "--output",
-        str(tmp_path / "all"),
+        str(output),
     ]
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output

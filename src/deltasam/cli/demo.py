@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib import resources
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,7 @@ def demo(
 
     deltasam compare --config runs/wrong-labels/config.yaml --seeds 6,7,8,9,10,11 --output runs/other-seeds
     """
-    with resources.as_file(resources.files("deltasam.cli") / "demo.yaml") as path:
+    with as_file(files("deltasam.cli") / "demo.yaml") as path:
         arguments = ["compare", "--config", str(path), "--output", str(output), "--workers", str(workers)]
         print(f"deltasam {shlex.join(arguments)}", file=sys.stderr)
         ctx.find_root().command.main(arguments, prog_name="deltasam", standalone_mode=False)

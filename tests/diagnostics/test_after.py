@@ -279,6 +279,8 @@ def test_plot() -> None:
     line = ax.containers[1].lines[0]
     result = noise["b"]
     assert list(line.get_ydata()) == [0.05, *(level.metrics["accuracy"] for level in result.levels)]
+    bars = [top - bottom for (_, bottom), (_, top) in ax.containers[1].lines[2][0].get_segments()]
+    assert bars == pytest.approx([0.0, *(2 * level.errors["accuracy"] for level in result.levels)])
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"a", "b"}
     assert plot_after(noise["a"], "loss").get_ylabel() == "loss"
     with pytest.raises(ValueError, match="different changes or amounts"):

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from deltasam.data import TextData
+from deltasam.diagnostics import after_noise
 from deltasam.experiment import rounding
 from deltasam.experiment.after import measure_after
 from deltasam.experiment.after_rows import after_rows
@@ -30,7 +31,7 @@ CHANGES = [
 
 
 def trained(data: TextData, config: TrainConfig) -> Run:
-    run = Run(data, dataclasses.replace(config, epochs=1), "erm", 0)
+    run = Run(data, dataclasses.replace(config, epochs=1), "erm", 3)
     train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)
     return run
 
@@ -43,6 +44,8 @@ def test_is_the_evaluation_with_changed_weights(data: TextData, config: TrainCon
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     last = run.evaluations[-1].metrics
     assert found["as trained"] == {"accuracy": last["accuracy"], "loss": pytest.approx(last["loss"], rel=1e-6)}
+    (noise, _) = after_noise(run.model, run.task.evaluate, seed=3).levels  # that of the run's seed
+    assert found["noise 0.1"]["loss"] == pytest.approx(noise.metrics["loss"], rel=1e-6)
     embeddings = {id(m.weight) for m in run.model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
         for weight in run.model.parameters():
@@ -56,11 +59,17 @@ def test_is_the_evaluation_with_changed_weights(data: TextData, config: TrainCon
 
 def test_lower_layers_change_too_where_their_outputs_are_kept(data: TextData, config: TrainConfig) -> None:
     run = trained(data, dataclasses.replace(config, train_layers=1))
-    whole = Run(data, config, "erm", 0)
+    whole = Run(data, config, "erm", 3)
     whole.model.load_state_dict(run.model.state_dict())
-    kept, computed = measure_after(run), measure_after(whole)
+    calls: list[int] = []
+    lowest = next(m for m in run.model.modules() if isinstance(m, nn.Linear))
+    with lowest.register_forward_hook(lambda *_: calls.append(0)):
+        run.task.evaluate()
+        assert not calls  # what is kept is used
+        kept, computed = measure_after(run), measure_after(whole)
+    assert len(calls) >= 17
     for change in CHANGES:
-        assert kept[change] == pytest.approx(computed[change], rel=1e-4)
+        assert kept[change] == pytest.approx(computed[change], rel=1e-6)
     with run.task.all_layers():
         assert run.task._lower is None
     assert run.task._lower is not None

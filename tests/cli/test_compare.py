@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,6 +31,45 @@ def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], t
     used = yaml.safe_load((out / "config.yaml").read_text())
     assert used["seeds"] == [0, 1]
     assert used["provenance"]["data_sha256"]
+
+
+def test_final_models_are_measured_with_changed_weights(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    command = [*compare_two, "--epochs", "1", "--output", tmp_path]
+    done = cli(*command, "--after")
+    assert done.exit_code == 0, done.stderr
+    results = read_results(tmp_path)
+    for run in results:
+        assert len(run.after) == 9
+        assert run.after["as trained"]["accuracy"] == run.metrics["accuracy"]
+        assert run.after["3 bits"]["loss"] != run.after["as trained"]["loss"]
+    for change in results[0].after:
+        assert change in done.stdout
+    assert "After training" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    again = cli("compare", "--config", tmp_path / "config.yaml", "--output", tmp_path)
+    assert (again.exit_code, again.stdout) == (0, done.stdout)
+    refused = cli(*command)
+    assert refused.exit_code == 2
+    assert "after=True, now given False" in refused.stderr
+
+
+def test_folders_from_before_go_on_without_it(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
+    command = [*compare_two, "--methods", "erm", "--epochs", "1", "--seeds", "0", "--output", tmp_path]
+    assert cli(*command).exit_code == 0
+    config, results = tmp_path / "config.yaml", tmp_path / "results.jsonl"
+    options = yaml.safe_load(config.read_text())
+    del options["after"]
+    config.write_text(yaml.safe_dump(options))
+    run = json.loads(results.read_text())
+    del run["after"]
+    results.write_text(json.dumps(run) + "\n")
+    before = results.read_bytes()
+    done = cli(*command)
+    assert done.exit_code == 0, done.stderr
+    assert results.read_bytes() == before
+    assert "as trained" not in done.stdout
+    refused = cli(*command, "--after")
+    assert refused.exit_code == 2
+    assert "after=False, now given True" in refused.stderr
 
 
 def test_axes_give_a_comparison_each(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_every_diagnostic_is_measured(diagnosed: tuple[Path, Any], checkpoints: 
     assert {p.name for p in out.iterdir() if p.suffix != ".png"} == {
         "config.yaml", "diagnosis.html", "diagnosis.json", "examples.csv",
     }  # fmt: skip
-    for picture in ("sharpness", "norms", "examples", "hessian", "calibration", "slice", "path"):
+    changes = ("after-rounding", "after-pruning", "after-noise")
+    for picture in ("sharpness", "norms", "examples", "hessian", "calibration", *changes, "slice", "path"):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     for picture in ("plane", "fidelity", "cost"):
         assert {p.name for p in out.glob(f"{picture}-*.png")} == {f"{picture}-1.png", f"{picture}-2.png"}
@@ -135,6 +136,51 @@ def test_the_numbers_are_those_of_the_model(
     assert record["calibration"]["results"][str(checkpoints[0])]["nll"] == pytest.approx(sum(losses) / 8, rel=1e-4)
 
 
+def test_after_training_the_numbers_are_those_of_the_changed_model(
+    diagnosed: tuple[Path, Any], checkpoints: list[Path]
+) -> None:
+    """Accuracy and NLL with the second checkpoint's matrices rounded to 3 bits, by transformers alone."""
+    out, _ = diagnosed
+    found = json.loads((out / "diagnosis.json").read_text())["diagnostics"]["after"]
+    assert list(found["numbers"]) == [
+        f"{metric}, {change}"
+        for change in (
+            "as trained", "8 bits", "4 bits", "3 bits", "30 % pruned", "50 % pruned", "60 % pruned", "noise 0.1",
+            "noise 0.2",
+        )
+        for metric in ("accuracy", "NLL")
+    ]  # fmt: skip
+    which = str(checkpoints[1])
+    model = AutoModelForSequenceClassification.from_pretrained(which).eval()
+    tokenizer = AutoTokenizer.from_pretrained(which)
+    with (out / "examples.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["checkpoint"] == which]
+
+    def measured() -> list[float]:
+        texts = [row["text"].removeprefix("'") for row in rows]
+        labels = torch.tensor([model.config.label2id[row["label"].removeprefix("'")] for row in rows])
+        logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+        right = (logits.argmax(1) == labels).double().mean()
+        return [float(right), float(torch.nn.functional.cross_entropy(logits, labels))]
+
+    with torch.no_grad():
+        before = measured()
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embeddings" not in name:
+                for row in weight:
+                    scale = row.abs().max() / 3
+                    row.copy_(torch.round(row / scale) * scale)
+        after = measured()
+    assert before[1] != pytest.approx(after[1], rel=1e-4)
+    for change, values in (("as trained", before), ("3 bits", after)):
+        shown = [found["numbers"][f"{metric}, {change}"][which]["value"] for metric in ("accuracy", "NLL")]
+        assert shown == pytest.approx(values, rel=1e-4)
+    noise = found["numbers"]["NLL, noise 0.2"][which]
+    assert noise["error"] > 0
+    assert "standard error over the draws of noise" in noise["note"]
+    assert found["readings"][which].count("as trained") == 6
+
+
 def test_hostile_text_stays_text(diagnosed: tuple[Path, Any]) -> None:
     out, _ = diagnosed
     page = (out / "diagnosis.html").read_text()
@@ -162,7 +208,7 @@ def test_the_page_is_whole(diagnosed: tuple[Path, Any]) -> None:
     assert "script-src" not in page
     for name in diagnostic_names():
         assert f'<section class="diagnostic" id="{name}"' in page
-    assert "2 checkpoints measured on 8 evaluation rows of reviews.csv: 9 of 9 diagnostics." in page
+    assert "2 checkpoints measured on 8 evaluation rows of reviews.csv: 10 of 10 diagnostics." in page
 
 
 def test_every_method_is_at_rho_unless_its_spec_gives_another(
@@ -241,7 +287,7 @@ def test_the_same_again(cli: Cli, checkpoints: list[Path], hostile: Path, tmp_pa
     page = (tmp_path / "one/diagnosis.html").read_text()
     assert '<p class="reading">Does not apply: there is one checkpoint; give two for the line between them.</p>' in page
     assert 'class="missing"' not in page  # which is red
-    assert "One checkpoint measured on 8 evaluation rows of reviews.csv: 4 of 4 diagnostics." in page
+    assert "One checkpoint measured on 8 evaluation rows of reviews.csv: 5 of 5 diagnostics." in page
     again = cli(*command, "--seed", "1", "--output", tmp_path / "one")
     assert again.exit_code == 2
     assert "seed=0, now given 1; choose another --output" in again.stderr
@@ -251,13 +297,15 @@ def test_scores(cli: Cli, tiny_model: Path, hostile: Path, tmp_path: Path) -> No
     """Calibration has no meaning for them: that is said, and everything else is measured."""
     scores = ["--text", "review", "--label", "score", "--task", "regression"]
     model = train(cli, tiny_model, hostile, tmp_path / "model", *scores)
-    only = ["--only", "calibration,examples,slice", "--split", "training"]
+    only = ["--only", "calibration,examples,after,slice", "--split", "training"]
     done = cli("diagnose", model, "--data", hostile, *scores, *EXAMPLES, *only, "--output", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     record = json.loads((tmp_path / "out/diagnosis.json").read_text())["diagnostics"]
     assert "no probability" in record["calibration"]["not_measured"][str(model)]
     assert record["examples"]["results"]
     assert record["slice"]["results"]
+    (number,) = record["after"]["numbers"]["MSE, as trained"].values()
+    assert number["value"] == pytest.approx(torch.tensor(record["examples"]["results"][str(model)]["losses"]).mean())
     assert "Not measured: <bdi>" in (tmp_path / "out/diagnosis.html").read_text()
     assert "8 training rows" in (tmp_path / "out/diagnosis.html").read_text()
     wrong = cli("diagnose", model, "--data", hostile, *COLUMNS, "--output", tmp_path / "other")

@@ -14,8 +14,28 @@ from torch import Tensor, nn
 
 import cases
 from counting import Counting
-from deltasam.diagnostics import average_sharpness, example_geometry, hessian_spectrum, sharpness
+from deltasam.diagnostics import (
+    after_noise,
+    after_pruning,
+    after_rounding,
+    average_sharpness,
+    example_geometry,
+    forgetting,
+    hessian_spectrum,
+    sharpness,
+)
 from per_instance import everything, same
+
+
+def total_loss(closures: Any) -> Callable[[], dict[str, float]]:
+    return lambda: {"loss": sum(float(closure().sum()) for closure in closures)}
+
+
+def forgotten(model: nn.Module, closures: Any) -> Any:
+    evaluate = total_loss(closures)
+    adamw = lambda params: torch.optim.AdamW(params, lr=0.1)  # noqa: E731
+    return forgetting(model, closures, evaluate, lambda: evaluate()["loss"], adamw, steps=3, every=2)
+
 
 Measure = Callable[[nn.Module, Any], Any]
 MEASURES: dict[str, Measure] = {
@@ -25,9 +45,14 @@ MEASURES: dict[str, Measure] = {
     "sharpness in steps": lambda m, c: sharpness(m, c, m=8, steps=2, adaptive=True),
     "average sharpness": lambda m, c: average_sharpness(m, c, samples=2, sigma=0.1),
     "average adaptive sharpness": lambda m, c: average_sharpness(m, c, samples=2, sigma=0.1, adaptive=True),
+    "rounding": lambda m, c: after_rounding(m, total_loss(c)),
+    "pruning": lambda m, c: after_pruning(m, total_loss(c), within="model"),
+    "noise": lambda m, c: after_noise(m, total_loss(c), draws=2),
+    "forgetting": forgotten,
     "examples": example_geometry,
     "hessian": lambda m, c: hessian_spectrum(m, c, k=1, tolerance=0.1, trace_samples=2),
 }
+RANDOM = ("hessian", "noise", "pruning")  # the last has its smallest weights among all
 every = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
 
 
@@ -122,7 +147,7 @@ def test_without_dropout_the_random_state_does_not_count(measure: Measure) -> No
     assert measure(case.model, [case.closure]) == first
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if "average" not in name and name != "hessian"])
+@pytest.mark.parametrize("name", [name for name in MEASURES if "average" not in name and name not in RANDOM])
 def test_an_unused_parameter_changes_nothing(name: str, model: nn.Module) -> None:
     """Where no random vector is drawn for it."""
     unused = nn.Linear(2, 2).double()

@@ -67,6 +67,14 @@ def compare(
     evaluate_every: options.EvaluateEvery = TrainConfig.evaluate_every,
     precision: options.Precision = TrainConfig.precision,
     device: options.Device = "auto",
+    after: Annotated[
+        bool,
+        typer.Option(
+            "--after",
+            help="Measure each final model with its weights rounded to 8, 4 and 3 bits, with 30, 50 and 60 % of them "
+            "set to 0, and with noise: 17 evaluations more per run.",
+        ),
+    ] = False,
     checkpoint_every: options.CheckpointEvery = 0,
     workers: options.Workers = None,
     launcher: options.Launcher = "local",
@@ -94,6 +102,8 @@ def compare(
     deltasam compare --seeds 0,1,2,3,4 --workers 4 --output runs/wide
 
     deltasam compare --track tensorboard --output runs/watched
+
+    deltasam compare --after --seeds 0,1,2,3,4 --output runs/after
 
     deltasam compare --label-noise 0,0.2,0.4 --seeds 0,1,2,3,4 --output runs/noise
 
@@ -166,7 +176,7 @@ def _compare(
     processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
     settings = _settings(data, axes, choices["noisy_selection"])
-    grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every)
+    grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every, after=choices["after"])
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}
     processes.on_main(lambda: claim_folder(output, recorded))
@@ -190,10 +200,11 @@ def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from deltasam.experiment.after_rows import after_rows
     from deltasam.experiment.report import write_report
     from deltasam.experiment.setting import by_setting
     from deltasam.experiment.statistics import compare, conclusion
-    from deltasam.experiment.table import comparison_table
+    from deltasam.experiment.table import after_table, comparison_table
 
     write_report(results, recorded, output / REPORT)
     console, settings = Console(), by_setting([r.labelled() for r in results])
@@ -203,5 +214,8 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
             console.print(f"\n{setting.title}", style="bold", highlight=False)
         console.print(comparison_table(comparison))
         console.print(conclusion(comparison), markup=False, highlight=False)
+        if rows := after_rows(comparison, runs):
+            console.print()
+            console.print(after_table(comparison, rows))
     console.print(f"Report: {output / REPORT}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Training examples: deltasam examples {output}", markup=False, highlight=False, soft_wrap=True)

@@ -74,8 +74,8 @@ def diagnose(
 ) -> None:
     """Measure the loss around a trained model on your data, and how methods do there.
 
-    Sharpness, gradient norms and curvatures of single examples, the Hessian, calibration, slices of the loss; how close
-    methods come to one perturbation per example, and what they cost.
+    Sharpness, gradient norms and curvatures of single examples, the Hessian, calibration, accuracy after rounding,
+    pruning and noise, slices of the loss; how close methods come to one perturbation per example, and what they cost.
 
     Several checkpoints are put side by side, with the loss on the line between the first two.
 

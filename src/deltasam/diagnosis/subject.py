@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,8 +96,7 @@ class Subject:
         """
         rows = self.rows[: self.used(share)]
         if by_length:
-            place = {row: i for i, row in enumerate(self._batches.by_length())}
-            rows = sorted(rows, key=place.__getitem__)
+            rows = sorted(rows, key=self._places.__getitem__)
         size = self.settings.batch_size
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [lambda chunk=chunk: self._output(chunk) for chunk in chunks]  # type: ignore[misc]
@@ -117,8 +117,7 @@ class Subject:
     @cached_property
     def logits(self) -> Tensor:
         """The model's outputs [examples, outputs], in the order of ``rows``."""
-        size = 2 * self.settings.batch_size
-        return outputs_of(self.model, lambda rows: self._logits(self._batches.batch(rows)[0]), self.rows, size)
+        return self._outputs(self.rows)
 
     @property
     def labels(self) -> Tensor:
@@ -129,6 +128,16 @@ class Subject:
     def losses(self) -> Tensor:
         """One loss per example [examples], in the order of ``rows``."""
         return example_losses(self.logits, self.labels, self.data.kind)
+
+    def metrics(self) -> dict[str, float]:
+        """``accuracy`` and ``NLL`` (nats), or ``MSE`` where the data has scores, with the weights as they are now."""
+        rows = sorted(self.rows, key=self._places.__getitem__)  # needs the least padding
+        logits, labels = self._outputs(rows), self._batches.labels[rows]
+        loss = float(example_losses(logits, labels, self.data.kind).double().mean())
+        if self.data.kind == "regression":
+            return {"MSE": loss}
+        right = (logits.argmax(1) == labels).double().mean()
+        return {"accuracy": float(right) if torch.isfinite(logits).all() else math.nan, "NLL": loss}
 
     def texts(self) -> list[dict[str, str]]:
         """Number in the source, text, label and prediction of each example, in the order of ``rows``."""
@@ -151,6 +160,15 @@ class Subject:
         logits = self._logits(inputs)
         weights = logits.new_full((len(rows),), 1 / len(rows))
         return Output(example_losses(logits, labels, self.data.kind), logits, weights)
+
+    def _outputs(self, rows: Sequence[int]) -> Tensor:
+        size = 2 * self.settings.batch_size
+        return outputs_of(self.model, lambda some: self._logits(self._batches.batch(some)[0]), rows, size)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each row is when the shortest text comes first."""
+        return {row: i for i, row in enumerate(self._batches.by_length())}
 
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
         return logits_of(self.model, inputs, self.settings.precision)

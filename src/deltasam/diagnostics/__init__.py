@@ -1,5 +1,10 @@
 """Questions to ask of a method on one's own model and data. Plain PyTorch; imported only when asked for."""
 
+from deltasam.diagnostics.after_change import AfterChange, ChangedWeights, plot_after
+from deltasam.diagnostics.after_noise import after_noise
+from deltasam.diagnostics.after_pruning import after_pruning
+from deltasam.diagnostics.after_rounding import after_rounding
+from deltasam.diagnostics.after_training import after_training
 from deltasam.diagnostics.average_sharpness import AverageSharpness, average_sharpness
 from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibration, plot_reliability
 from deltasam.diagnostics.closeness import Closeness, Fidelity
@@ -8,6 +13,7 @@ from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geome
 from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
 from deltasam.diagnostics.fidelity_plot import plot_fidelity
+from deltasam.diagnostics.forgetting import Forgetting, ForgettingPoint, forgetting, plot_forgetting
 from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
 from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
 from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice
@@ -16,12 +22,16 @@ from deltasam.diagnostics.sharpness_plots import plot_m_sharpness, plot_sharpnes
 from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
 __all__ = [
+    "AfterChange",
     "AverageSharpness",
     "Calibration",
+    "ChangedWeights",
     "Closeness",
     "Cost",
     "ExampleGeometry",
     "Fidelity",
+    "Forgetting",
+    "ForgettingPoint",
     "HessianSpectrum",
     "LossPath",
     "LossPlane",
@@ -29,6 +39,10 @@ __all__ = [
     "MethodCost",
     "ReliabilityBin",
     "Sharpness",
+    "after_noise",
+    "after_pruning",
+    "after_rounding",
+    "after_training",
     "at_radius",
     "average_sharpness",
     "calibration",
@@ -36,13 +50,16 @@ __all__ = [
     "default_methods",
     "example_geometry",
     "fidelity",
+    "forgetting",
     "hessian_spectrum",
     "loss_path",
     "loss_plane",
     "loss_slice",
+    "plot_after",
     "plot_cost",
     "plot_examples",
     "plot_fidelity",
+    "plot_forgetting",
     "plot_m_sharpness",
     "plot_norms",
     "plot_path",

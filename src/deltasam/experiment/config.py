@@ -162,4 +162,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-_BEFORE = {f.name: f.default for f in fields(TrainConfig)} | {"noisy_selection": False, "widen": 0}
+_BEFORE = {f.name: f.default for f in fields(TrainConfig)} | {"noisy_selection": False, "widen": 0, "after": False}

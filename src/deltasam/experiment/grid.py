@@ -15,6 +15,7 @@ from deltasam.data.dataset import Data
 from deltasam.diagnostics.examples.csv_file import write_csv
 from deltasam.errors import UserError
 from deltasam.experiment import processes
+from deltasam.experiment.after import measure_after
 from deltasam.experiment.checkpoint import resume_run, save_when_due
 from deltasam.experiment.config import TrainConfig
 from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, Watch, run_name
@@ -39,6 +40,7 @@ class Grid:
         settings: One comparison for each.
         checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
         keeps_examples: Whether the table of each run's training examples is kept.
+        after: Whether each final model is measured with its weights rounded, pruned and with noise too.
     """
 
     data: Data
@@ -48,6 +50,7 @@ class Grid:
     settings: list[Setting]
     checkpoint_every: int = 0
     keeps_examples: bool = True
+    after: bool = False
 
     def cells(self) -> Iterator[Cell]:
         """Each run: one setting after the other, in it all methods of a seed first, so that every prefix is paired."""
@@ -118,7 +121,7 @@ class Grid:
 
         with tracked(run, run_name(cell), trackers, folder) as tracking:
             result = train_run(run, on_step=after_step, on_evaluation=lambda run: None)
-        return dataclasses.replace(result, setting=cell.setting)
+        return dataclasses.replace(result, setting=cell.setting, after=measure_after(run) if self.after else {})
 
 
 def _cell(result: RunResult) -> Cell:

@@ -100,6 +100,10 @@ class RunResult:
     one_class: OneClass | None = None
     """What predicting one class for all evaluation rows reaches; None without classes, and in old results."""
 
+    after: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The main metric and ``loss`` of the final model with its weights rounded, pruned and with noise, by what was done
+    (``after.py``); empty unless asked for, and in old results."""
+
     table: str = field(default="", repr=False, compare=False)
     """The whole table of examples, as the text of a CSV file; not part of ``to_json``, and not read back."""
 

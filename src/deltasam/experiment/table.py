@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from deltasam.experiment import rounding
+from deltasam.experiment.after_rows import AfterCell, AfterRow
 from deltasam.experiment.comparison import Comparison, MethodSummary
 from deltasam.experiment.overview.cell_text import WORDS
 
@@ -29,6 +33,32 @@ def comparison_table(comparison: Comparison) -> Table:
     for column in table.columns[1:]:
         column.min_width = max(len(line) for cell in column.cells for line in str(cell).splitlines())
     return table
+
+
+def after_table(comparison: Comparison, rows: Sequence[AfterRow]) -> Table:
+    """One row per change of the weights and method: each metric, and its paired difference to the baseline."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption = Text("after training; vs: paired difference and 95 % interval, not corrected for their number")
+    table.caption_justify = "left"
+    table.add_column("weights")
+    table.add_column("method", overflow="fold")
+    for name in rows[0].cells:
+        table.add_column(Text(comparison.loss_name if name == "loss" else name), justify="right")
+        table.add_column(Text(f"vs {comparison.baseline}"), justify="right")
+    for change, group in groupby(rows, key=lambda row: row.change):
+        table.add_section()
+        for number, row in enumerate(group):
+            cells = [t for cell in row.cells.values() for t in _after_cell(cell, row.method == comparison.baseline)]
+            table.add_row(Text("" if number else change), Text(row.method), *map(Text, cells))
+    return table
+
+
+def _after_cell(cell: AfterCell, baseline: bool) -> tuple[str, str]:
+    """The mean, and the difference with its interval below."""
+    mean = rounding.plain(cell.estimate.mean if cell.estimate else None)
+    if cell.difference is None:
+        return mean, "baseline" if baseline else rounding.MISSING
+    return mean, "\n".join(filter(None, rounding.signed_interval(cell.difference.estimate)))
 
 
 def _row(comparison: Comparison, m: MethodSummary) -> list[Text]:

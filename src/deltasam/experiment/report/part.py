@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltasam.diagnostics.examples import NUMBERS
+from deltasam.experiment.after_rows import AfterRow, after_rows
 from deltasam.experiment.comparison import Comparison
 from deltasam.experiment.conclusion import conclusion
 from deltasam.experiment.one_class import runs_no_better
@@ -67,6 +68,11 @@ class Part:
     def predicted(self) -> bool:
         """Whether there are predictions to show."""
         return has_predictions(self.inspections)
+
+    @property
+    def after(self) -> list[AfterRow]:
+        """Every method with its weights rounded, pruned and with noise; empty where that was not measured."""
+        return after_rows(self.comparison, self.results) if any(run.after for run in self.results) else []
 
     @property
     def detected(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from deltasam.errors import UserError
@@ -60,6 +61,10 @@ class Task(abc.ABC):
         None, unless overridden: there is no one answer per row.
         """
         return None
+
+    def all_layers(self) -> AbstractContextManager[None]:
+        """Meanwhile every layer computes, also those whose outputs are kept: their weights are about to change."""
+        return nullcontext()
 
     @abc.abstractmethod
     def evaluate(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
@@ -68,6 +69,15 @@ class TextTask(Task):
         """Loss, and what there is for classes or for scores."""
         size = 2 * self._config.batch_size
         return evaluate_all(self.model, self.logits, self.evaluation_batches, size, self._kind)
+
+    @contextmanager
+    def all_layers(self) -> Iterator[None]:
+        """Hidden states that are kept are passed over."""
+        lower, self._lower = self._lower, None
+        try:
+            yield
+        finally:
+            self._lower = lower
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [rows, outputs] of a batch, in the configuration's precision."""

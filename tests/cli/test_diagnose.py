@@ -178,7 +178,7 @@ def test_after_training_the_numbers_are_those_of_the_changed_model(
     noise = found["numbers"]["NLL, noise 0.2"][which]
     assert noise["error"] > 0
     assert "standard error over the draws of noise" in noise["note"]
-    assert found["readings"][which].count("as trained") == 6
+    assert found["readings"][which].count(" as trained, ") == 6
 
 
 def test_hostile_text_stays_text(diagnosed: tuple[Path, Any]) -> None:

@@ -62,7 +62,8 @@ def with_noisy_selection(data: TextData, rate: float, seed: int) -> TextData:
     """
     check_rate(rate)
     rows = data.evaluation[:]
-    groups = list(map(str, rows["label"])) if data.kind == "classification" else ["any"] * len(data.evaluation)
+    classes = data.kind == "classification"
+    groups = [data.label_names[label] if classes else "any" for label in rows["label"]]
     single = next((label for label, count in Counter(groups).items() if count == 1), None)
     if single is not None:
         raise UserError(

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/radius_of_m.py --record benchmarks/results/radius_of_m.json
     python benchmarks/radius_of_m.py --show benchmarks/results/radius_of_m.json --plot docs/assets/radius_of_m.svg
-    python benchmarks/radius_of_m.py --settings "right labels" --choosing 2 --judging 2 --radii 0.1,0.2,0.4
+    python benchmarks/radius_of_m.py --settings "right labels" --choosing 2 --judging 2
 
 A network with one hidden layer learns scikit-learn's digits: 600 rows to train on, 400 that choose epoch and radius and
 whose labels are wrong as often as those of the 600, the rest, with right labels, as a test. Two protocols: stopped
@@ -55,8 +55,7 @@ class Setting:
 
     Attributes:
         wrong: Share of wrong labels.
-        learning_rate: Without a schedule.
-        adam: AdamW, and not plain gradient descent.
+        learning_rate: Of plain gradient descent, without a schedule.
         epochs: Enough of them that plain training fits its labels.
         batch: The largest m.
         width: Of the hidden layer.
@@ -64,7 +63,6 @@ class Setting:
 
     wrong: float
     learning_rate: float = 0.3
-    adam: bool = False
     epochs: int = 60
     batch: int = 32
     width: int = 64
@@ -78,7 +76,6 @@ class Setting:
 SETTINGS = {
     "right labels": Setting(0.0),
     "40 % wrong labels": Setting(0.4),
-    "40 % wrong labels, AdamW": Setting(0.4, learning_rate=0.005, adam=True),
 }
 
 
@@ -181,8 +178,7 @@ def train(setting: Setting, seed: int, ms: Sequence[int], rhos: Sequence[float])
     data = rows(seed, setting.wrong)
     weights = start(seed, len(ms), data.x.shape[1], setting.width)
     same, rho, y = together(ms, setting.batch), torch.tensor(rhos), F.one_hot(data.given, CLASSES).float()
-    kind = torch.optim.AdamW if setting.adam else torch.optim.SGD
-    optimizer = kind(weights, lr=setting.learning_rate)
+    optimizer = torch.optim.SGD(weights, lr=setting.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     selection, test, norms = [], [], []
     for _ in range(setting.epochs):
@@ -194,12 +190,11 @@ def train(setting: Setting, seed: int, ms: Sequence[int], rhos: Sequence[float])
                     weight.grad = gradient
                 optimizer.step()
                 sizes.append(size.mean(1))
-        guess = guesses(weights, data.x)
-        as_labelled, right = guess == data.given, guess == data.right
-        selection.append(as_labelled[:, TRAINING : TRAINING + SELECTION].sum(1))
-        test.append(right[:, TRAINING + SELECTION :].sum(1))
+        guess = guesses(weights, data.x[TRAINING:])
+        selection.append((guess == data.given[TRAINING:])[:, :SELECTION].sum(1))
+        test.append((guess == data.right[TRAINING:])[:, SELECTION:].sum(1))
         norms.append(torch.stack(sizes).mean(0) / torch.tensor(ms))
-    fit = as_labelled[:, :TRAINING].float().mean(1)
+    fit = (guesses(weights, data.x[:TRAINING]) == data.given[:TRAINING]).float().mean(1)
     return Curves(torch.stack(selection), torch.stack(test), fit, torch.stack(norms))
 
 
@@ -240,15 +235,14 @@ def measured(setting: Setting, name: str, options: argparse.Namespace) -> dict[s
     seeds = range(options.choosing)
     found = {str(seed): chosen(setting, seed, radii) for seed in track(seeds, f"{name}: radii", console=console)}
     record: dict[str, Any] = {**asdict(setting), "radii": radii, "choosing": found}
-    best = {protocol: best_radii(record, protocol) for protocol in PROTOCOLS}
-    rhos = [0.0, *(radius for protocol in PROTOCOLS for radius in best[protocol])]
-    ms = [setting.batch, *setting.ms * len(PROTOCOLS)]
-    seeds = range(FIRST_JUDGE, FIRST_JUDGE + options.judging)
-    judged = {
-        str(seed): at_protocols(train(setting, seed, ms, rhos))
-        for seed in track(seeds, f"{name}: judged", console=console)
-    }
-    return {**record, "judging": judged}
+    seeds = track(range(FIRST_JUDGE, FIRST_JUDGE + options.judging), f"{name}: judged", console=console)
+    return {**record, "judging": {str(seed): judged(setting, seed, record) for seed in seeds}}
+
+
+def judged(setting: Setting, seed: int, record: dict[str, Any]) -> dict[str, Any]:
+    """Plain training, and all m at their best radii by each protocol in turn."""
+    rhos = [0.0, *(radius for protocol in PROTOCOLS for radius in best_radii(record, protocol))]
+    return at_protocols(train(setting, seed, [setting.batch, *setting.ms * len(PROTOCOLS)], rhos))
 
 
 def ms_of(record: dict[str, Any]) -> list[int]:
@@ -270,13 +264,17 @@ def smoothed(curves: Array) -> Array:
 
 
 def best_radii(record: dict[str, Any], protocol: str) -> list[float]:
-    """For each m the radius, of those tried, at which the smoothed mean over the seeds is highest."""
-    return [record["radii"][i] for i in smoothed(curves_of(record, protocol).mean(0)).argmax(-1)]
+    """For each m the radius, of those tried, at which the smoothed mean over the seeds is highest.
+
+    What is more than 3 % below the highest counts as that: how far down a neighbour falls does not matter.
+    """
+    means = curves_of(record, protocol).mean(0)
+    means = np.maximum(means, 0.97 * means.max(-1, keepdims=True))
+    return [record["radii"][i] for i in smoothed(means).argmax(-1)]
 
 
 def peaks(curves: Array, log_radii: Array) -> Array:
     """Logarithms of the best radii between those tried: the vertex of the parabola through the highest three."""
-    curves = smoothed(curves)
     top = curves.argmax(-1).clip(1, len(log_radii) - 2)
     below, at, above = (np.take_along_axis(curves, (top + k)[..., None], -1)[..., 0] for k in (-1, 0, 1))
     bend = 2 * at - below - above
@@ -325,13 +323,21 @@ class Rule:
     at_an_edge: bool
 
 
-def rule(record: dict[str, Any], protocol: str, by: str = "selection") -> Rule:
-    """From the seeds that choose; intervals from resampling them."""
+def rule(record: dict[str, Any], protocol: str, by: str = "selection", smooth: bool = True) -> Rule:
+    """From the seeds that choose; intervals from resampling them.
+
+    Args:
+        record: Of a setting.
+        protocol: One of PROTOCOLS.
+        by: The rows by which a radius is best: those that choose, or ``test``.
+        smooth: Whether means of neighbouring radii are looked at.
+    """
     curves, ms = curves_of(record, protocol, by), ms_of(record)
+    curves = smoothed(curves) if smooth else curves
     log_radii = np.log(record["radii"])
     again = peaks(_resampled(curves), log_radii)
     here = peaks(curves.mean(0), log_radii)
-    tops = smoothed(curves.mean(0)).argmax(-1)
+    tops = curves.mean(0).argmax(-1)
     return Rule(
         [Interval.of(np.exp(here[i]), np.exp(again[:, i])) for i in range(len(ms))],
         Interval.of(slopes(ms, here), slopes(ms, again)),
@@ -340,9 +346,14 @@ def rule(record: dict[str, Any], protocol: str, by: str = "selection") -> Rule:
     )
 
 
+def log_norms(record: dict[str, Any]) -> Array:
+    """Of a group's gradient in plain training, by seed and m [seeds, ms]."""
+    return np.log([seed["norms"] for seed in record["choosing"].values()])
+
+
 def slope_of_norms(record: dict[str, Any]) -> Interval:
     """Of -log |g| over log m, g a group's gradient in plain training: 1/2 where examples have nothing in common."""
-    logs = -np.log([seed["norms"] for seed in record["choosing"].values()])
+    logs = -log_norms(record)
     return Interval.of(slopes(ms_of(record), logs.mean(0)), slopes(ms_of(record), _resampled(logs)))
 
 
@@ -393,25 +404,27 @@ def difference(record: dict[str, Any], m: int, other: int, outcome: str) -> Inte
 
 def radius_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """The head of a table, and for each setting and protocol how the best radius depends on m."""
-    found = [("labels", "protocol", "slope", "by test rows", "of 1 / norm", "rho_1 / rho_B", "sqrt(1 / B)")]
+    found = [("labels", "protocol", "slope", "not smoothed", "by test rows", "of 1 / norm", "rho_1 / rho_B")]
     for name, setting in record["settings"].items():
         for protocol in PROTOCOLS:
-            by, by_test = (rule(setting, protocol, rows) for rows in ("selection", "test"))
-            slopes = [f"{r.slope:.2f}{' (at an edge)' if r.at_an_edge else ''}" for r in (by, by_test)]
-            ends = [f"{slope_of_norms(setting):.2f}", f"{by.ratio:.2f}", f"{setting['batch'] ** -0.5:.2f}"]
-            found.append((name, protocol, *slopes, *ends))
+            by = rule(setting, protocol)
+            others = rule(setting, protocol, smooth=False), rule(setting, protocol, "test")
+            found_by = [f"{r.slope:.2f}{' (at an edge)' if r.at_an_edge else ''}" for r in (by, *others)]
+            ends = [f"{slope_of_norms(setting):.2f}", f"{by.ratio:.2f}"]
+            found.append((name, protocol, *found_by, *ends))
     return found
 
 
 def accuracy_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The head of a table, and a row for each m in each setting: best radii, and the test at these."""
-    found = [("labels", "m", "rho", STOPPED, "last epoch", "rho", TO_THE_END)]
+    """The head of a table, and a row for each m in each setting: best radii, those judged, and the test there."""
+    found = [("labels", "m", "best rho", "rho", STOPPED, "last epoch", "rho", TO_THE_END)]
     for name, setting in record["settings"].items():
-        rules = [rule(setting, protocol) for protocol in PROTOCOLS]
+        radii = rule(setting, STOPPED).radii
+        tried = [best_radii(setting, protocol) for protocol in PROTOCOLS]
         for number, m in enumerate([PLAIN, *ms_of(setting)]):
-            early, at_end = (f"{r.radii[number - 1]:.2f}" if m != PLAIN else "" for r in rules)
+            best, *at = (f"{radii[number - 1]:.2f}", *(f"{t[number - 1]:.2f}" for t in tried)) if m else ("", "", "")
             means = [f"{mean(accuracies(setting, m, outcome)):.1f}" for outcome in OUTCOMES]
-            found.append((name, str(m) if m != PLAIN else "plain training", early, *means[:2], at_end, means[2]))
+            found.append((name, str(m or "plain training"), best, at[0], *means[:2], at[1], means[2]))
     return found
 
 
@@ -437,22 +450,23 @@ def shown(title: str, cells: list[tuple[str, ...]]) -> Table:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Best radius and accuracy over m."""
+    """Best radius over m, beside what two rules say, and accuracy over m, both stopped early."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, (name, setting) in enumerate(record["settings"].items()):
-        ms, color = ms_of(setting), f"C{number}"
+        ms, color, norms = np.array(ms_of(setting)), f"C{number}", np.exp(log_norms(setting).mean(0))
         radii = rule(setting, STOPPED).radii
-        bars = [[r.value - r.low for r in radii], [r.high - r.value for r in radii]]
-        x = [m * 1.06 ** (number - 1) for m in ms]
-        left.errorbar(x, [r.value for r in radii], yerr=bars, fmt="o", color=color, capsize=3, label=name)
-        line = [radii[-1].value * (m / ms[-1]) ** 0.5 for m in ms]
-        left.plot(ms, line, ":", color=color, label="SAM's, times sqrt(m / B)" if number == 0 else None)
-        over = [difference(setting, m, PLAIN, STOPPED) for m in ms]
-        bars = [[d.value - d.low for d in over], [d.high - d.value for d in over]]
-        right.errorbar(x, [d.value for d in over], yerr=bars, fmt="o-", color=color, capsize=3, label=name)
+        lines = {":": (ms / ms[-1]) ** 0.5, "-": norms[-1] / norms}
+        for (style, line), what in zip(lines.items(), ("sqrt(m / B)", "|g_B| / |g_m|"), strict=True):
+            label = None if number else f"SAM's radius times {what}"
+            left.plot(ms, radii[-1].value * line, style, color=color, linewidth=1, label=label)
+        over = [difference(setting, m, PLAIN, STOPPED) for m in ms_of(setting)]
+        x = ms * 1.04 ** (2 * number - 1)  # side by side
+        for axes, found, look in ((left, radii, "o"), (right, over, "o-")):
+            bars = [[f.value - f.low for f in found], [f.high - f.value for f in found]]
+            axes.errorbar(x, [f.value for f in found], yerr=bars, fmt=look, color=color, capsize=3, label=name)
     right.axhline(0, linestyle=":", color="gray")
     left.set(xscale="log", yscale="log", ylabel="best radius")
     right.set(xscale="log", ylabel="accuracy over plain training, points")
@@ -460,8 +474,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.set_xticks(ms, map(str, ms))
         axes.set_xlabel("m: examples that share a perturbation")
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=9)
-    ticks = [0.03, 0.05, 0.1, 0.2, 0.5, 1.0]
+    left.legend(frameon=False, fontsize=8)
+    ticks = [0.05, 0.1, 0.2, 0.5, 1.0]
     left.set_yticks(ticks, map(str, ticks))
     figure.savefig(path, metadata={"Date": None})
 
@@ -488,12 +502,15 @@ def main() -> None:
 
 
 def measured_all(options: argparse.Namespace) -> dict[str, Any]:
-    """A record, written after every setting."""
-    began, found = time.perf_counter(), {}
+    """A record, written after every setting; other settings that its file has stay there."""
+    there = options.record and options.record.exists()
+    record = json.loads(options.record.read_text(encoding="utf-8")) if there else {"settings": {}}
     for name in options.settings.split(";"):
-        found[name] = measured(SETTINGS[name], name, options)
+        began = time.perf_counter()
+        found = measured(SETTINGS[name], name, options)
         minutes = round((time.perf_counter() - began) / 60, 1)
-        record = {"torch": torch.__version__, "machine": platform.machine(), "minutes": minutes, "settings": found}
+        settings = {**record["settings"], name: {"minutes": minutes, **found}}
+        record = {"torch": torch.__version__, "machine": platform.machine(), "settings": settings}
         if options.record:
             options.record.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
     return record

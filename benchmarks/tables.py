@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import radius_of_m
 from cost import LOOP, PEER, ratio
 from deltasam.diagnostics import at_radius
 from deltasam.diagnostics.floor import FLOOR
@@ -222,6 +223,31 @@ def _study(kinds: list[str] | None) -> str:
     return f"{about}\n\n{_table(head, chosen)}"
 
 
+def radius_of_m_slopes() -> str:
+    """How the best radius depends on m."""
+    return _of_m(radius_of_m.radius_rows, "choosing")
+
+
+def radius_of_m_differences() -> str:
+    """Whether m = 1 is better than the whole batch, each at its best radius."""
+    return _of_m(radius_of_m.difference_rows, "judging")
+
+
+def radius_of_m_accuracies() -> str:
+    """The best radius of every m, and the test there."""
+    return _of_m(radius_of_m.accuracy_rows, "choosing", "judging")
+
+
+def _of_m(rows_of: Callable[[Any], list[tuple[str, ...]]], *parts: str) -> str:
+    record = costs("radius_of_m")
+    head, *others = rows_of(record)
+    seeds = (
+        f"{name}: {', '.join(f'{len(found[part])} {part}' for part in parts)}"
+        for name, found in record["settings"].items()
+    )
+    return f"Seeds: {'; '.join(seeds)}. 95 % intervals; torch {record['torch']}.\n\n{_table(head, others)}"
+
+
 def _kind(kind: str) -> str:
     return f"{kind} (`{SHIPPED[kind]}`)" if kind in SHIPPED else kind
 
@@ -247,8 +273,11 @@ def wrong_labels_cell() -> str:
     return f"```bash\n{cell_command(WRONG_LABELS)}\n```\n\nends in {cell_result(WRONG_LABELS)}.\n"
 
 
-_MADE = (choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study)
-_MADE += (wrong_labels, wrong_labels_cell, wrong_labels_line, wrong_labels_rivals)
+_MADE = (
+    *(choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study),
+    *(radius_of_m_accuracies, radius_of_m_differences, radius_of_m_slopes),
+    *(wrong_labels, wrong_labels_cell, wrong_labels_line, wrong_labels_rivals),
+)
 TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in _MADE}
 
 

@@ -178,5 +178,5 @@ def test_seeds_differ_in_the_wrong_labels_only(wide: TextData) -> None:
 
 
 def test_too_few_rows_to_choose_by(loaded) -> None:
-    with pytest.raises(UserError, match="evaluation: only one row has label '\\d', it cannot choose the epoch and judge"):
+    with pytest.raises(UserError, match=r"evaluation: only one row has label '\d', it cannot choose"):
         with_noisy_selection(loaded(8, 80), 0.0, 0)

@@ -78,7 +78,7 @@ def test_compare(cli: Cli, compare_two: list[str], tmp_path: Path, change: list[
     [
         ("per_instance_smm", "did you mean 'per_instance_sam'?"),
         ("per_instance_sam:unsupported=maybe", "unsupported must be one of 'error', 'loop', 'skip'"),
-        ("delta_sam:weights=norm", "weights must be one of 'auto', 'own_curvature', 'norms', 'slopes', 'curvature'"),
+        ("delta_sam:weights=norm", "weights must be one of 'auto', 'own_curvature', 'norms', 'curvature', 'slopes'"),
     ],
 )
 def test_method_of_train(cli: Cli, common: list[str], tmp_path: Path, method: str, message: str) -> None:

@@ -16,7 +16,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/wrong-labels"),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each with its share of the cores.")] = 2,
 ) -> None:
-    """Real tweets, once with wrong labels and once as they are: plain training, label smoothing and three kinds of SAM.
+    """Real tweets, once with wrong labels and once as they are: plain training, SAM, and per-instance SAM.
 
     Needs no data and no download; minutes on two CPU cores. Ends in a table for each, what they show, and a report.
 
@@ -27,7 +27,7 @@ def demo(
 
     deltasam demo
 
-    deltasam compare --config runs/wrong-labels/config.yaml --seeds 6,7,8,9,10,11 --output runs/other-seeds
+    deltasam compare --config runs/wrong-labels/config.yaml --seeds 4,5,6,7 --output runs/other-seeds
     """
     with as_file(files("deltasam.cli") / "demo.yaml") as path:
         arguments = ["compare", "--config", str(path), "--output", str(output), "--workers", str(workers)]

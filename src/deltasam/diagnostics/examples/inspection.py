@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,5 +52,5 @@ def _with_run(result: RunResult, table: pd.DataFrame) -> pd.DataFrame:
 
     known: dict[str, Any] = {"method": short_spec(result.method), "seed": result.seed}
     if result.setting is not None:
-        known |= asdict(result.setting)
+        known |= {"train_size": result.setting.train_size, "label_noise": result.setting.label_noise}
     return pd.concat([pd.DataFrame(known, index=table.index), table], axis=1)

@@ -163,7 +163,7 @@ def test_help_and_show() -> None:
         [sys.executable, "-m", "deltasam", "reproduce", "squad"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: squad: no table of the paper")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: squad: no table; give")
 
 
 def test_only_some_rows(preset_file: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from deltasam import Method
 from deltasam.experiment.overview import TableRow
+from deltasam.experiment.paired import Difference, holm, paired_difference
 from deltasam.experiment.results import RunResult
 from deltasam.experiment.variant import short_spec
 from deltasam.reproduce import read_record
@@ -32,19 +32,6 @@ METHODS = ("sam", "asam", "delta_sam", "per_instance_sam")
 
 WAYS = {CHOSEN: "at the chosen epoch", LAST: "at the last epoch"}
 INK, NIGHT = "#24292f", "#e6edf3"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired mean difference with its 95 % interval, and the p-value of Student's test."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:+.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -78,11 +65,16 @@ class Line:
 
 
 def difference(ours: dict[int, RunResult], theirs: dict[int, RunResult], metric: str) -> Difference:
-    """Of the same seeds."""
-    pairs = [(run.metrics[metric], theirs[seed].metrics[metric]) for seed, run in sorted(ours.items())]
-    found = stats.ttest_rel(*zip(*pairs, strict=True))
-    low, high = found.confidence_interval(0.95)
-    return Difference(statistics.fmean(a - b for a, b in pairs), float(low), float(high), float(found.pvalue))
+    """Of the same seeds, in points."""
+    found = paired_difference(*({s: 100 * run.metrics[metric] for s, run in runs.items()} for runs in (ours, theirs)))
+    assert found is not None
+    return found
+
+
+def told(found: Difference) -> str:
+    """The mean and its interval."""
+    e = found.estimate
+    return f"{e.mean:+.1f} [{e.low:.1f}, {e.high:.1f}]"
 
 
 def lines_of(row: TableRow) -> list[Line]:
@@ -92,16 +84,6 @@ def lines_of(row: TableRow) -> list[Line]:
         runs[run.method][run.seed] = run
     baseline = next(spec for spec, label in row.labels.items() if label == BASELINE)
     return [Line(label, spec, runs[spec], runs[baseline]) for spec, label in row.labels.items()]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected for their number."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    found, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        found[place] = largest
-    return found
 
 
 def best_rival(lines: Sequence[Line]) -> Line:
@@ -114,28 +96,23 @@ def table_rows(path: Path) -> Iterator[tuple[str, ...]]:
     """The head of the table, and a line for each method of each row."""
     rows = read_record(path).rows
     yield ("row", "method", "chosen epoch", "last epoch", "NLL, last", "difference", "p", "cost")
-    by_row = {row.name: lines_of(row) for row in rows}
-    compared = [(name, line) for name, lines in by_row.items() for line in lines if line.label != BASELINE]
-    corrected = dict(
-        zip(
-            ((name, line.label) for name, line in compared),
-            holm([line.difference().p for _, line in compared]),
-            strict=True,
+    lines = [(row.name, line) for row in rows for line in lines_of(row)]
+    compared = [line.difference().p_value for _, line in lines if line.label != BASELINE]
+    corrected = iter(holm(compared))
+    for name, line in lines:
+        judged = ("", "")
+        if line.label != BASELINE:
+            p = next(corrected)
+            judged = (told(line.difference()), "< 0.001" if p < 0.001 else f"{p:.3f}")
+        yield (
+            name,
+            line.label if line.label in Method.registry else f"{line.label} (rival)",
+            f"{100 * line.mean(CHOSEN):.1f}",
+            f"{100 * line.mean(LAST):.1f}",
+            f"{line.mean('loss'):.2f}",
+            *judged,
+            f"{line.cost:.2f}",
         )
-    )
-    for name, lines in by_row.items():
-        for line in lines:
-            p = corrected.get((name, line.label))
-            yield (
-                name,
-                line.label if line.label in Method.registry else f"{line.label} (rival)",
-                f"{100 * line.mean(CHOSEN):.1f}",
-                f"{100 * line.mean(LAST):.1f}",
-                f"{line.mean('loss'):.2f}",
-                "" if p is None else str(line.difference()),
-                "" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}"),
-                f"{line.cost:.2f}",
-            )
 
 
 def against_rivals(path: Path) -> list[str]:
@@ -144,7 +121,7 @@ def against_rivals(path: Path) -> list[str]:
     for row in read_record(path).rows:
         lines = lines_of(row)
         rival = best_rival(lines)
-        each = [f"`{x.label}` {difference(x.runs, rival.runs, CHOSEN)}" for x in lines if x.label in METHODS]
+        each = [f"`{x.label}` {told(difference(x.runs, rival.runs, CHOSEN))}" for x in lines if x.label in METHODS]
         found.append(f"{row.name}, minus {rival.label} (`{short_spec(rival.spec)}`): {'; '.join(each)}.")
     return found
 
@@ -156,12 +133,15 @@ def in_a_line(path: Path) -> str:
     best = max((line for line in lines if line.label in METHODS), key=lambda line: line.mean(NOISY))
     rival, gain, last = best_rival(lines), best.difference(), best.difference(LAST)
     over = difference(best.runs, rival.runs, CHOSEN)
-    word = "gains" if gain.low > 0 else "loses" if gain.high < 0 else "differs by no more than noise:"
-    beside = "more" if over.low > 0 else "less" if over.high < 0 else "no more than noise"
+    words = ("gains", "loses", "differs by no more than noise:"), ("more", "less", "no more than noise")
+    word, beside = (
+        more if d.estimate.low > 0 else less if d.estimate.high < 0 else noise
+        for d, (more, less, noise) in zip((gain, over), words, strict=True)
+    )
     return (
-        f"**{row.name}:** `{short_spec(best.spec)}` {word} {gain} points of accuracy over plain training at the epoch "
-        f"that noisy rows choose, {last} at the last epoch ({len(best.runs)} paired seeds, 95 % intervals). Over the "
-        f"best rival, {rival.label}: {over}, {beside}."
+        f"**{row.name}:** `{short_spec(best.spec)}` {word} {told(gain)} points of accuracy over plain training at the "
+        f"epoch that noisy rows choose, {told(last)} at the last epoch ({len(best.runs)} paired seeds, 95 % "
+        f"intervals). Over the best rival, {rival.label}: {told(over)}, {beside}."
     )
 
 
@@ -209,11 +189,11 @@ def draw(path: Path, file: Path) -> None:
         for axes, row in zip(panels, rows, strict=True):
             lines = [line for line in lines_of(row) if line.label != BASELINE]
             for shift, (metric, name) in zip((-0.13, 0.13), WAYS.items(), strict=True):
-                found = [line.difference(metric) for line in lines]
+                found = [line.difference(metric).estimate for line in lines]
                 axes.errorbar(
-                    [100 * d.mean for d in found],
+                    [d.mean for d in found],
                     [number + shift for number in range(len(lines))],
-                    xerr=[[100 * (d.mean - d.low) for d in found], [100 * (d.high - d.mean) for d in found]],
+                    xerr=[d.margin for d in found],
                     fmt="o",
                     ms=4.5,
                     capsize=2.5,

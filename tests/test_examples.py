@@ -6,26 +6,15 @@ import runpy
 from pathlib import Path
 
 import pytest
-from torch.multiprocessing import ProcessExitedException
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def _run(path: Path) -> None:
-    """Once more where a process of its own was aborted: on the way out, by a thread of gloo, when all was said."""
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    except ProcessExitedException as ended:
-        if "SIGABRT" not in str(ended):
-            raise
-        runpy.run_path(str(path), run_name="__main__")
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path: Path, capfd: pytest.CaptureFixture) -> None:
     try:
-        _run(path)
+        runpy.run_path(str(path), run_name="__main__")
     except ModuleNotFoundError as missing:
         if missing.name in ("torch", "deltasam"):
             raise

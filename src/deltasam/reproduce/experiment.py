@@ -121,6 +121,8 @@ class Experiment:
     def _candidates(self, row: RowPreset) -> dict[str, list[str]]:
         """The candidates of every method, as far as is known which are needed."""
         search = self.preset.search
+        if not search.widen:
+            return self.preset.methods
         found = [r for r in read_results(self._of(row) / SEARCH) if r.seed in search.seeds]
         return widened(self.preset.methods, found, search.widen)
 

@@ -27,13 +27,12 @@ def widened(methods: Mapping[str, Sequence[str]], results: Sequence[RunResult], 
         results: What has run.
         most: How many are added at most.
     """
-    found = {label: list(specs) for label, specs in methods.items()}
-    there = {run.method for run in results}
+    found, scores = {label: list(specs) for label, specs in methods.items()}, _scores(results)
     for label, specs in found.items():
         for _ in range(most if len(specs) > 1 else 0):
-            if not there.issuperset(specs):
+            if not scores.keys() >= set(specs):
                 break
-            following = _beyond(specs, _best(label, specs, _scores(results)))
+            following = _beyond(specs, _best(label, specs, scores))
             if following is None:
                 break
             specs.append(following)
@@ -50,19 +49,15 @@ def _beyond(specs: Sequence[str], best: str) -> str | None:
         return None
     (place,) = differing
     by_value = sorted(parts, key=lambda part: float(part[place]))
-    values, at = [float(part[place]) for part in by_value], [_join(part) for part in by_value].index(best)
+    values, at = [float(part[place]) for part in by_value], ["".join(part) for part in by_value].index(best)
     if 0 < at < len(values) - 1 or 0 in values:
         return None
     further = values[-1] ** 2 / values[-2] if at else values[0] ** 2 / values[1]
-    spec = _join([*by_value[0][:place], f"{further:.3g}", *by_value[0][place + 1 :]])
+    spec = "".join([*by_value[0][:place], f"{further:.3g}", *by_value[0][place + 1 :]])
     try:
         return full_spec(spec)
     except (ValueError, UserError):  # no share above 1, for instance
         return None
-
-
-def _join(parts: Sequence[str]) -> str:
-    return "".join(parts)
 
 
 _NUMBER = re.compile(r"(?<==)([-+.\de]+)(?=[,@+]|$)")

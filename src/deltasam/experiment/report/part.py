@@ -72,7 +72,7 @@ class Part:
     @property
     def after(self) -> list[AfterRow]:
         """Every method with its weights rounded, pruned and with noise; empty where that was not measured."""
-        return after_rows(self.comparison, self.results) if any(run.after for run in self.results) else []
+        return after_rows(self.comparison, self.results)
 
     @property
     def detected(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
+import distributed.launch  # noqa: F401 (before there is a group)
 from deltasam import embeddings, reference, weight_space
-from distributed.launch import leave
 
 RHO, ROWS = 0.3, 12
 SPECS = [
@@ -282,7 +283,8 @@ def main() -> None:
     result["no sync"] = {spec.partition(":")[0]: without_synchronisation(spec) for spec in counted}
     if dist.get_rank() == 0:
         print(json.dumps(result))
-    leave()
+    sys.stdout.flush()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

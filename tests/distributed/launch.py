@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch.distributed as dist
+# Imported after a group was made, this module holds on to the group beyond its end, and a thread of it may then abort
+# the process on its way out. Scripts that are launched import it from here, before they make one.
+import torch.distributed.nn.functional  # noqa: F401
 
 
 def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -19,18 +21,6 @@ def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedPr
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "COLUMNS": "200"}
     command += map(str, arguments)
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
-
-
-def leave() -> NoReturn:
-    """End a process that has told all it knows.
-
-    Python's own end would now and then abort ("terminate called without an active exception"): default arguments of
-    PyTorch's hold on to groups that FSDP and Accelerate made, and their threads outlive the interpreter.
-    """
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def launch(script: Path, *arguments: object) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tiny_trainers as tiny
 from deltasam.integrations.hf import Trainer, TrainingArguments
-from distributed.launch import launch, leave
+from distributed.launch import launch
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -80,4 +80,3 @@ def test_a_perturbation_of_each_process_is_another_method(spec: str, ranks: list
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    leave()

@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import deltasam
+import distributed.launch  # noqa: F401 (before there is a group)
 from deltasam import reference
 from deltasam.guards import WeightStore
-from distributed.launch import leave
 from matrix import stacks, task
 
 HALVES = replace(stacks.HALVES, side_by_side=True)
@@ -142,7 +142,7 @@ def main() -> None:
     cells = {stack: {spec: cell(stack, spec) for spec in task.SPECS} for stack in STACKS}
     if dist.get_rank() == 0:
         print(json.dumps(cells))
-    leave()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

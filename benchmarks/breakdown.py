@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cost import MODELS, batch_of, classification
 from deltasam import PerInstanceSAM
-from deltasam.guards import WeightStore
-from deltasam.outputs import loss_of, losses_of
-from deltasam.passes import Passes
+from deltasam.core.closure import loss_of, losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.restore import WeightStore
+from deltasam.core.runtime import Runtime
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.perturbed import Perturbed
-from deltasam.runtime import Runtime
+from deltasam.per_example.perturbed_forward import Perturbed
 from place import add_options, place_of
 
 

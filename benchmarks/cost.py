@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 import deltasam
 from deltasam.errors import UserError
-from deltasam.experiment.config import BUNDLED_MODEL
-from deltasam.experiment.model import locate_model, quiet_transformers
+from deltasam.lab.train.config import BUNDLED_MODEL
+from deltasam.lab.train.models import locate_model, quiet_transformers
 from place import CLOCKS, Place, Task, add_options, place_of
 
 PEER = "pytorch_optimizer.SAM"

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 import deltasam
 import overhead
 from cost import PEER, batch_of, classification, measure, method_step, peer_step, ratio
-from deltasam.whole_file import write_atomically
+from deltasam.core.files import write_atomically
 from gpu_checks import CHECKS, EXACT, TASKS, Facts, exactness, language_losses, tf32
 from overhead import counted, first_over_later
 from place import Place, Task, add_options

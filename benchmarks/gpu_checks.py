@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
-from deltasam.experiment.random_state import deterministic_algorithms
-from deltasam.guards import RandomState, accelerators
-from deltasam.outputs import losses_of
-from deltasam.passes import Passes
+from deltasam.core.closure import losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.restore import RandomState, accelerators
+from deltasam.core.runtime import Runtime
+from deltasam.lab.train.random_state import deterministic_algorithms
 from deltasam.per_example.engine import Engine
-from deltasam.runtime import Runtime
 from overhead import Operations
 from place import Place, Task
 

@@ -36,11 +36,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import deltasam
 from deltasam import weight_space
-from deltasam.guards import WeightStore
-from deltasam.outputs import losses_of
-from deltasam.passes import Passes
+from deltasam.core.closure import losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.restore import WeightStore
+from deltasam.core.runtime import Runtime
 from deltasam.per_example.engine import Engine
-from deltasam.runtime import Runtime
 from place import Place, Task
 
 GIB = 2**30

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import deltasam
 from cost import CLOCKS, Batch, batch_of, encoder, measure, ratio
-from deltasam.experiment.provenance import machine
+from deltasam.lab.train.provenance import machine
 
 PLAIN, OURS, OPACUS = "forward and backward", "deltasam", "opacus"
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from deltasam.diagnostics.measure import wait_for_device
 from deltasam.errors import UserError
-from deltasam.experiment.device import find_device
-from deltasam.experiment.provenance import machine
+from deltasam.lab.train.device import find_device
+from deltasam.lab.train.provenance import machine
 
 Task = Callable[[], tuple[nn.Module, Callable[[], Tensor]]]
 """Makes a model, and a function that computes its losses [n] on a batch."""

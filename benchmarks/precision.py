@@ -19,12 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from cost import batch_of, encoder
-from deltasam.guards import WeightStore
-from deltasam.passes import Passes
+from deltasam.core.passes import Passes
+from deltasam.core.restore import WeightStore
+from deltasam.core.runtime import Runtime
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.outer import Products, contract
-from deltasam.per_example.record import Record
-from deltasam.runtime import Runtime
+from deltasam.per_example.outer_products import Products, contract
+from deltasam.per_example.recorder import Record
 
 
 class Agreement:

@@ -16,8 +16,8 @@ import radius_of_m
 from cost import LOOP, PEER, ratio
 from deltasam.diagnostics import at_radius
 from deltasam.diagnostics.floor import FLOOR
-from deltasam.experiment.overview import conclusion, markdown_table, survey
-from deltasam.reproduce import read_record
+from deltasam.lab.compare.overview import conclusion, markdown_table, survey
+from deltasam.lab.reproduce import read_record
 from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN

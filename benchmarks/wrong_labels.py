@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deltasam import Method
-from deltasam.experiment.overview import TableRow
-from deltasam.experiment.paired import Difference, holm, paired_difference
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.variant import short_spec
-from deltasam.reproduce import read_record
+from deltasam.lab.compare.overview import TableRow
+from deltasam.lab.compare.statistics.paired import Difference, holm, paired_difference
+from deltasam.lab.reproduce import read_record
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.variant import short_spec
 
 CHOSEN, LAST, NOISY = "accuracy_selected", "accuracy", "accuracy_selection_selected"
 BASELINE = "erm"

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if files := config.getoption("method_file"):
-        from deltasam.experiment.plugins import use_plugins
+        from deltasam.lab.train.plugins import use_plugins
 
         known = set(Method.registry)
         use_plugins(files)

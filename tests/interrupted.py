@@ -12,7 +12,7 @@ from pathlib import Path
 # The real command line in a process of its own, which gets a real signal right after a step.
 _SIGNALLED = """
 import os, sys
-import deltasam.experiment.training as training
+import deltasam.lab.train.run as training
 number, at = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 step, taken = training.Run.step, []
 def counted(self):

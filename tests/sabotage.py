@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 
 from deltasam.errors import UserError
-from deltasam.experiment.launchers import Cell, Launcher, Standing, Watch
-from deltasam.experiment.results import RunResult
+from deltasam.lab.compare.launchers import Cell, Launcher, Standing, Watch
+from deltasam.lab.train.results import RunResult
 
 Sabotage = Callable[[Standing], None]
 

@@ -13,7 +13,7 @@ import torch
 import deltasam
 from adversary import methods, oracle, programs, sweep
 from adversary.judge import SPECS, Truth
-from deltasam.per_example import outer
+from deltasam.per_example import outer_products as outer
 
 FAILURES = ("wrong", "crashed")
 PER_INSTANCE = SPECS[0]

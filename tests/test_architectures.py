@@ -276,10 +276,10 @@ def test_a_case_is_reproducible_and_has_clear_gradients(name: str) -> None:
     losses = []
     for _ in range(2):
         torch.manual_seed(SEED)
-        losses.append(deltasam.outputs.loss_of(case.closure()))
+        losses.append(deltasam.core.closure.loss_of(case.closure()))
     assert torch.equal(losses[0], losses[1])
     torch.manual_seed(SEED + 1)
-    assert not torch.equal(deltasam.outputs.loss_of(case.closure()), losses[0])  # dropout is on
+    assert not torch.equal(deltasam.core.closure.loss_of(case.closure()), losses[0])  # dropout is on
     losses[0].backward()
     reached = {n: g for n, g in grads(case.model).items() if g is not None}
     assert all(g.isfinite().all() for g in reached.values())

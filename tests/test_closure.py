@@ -11,7 +11,7 @@ from torch import nn
 
 import deltasam
 from classifier import losses
-from deltasam.outputs import example_losses_of, loss_of
+from deltasam.core.closure import example_losses_of, loss_of
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: SimpleNamespace(loss=x), lambda x: {"loss": x}])

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import cases
 import deltasam
-from deltasam import Method, embeddings, reference
-from deltasam.passes import Passes
+from deltasam import Method, reference
+from deltasam.core.passes import Passes
+from deltasam.methods.bases import embeddings
 
 # Every method as it comes, and in the ways that it does not take by itself on most models.
 METHODS = [

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import cases
 import deltasam
 from classifier import losses
+from deltasam.core.runtime import Runtime
 from deltasam.methods.delta_sam import NOISE_OF_ONE_SLOPE, kept_share, shrunk
-from deltasam.per_example.perturbed import Perturbed
-from deltasam.per_example.record import Record
-from deltasam.runtime import Runtime
+from deltasam.per_example.perturbed_forward import Perturbed
+from deltasam.per_example.recorder import Record
 
 Batch = tuple[Tensor, Tensor]
 Closure = Callable[[], Tensor]

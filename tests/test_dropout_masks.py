@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cases
-from deltasam.dropout_masks import DropoutMasks
-from deltasam.structure import Structure
+from deltasam.core.dropout_masks import DropoutMasks
+from deltasam.core.structure import Structure
 
 
 class Draws(nn.Module):

@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 import deltasam
-from deltasam import embeddings
-from deltasam.embeddings import EmbeddingOffset
+from deltasam.methods.bases import embeddings
+from deltasam.methods.bases.embeddings import EmbeddingOffset
 
 N, T, D, WORDS = 3, 5, 4, 20
 LENGTHS = (5, 2, 3)

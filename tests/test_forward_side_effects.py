@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
-from deltasam import guards
+from deltasam.core import restore as guards
 from deltasam.diagnostics import loss_slice, sharpness
 
 X, Y = torch.randn(4, 5, dtype=torch.float64), torch.randint(0, 3, (4,))

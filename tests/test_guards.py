@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltasam import guards
+from deltasam.core import restore as guards
 
 
 def test_weights_that_are_kept_on_the_cpu_compute_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_a_wrong_one_does_not(tmp_path: Path, old: str, new: str, contract: str)
 PENALIZED = """
 import deltasam
 from deltasam import reference
-from deltasam.outputs import loss_of
+from deltasam.core.closure import loss_of
 
 
 class Penalized(deltasam.Method, name="penalized"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
-from deltasam.predictions import Predictions, logits_of, predictions_of
+from deltasam.methods.bases.predictions import Predictions, logits_of, predictions_of
 
 N, T = 4, 6
 IGNORED = -100

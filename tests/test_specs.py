@@ -12,7 +12,7 @@ from torch import nn
 import deltasam
 from classifier import losses
 from deltasam import Method
-from deltasam.outputs import loss_of
+from deltasam.core.closure import loss_of
 from deltasam.spec import full_spec, hyperparameters, short_spec
 
 

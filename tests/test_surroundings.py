@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from deltasam.guards import WeightStore, copy_one_by_one, moved
-from deltasam.surroundings import Surroundings, UndoneOnError, finish_suspended
+from deltasam.core.restore import WeightStore, copy_one_by_one, moved
+from deltasam.core.surroundings import Surroundings, UndoneOnError, finish_suspended
 
 
 class Function(TorchFunctionMode):

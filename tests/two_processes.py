@@ -20,19 +20,21 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from deltasam import collectives, make_method
+from deltasam import make_method
 from deltasam.cli.app import app
-from deltasam.data import load_data
-from deltasam.data.dataset import TextData
+from deltasam.core import collectives
 from deltasam.diagnostics.examples import ExampleRecorder
 from deltasam.errors import UserError
-from deltasam.experiment import processes, shared_model
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.metrics import evaluate
-from deltasam.experiment.results import StepRecord
-from deltasam.experiment.tasks import text
-from deltasam.experiment.training import Run
-from deltasam.per_example.record import NotCoveredError
+from deltasam.lab.data import load_data
+from deltasam.lab.data.dataset import TextData
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train import shared_model
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.metrics import evaluate
+from deltasam.lab.train.results import StepRecord
+from deltasam.lab.train.run import Run
+from deltasam.lab.train.tasks import text
+from deltasam.per_example.recorder import NotCoveredError
 
 ROWS = 31  # of the 32 for training: the processes take 16 and 15 of them, then 1 and none
 

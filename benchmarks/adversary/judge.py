@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
 from adversary.oracle import Answer, Generators, Gradient, Losses, Oracle, difference, of_copies
-from deltasam.per_example import outer
+from deltasam.per_example import outer_products as outer
 
 TOLERANCE = 1e-8
 RHO = 0.1

@@ -31,7 +31,7 @@ import deltasam
 from adversary import record
 from adversary.judge import TOLERANCE, Outcome, of_exception, worst
 from adversary.oracle import Answer, Generators, Gradient, Oracle, difference, moved_copy
-from deltasam.per_example import outer
+from deltasam.per_example import outer_products as outer
 
 STEPS, SMALL = 3, outer.SMALL
 VOCABULARY, CLASSES = 7, 3

@@ -9,7 +9,10 @@
 A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer stay as they are.
 """
 
-from deltasam import weight_space
+from deltasam.core import vectors as weight_space
+from deltasam.core.closure import Output
+from deltasam.core.passes import in_later_pass
+from deltasam.core.runtime import Runtime
 from deltasam.method import Method, Step
 from deltasam.methods import (
     ASAM,
@@ -24,11 +27,8 @@ from deltasam.methods import (
     PerInstanceSAM,
     RDrop,
 )
-from deltasam.outputs import Output
-from deltasam.passes import in_later_pass
 from deltasam.per_example.norms import per_example_grad_norms
-from deltasam.per_example.record import NotCoveredError
-from deltasam.runtime import Runtime
+from deltasam.per_example.recorder import NotCoveredError
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
 from deltasam.spec import hyperparameters, make_method, method_names, split_specs

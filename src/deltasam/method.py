@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deltasam.guards import WeightStore, copy_one_by_one
-from deltasam.passes import Closure, Passes, in_later_pass, set_later
-from deltasam.runtime import Runtime
-from deltasam.surroundings import Surroundings, UndoneOnError, finish_suspended
-from deltasam.warn import warn
+from deltasam.core.passes import Closure, Passes, in_later_pass, set_later
+from deltasam.core.restore import WeightStore, copy_one_by_one
+from deltasam.core.runtime import Runtime
+from deltasam.core.surroundings import Surroundings, UndoneOnError, finish_suspended
+from deltasam.core.warn import warn
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Method(abc.ABC):
         them; after an exception they are where they were before the call (``.grad`` may hold a part).
 
         Args:
-            closure: Runs one forward pass and returns a loss (see ``deltasam.outputs``). Never calls
+            closure: Runs one forward pass and returns a loss (see ``deltasam.core.closure``). Never calls
                 ``backward``. It is called several times on the same batch. A sequence of closures: the micro-batches
                 of one step, whose losses add up to the loss.
             runtime: How a loss becomes gradients; plain PyTorch unless given.

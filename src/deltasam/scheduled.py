@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from deltasam.core.passes import Passes
 from deltasam.method import Method, Step
 from deltasam.methods.erm import ERM
-from deltasam.passes import Passes
 from deltasam.schedules import Schedule
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import deltasam.experiment.training as training
+import deltasam.lab.train.run as training
 from command_line import Cli
 
 

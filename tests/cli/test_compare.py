@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from command_line import Cli
-from deltasam.data import load_data
-from deltasam.experiment.grid import read_results
-from deltasam.experiment.setting import Setting
+from deltasam.lab.compare.grid import read_results
+from deltasam.lab.data import load_data
+from deltasam.lab.data.setting import Setting
 
 
 def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_side_by_side_is_the_same_experiment(cli: Cli, compare_two: list[str], t
 
 def test_ray_is_missing(cli: Cli, compare_two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "deltasam.experiment.launchers.ray_cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "deltasam.lab.compare.launchers.ray_cluster", raising=False)
     done = cli(*compare_two, "--launcher", "ray", "--output", tmp_path / "out")
     assert done.exit_code == 2
     assert done.stderr == "error: --launcher ray needs the library 'ray'; pip install 'deltasam[ray]'\n"

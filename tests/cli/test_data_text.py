@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from command_line import Cli
 from deltasam.cli.data_text import data_line, no_better_line
-from deltasam.data import TextData, load_data
-from deltasam.data.summarization import SummaryData
-from deltasam.experiment.provenance import provenance
-from deltasam.experiment.tasks import text
+from deltasam.lab.data import TextData, load_data
+from deltasam.lab.data.summarization import SummaryData
+from deltasam.lab.train.provenance import provenance
+from deltasam.lab.train.tasks import text
 
 
 @pytest.fixture

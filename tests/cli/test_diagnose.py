@@ -15,10 +15,10 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from command_line import Cli
-from deltasam.data import load_data
-from deltasam.diagnosis import Diagnostic, NotMeasuredError, Settings, Subject, diagnostic_names
-from deltasam.diagnosis.drawing import legends
 from deltasam.diagnostics.fidelity import rho_of
+from deltasam.lab.data import load_data
+from deltasam.lab.diagnose import Diagnostic, NotMeasuredError, Settings, Subject, diagnostic_names
+from deltasam.lab.diagnose.drawing import legends
 
 HOSTILE = ["<script>window.hacked=1</script>", '=HYPERLINK("http://x","y")', "</td><img src=x onerror=window.hacked=1>"]
 COLUMNS = ["--text", "review", "--label", "verdict"]

@@ -13,8 +13,8 @@ from command_line import Cli
 from deltasam.cli.app import app
 from deltasam.diagnostics.examples import inspect_examples, read_examples
 from deltasam.errors import UserError
-from deltasam.experiment.grid import read_results
-from deltasam.experiment.statistics import compare, estimate
+from deltasam.lab.compare.grid import read_results
+from deltasam.lab.compare.statistics.statistics import compare, estimate
 
 METHODS = "erm,delta_sam,per_instance_sam"
 

@@ -11,7 +11,7 @@ import yaml
 import deltasam
 from command_line import Cli
 from deltasam.diagnostics import default_methods
-from deltasam.experiment.training import Run
+from deltasam.lab.train.run import Run
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from command_line import Cli
-from deltasam.experiment.tasks import text
-from deltasam.experiment.tensor_file import write_tensors
-from deltasam.whole_file import CannotWriteError, cannot_write, replacing
+from deltasam.core.files import CannotWriteError, cannot_write, replacing
+from deltasam.core.tensor_files import write_tensors
+from deltasam.lab.train.tasks import text
 from interrupted import numbers
 
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from command_line import Cli
 from deltasam.cli import main, options
 from deltasam.cli.app import app
-from deltasam.experiment.results import StepRecord
-from deltasam.experiment.training import Run
+from deltasam.lab.train.results import StepRecord
+from deltasam.lab.train.run import Run
 from interrupted import numbers, signalled
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.experiment.plugins import VARIABLE, use_plugins
+from deltasam.lab.train.plugins import VARIABLE, use_plugins
 
 MINE = """
 import deltasam
-from deltasam.outputs import loss_of
+from deltasam.core.closure import loss_of
 
 
 class Uphill(deltasam.Method, name="uphill"):

@@ -12,10 +12,10 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from command_line import Cli
-from deltasam.data import load_data
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.setting import Setting
-from deltasam.experiment.tasks import text
+from deltasam.lab.data import load_data
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.tasks import text
 
 
 def test_leaves_a_model_and_its_record(cli: Cli, common: list[str], tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deltasam.data import TextData, load_data
 from deltasam.errors import UserError
+from deltasam.lab.data import TextData, load_data
 
 ROWS = 20
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from deltasam.data import load_data
+from deltasam.lab.data import load_data
 
 
 def test_missing_column_lists_those_there_are(write, complaint, csv_text):

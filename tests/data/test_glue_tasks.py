@@ -8,9 +8,9 @@ import json
 import datasets
 import pytest
 
-from deltasam.data import glue_tasks, hub, load_data, load_glue, take
-from deltasam.data.glue import find_task
 from deltasam.errors import UserError
+from deltasam.lab.data import glue_tasks, hub, load_data, load_glue, take
+from deltasam.lab.data.glue import find_task
 
 REPORTED = {
     "cola": ("matthews",),

@@ -5,7 +5,7 @@ import urllib.error
 import datasets
 import pytest
 
-from deltasam.data import hub, load_data
+from deltasam.lab.data import hub, load_data
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltasam.data import load_data
-from deltasam.diagnosis.labels import label_indices
 from deltasam.errors import UserError
+from deltasam.lab.data import load_data
+from deltasam.lab.diagnose.labels import label_indices
 
 
 def rows(labels: list[object]) -> str:

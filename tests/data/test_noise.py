@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from deltasam.data import TextData, add_label_noise, load_data, take
-from deltasam.data.noise import with_noisy_selection
 from deltasam.errors import UserError
+from deltasam.lab.data import TextData, add_label_noise, load_data, take
+from deltasam.lab.data.noise import with_noisy_selection
 
 ROWS = 500
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltasam.data import load_data, take
-from deltasam.data.split import SPLIT_SEED, split_rows, stratified_order
 from deltasam.errors import UserError
+from deltasam.lab.data import load_data, take
+from deltasam.lab.data.split import SPLIT_SEED, split_rows, stratified_order
 
 LABELS = ["a"] * 600 + ["b"] * 300 + ["c"] * 97 + ["d"] * 3
 

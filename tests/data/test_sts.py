@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deltasam.data.sentences import Contrast, ScoredPairs, SentenceData
-from deltasam.data.sts import STANDARD_SETS, available_sets, load_sts, read_pairs, read_sentences
 from deltasam.errors import UserError
+from deltasam.lab.data.sentences import Contrast, ScoredPairs, SentenceData
+from deltasam.lab.data.sts import STANDARD_SETS, available_sets, load_sts, read_pairs, read_sentences
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")

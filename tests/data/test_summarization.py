@@ -7,9 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from deltasam.data import hub
-from deltasam.data.summarization import load_summaries
 from deltasam.errors import UserError
+from deltasam.lab.data import hub
+from deltasam.lab.data.summarization import load_summaries
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "summarization"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltasam.data import load_data
-from deltasam.data.tables import read_table
 from deltasam.errors import UserError
+from deltasam.lab.data import load_data
+from deltasam.lab.data.tables import read_table
 
 TEXTS = [
     "plain",

@@ -11,14 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltasam.diagnostics import (
-    AfterChange,
-    after_noise,
-    after_pruning,
-    after_rounding,
-    after_training,
-    plot_after,
-)
+from deltasam.diagnostics import AfterChange, after_noise, after_pruning, after_rounding, after_training, plot_after
 
 MEASURES: dict[str, Callable[..., AfterChange]] = {
     "rounding": after_rounding,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from deltasam.diagnostics import calibration, plot_reliability
-from deltasam.experiment.metrics import class_metrics
+from deltasam.lab.train.metrics import class_metrics
 
 
 def sample(n: int = 200, sharper: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

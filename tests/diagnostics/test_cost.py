@@ -57,13 +57,13 @@ def test_time_is_where_it_was_spent(model: nn.Module, monkeypatch: pytest.Monkey
         time.sleep(0.02)
         return Slow.apply(plain())
 
-    descend = deltasam.passes.Passes.descend
+    descend = deltasam.core.passes.Passes.descend
 
     def slow(self: object, *args: object, **kwargs: object) -> object:
         time.sleep(0.05)
         return descend(self, *args, **kwargs)
 
-    monkeypatch.setattr(deltasam.passes.Passes, "descend", slow)
+    monkeypatch.setattr(deltasam.core.passes.Passes, "descend", slow)
     found = cost(model, [closure], "sam", rounds=3)
     (sam,) = found.methods
     # A loaded machine sleeps longer, never shorter.
@@ -148,7 +148,7 @@ def test_methods_share_the_memory_for_a_copy_of_the_weights(model: nn.Module, mo
     """One for each would be in the peaks of all that come after it."""
     stores, kept = [], []
 
-    class Watched(deltasam.guards.WeightStore):
+    class Watched(deltasam.core.restore.WeightStore):
         def __init__(self) -> None:
             super().__init__()
             stores.append(weakref.ref(self))
@@ -157,7 +157,7 @@ def test_methods_share_the_memory_for_a_copy_of_the_weights(model: nn.Module, mo
         kept.append(sum(store() is not None and bool(store()._saved) for store in stores))
 
     monkeypatch.setattr(deltasam.method, "WeightStore", Watched)
-    monkeypatch.setattr("deltasam.experiment.device.PeakMemory.__init__", start)
-    monkeypatch.setattr("deltasam.experiment.device.PeakMemory.mib", lambda _: None)
+    monkeypatch.setattr("deltasam.lab.train.device.PeakMemory.__init__", start)
+    monkeypatch.setattr("deltasam.lab.train.device.PeakMemory.mib", lambda _: None)
     cost(model, closures_of(model)[:1], "sam,asam,sam:rho=0.1,erm", rounds=1)
     assert kept == [1, 1, 1, 0]  # its own

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltasam
 import distributed.launch  # noqa: F401 (before there is a group)
-from deltasam import embeddings, reference, weight_space
+from deltasam import reference, weight_space
+from deltasam.methods.bases import embeddings
 
 RHO, ROWS = 0.3, 12
 SPECS = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deltasam.experiment import processes
+from deltasam.lab.train import distributed as processes
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltasam.data import TextData, load_data
 from deltasam.diagnostics.examples.detection import Detection, detection
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.overview import TableRow
-from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
-from deltasam.experiment.setting import Setting
+from deltasam.lab.compare.overview import TableRow
+from deltasam.lab.data import TextData, load_data
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
 
 Factory = Callable[..., list[RunResult]]
 

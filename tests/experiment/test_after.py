@@ -12,18 +12,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from deltasam.data import TextData
 from deltasam.diagnostics import after_noise
-from deltasam.experiment import rounding
-from deltasam.experiment.after import measure_after
-from deltasam.experiment.after_rows import after_rows
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.paired import Estimate, estimate
-from deltasam.experiment.report import write_report
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.statistics import compare
-from deltasam.experiment.table import after_table
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.compare.after_rows import after_rows
+from deltasam.lab.compare.after_training import measure_after
+from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics.paired import Estimate, estimate
+from deltasam.lab.compare.statistics.statistics import compare
+from deltasam.lab.compare.statistics.terminal import after_table
+from deltasam.lab.data import TextData
+from deltasam.lab.report import write_report
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.run import Run, train_run
 
 CHANGES = [
     "as trained", "8 bits", "4 bits", "3 bits", "30 % pruned", "50 % pruned", "60 % pruned", "noise 0.1", "noise 0.2",

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import deltasam
-from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment.checkpoint import resume_run, save_checkpoint, save_when_due
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.random_state import random_state, restore_random_state
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.data import TextData
+from deltasam.lab.train.checkpoint import resume_run, save_checkpoint, save_when_due
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.random_state import random_state, restore_random_state
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.run import Run, train_run
 
 
 @pytest.fixture(scope="module")

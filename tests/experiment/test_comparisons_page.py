@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from deltasam.experiment.paired import holm
-from deltasam.experiment.report import write_comparisons
-from deltasam.experiment.report.together import judge
-from deltasam.experiment.statistics import compare
-from deltasam.gather import Gathered
+from deltasam.lab.compare.statistics.paired import holm
+from deltasam.lab.compare.statistics.statistics import compare
+from deltasam.lab.folders import Gathered
+from deltasam.lab.report import write_comparisons
+from deltasam.lab.report.together import judge
 
 METHODS = ["erm", "sam", "asam:rho=5"]
 HOSTILE = "</a><img src=x onerror=window.hacked=1>{{ 7*7 }}"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from deltasam.data.sentences import ScoredPairs
-from deltasam.experiment.contrastive import contrastive_loss, embed, mask_span
-from deltasam.experiment.similarity import similarity_metrics, spearman
+from deltasam.lab.data.sentences import ScoredPairs
+from deltasam.lab.train.tasks.contrastive import contrastive_loss, embed, mask_span
+from deltasam.lab.train.tasks.similarity import similarity_metrics, spearman
 
 
 def by_hand(first: torch.Tensor, second: torch.Tensor, temperature: float) -> list[float]:

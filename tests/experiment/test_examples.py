@@ -15,14 +15,14 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from deltasam.data import TextData, add_label_noise, load_data
 from deltasam.diagnostics.examples import read_examples
-from deltasam.experiment.batches import shuffled
-from deltasam.experiment.checkpoint import resume_run, save_checkpoint
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.example_records import EXTREMES
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.data import TextData, add_label_noise, load_data
+from deltasam.lab.train.batches import shuffled
+from deltasam.lab.train.checkpoint import resume_run, save_checkpoint
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.example_records import EXTREMES
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.run import Run, train_run
 
 
 def finish(run: Run) -> RunResult:
@@ -204,8 +204,8 @@ def test_results_from_before_there_were_records(data: TextData, config: TrainCon
 
 
 def test_a_checkpoint_from_before_there_were_records(data: TextData, config: TrainConfig, tmp_path: Path) -> None:
+    from deltasam.core.tensor_files import read_tensors, write_tensors
     from deltasam.errors import UserError
-    from deltasam.experiment.tensor_file import read_tensors, write_tensors
 
     run = Run(data, config, "erm", 0)
     run.step()

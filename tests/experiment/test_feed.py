@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltasam.data.dataset import TextData
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.feed import Feed
-from deltasam.experiment.training import Run
+from deltasam.lab.data.dataset import TextData
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.feed import Feed
+from deltasam.lab.train.run import Run
 
 
 def test_a_batch_is_made_once_while_it_is_kept() -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from deltasam.data import TextData
+from deltasam.core.files import write_atomically
 from deltasam.errors import UserError
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.grid import Grid, read_results
-from deltasam.experiment.launchers import Cell, Standing
-from deltasam.experiment.results import ExampleRecord, RunResult
-from deltasam.experiment.setting import Setting
-from deltasam.whole_file import write_atomically
+from deltasam.lab.compare.grid import Grid, read_results
+from deltasam.lab.compare.launchers import Cell, Standing
+from deltasam.lab.data import TextData
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.results import ExampleRecord, RunResult
 
 METHODS = ["erm", "delta_sam:rho=0.05,weights=slopes,sigma=0.01,share=micro-batch"]
 

@@ -22,14 +22,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment import kept_states
-from deltasam.experiment.batches import shuffled
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.kept_states import LowerLayers, padded
-from deltasam.experiment.saved_model import save_model
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.data import TextData
+from deltasam.lab.train import kept_states
+from deltasam.lab.train.batches import shuffled
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.kept_states import LowerLayers, padded
+from deltasam.lab.train.run import Run, train_run
+from deltasam.lab.train.saved_model import save_model
 
 
 @pytest.fixture

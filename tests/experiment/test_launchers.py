@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.grid import Grid, checkpoint_path, read_results
-from deltasam.experiment.launchers import Cell, InSequence, Launcher, Standing, find_launcher
-from deltasam.experiment.launchers.processes import Processes
-from deltasam.experiment.launchers.worker import Warned, do_apart
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.setting import Setting
+from deltasam.lab.compare.grid import Grid, checkpoint_path, read_results
+from deltasam.lab.compare.launchers import Cell, InSequence, Launcher, Standing, find_launcher
+from deltasam.lab.compare.launchers.processes import Processes
+from deltasam.lab.compare.launchers.worker import Warned, do_apart
+from deltasam.lab.data import TextData
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.results import RunResult
 from sabotage import Killed, NotHere, Sabotaged, short_work
 
 METHODS = ["erm", "sam:rho=0.02,share=micro-batch"]

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from deltasam.experiment.metrics import class_metrics, regression_metrics
+from deltasam.lab.train.metrics import class_metrics, regression_metrics
 
 
 def predicted(classes: int, rows: int = 200) -> tuple[torch.Tensor, torch.Tensor]:

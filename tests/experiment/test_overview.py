@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from deltasam.errors import UserError
-from deltasam.experiment.overview import TableRow, answer, conclusion, details, survey
-from deltasam.experiment.overview.ranking import critical_difference, rank
-from deltasam.experiment.paired import holm
+from deltasam.lab.compare.overview import TableRow, answer, conclusion, details, survey
+from deltasam.lab.compare.overview.ranking import critical_difference, rank
+from deltasam.lab.compare.statistics.paired import holm
 
 
 def values(row: TableRow, label: str) -> list[float]:

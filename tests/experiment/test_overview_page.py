@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.experiment.one_class import OneClass
-from deltasam.experiment.overview import TableRow, answer, survey
-from deltasam.experiment.report import write_table_page
+from deltasam.lab.compare.overview import TableRow, answer, survey
+from deltasam.lab.report import write_table_page
+from deltasam.lab.train.majority_class import OneClass
 
 HOSTILE = [
     "<script>window.hacked=1</script>",

@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from deltasam.experiment import rounding
-from deltasam.experiment.overview import TerminalTable, markdown_table, survey
+from deltasam.lab.compare.overview import TerminalTable, markdown_table, survey
+from deltasam.lab.compare.statistics import formatting as rounding
 
 TASKS = ["CoLA", "MRPC, 30 % label noise", "a|b\n[red]`x`</td>"]
 METHODS = ["erm", "sam", "per_instance_sam", "a_name_that_is_longer_than_any_column", "[bold]x|y", "m5", "m6"]

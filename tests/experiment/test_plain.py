@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from deltasam.experiment.plain import plain
+from deltasam.lab.train.jsonable import plain
 
 
 @dataclass(frozen=True)

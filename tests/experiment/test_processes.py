@@ -19,15 +19,15 @@ import torch
 
 import deltasam
 import two_processes
-from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.checkpoint import resume_run
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.device import find_device, own_device
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.tasks import text
-from deltasam.experiment.training import Run
+from deltasam.lab.data import TextData
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.checkpoint import resume_run
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.device import find_device, own_device
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.run import Run
+from deltasam.lab.train.tasks import text
 from distributed.launch import torchrun
 
 pytestmark = pytest.mark.xdist_group("processes")  # one worker starts them all: see --dist loadgroup in the Makefile

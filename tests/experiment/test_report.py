@@ -12,13 +12,13 @@ import pytest
 import vl_convert
 
 from deltasam.errors import UserError
-from deltasam.experiment import rounding
-from deltasam.experiment.one_class import OneClass
-from deltasam.experiment.report import series, write_report
-from deltasam.experiment.report.charts import Charts
-from deltasam.experiment.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
-from deltasam.experiment.setting import Setting, by_setting
-from deltasam.experiment.statistics import compare, conclusion
+from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics.statistics import compare, conclusion
+from deltasam.lab.data.setting import Setting, by_setting
+from deltasam.lab.report import series, write_report
+from deltasam.lab.report.charts import Charts
+from deltasam.lab.train.majority_class import OneClass
+from deltasam.lab.train.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
 
 METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
 HOSTILE = ["<script>window.hacked=1</script>", "</script><!-- <img src=x onerror=window.hacked=1>", "{{ 7*7 }}"]
@@ -258,7 +258,7 @@ def luminance(color: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast_meets_wcag_aa(scheme):
     """Text 4.5:1 on the page and on cards, marks 3:1."""
-    css = resources.files("deltasam.experiment.report").joinpath("styles/base.css").read_text(encoding="utf-8")
+    css = resources.files("deltasam.lab.report").joinpath("styles/base.css").read_text(encoding="utf-8")
     colors = dict(re.findall(r"--([\w-]+): (#\w{6});", css.split(":root {")[scheme + 1].split("}")[0]))
     assert len([name for name in colors if name.startswith("series")]) == 10
     for name, color in colors.items():

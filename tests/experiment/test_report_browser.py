@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deltasam.experiment.report import write_report
-from deltasam.experiment.setting import Setting
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.report import write_report
 
 HOSTILE = [
     "<script>window.hacked=1</script>",

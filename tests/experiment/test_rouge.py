@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from deltasam.experiment.rouge import KINDS, rouge, sentences
+from deltasam.lab.train.tasks.rouge import KINDS, rouge, sentences
 
 PREDICTIONS = [
     "Council approves plans for a water park.",

@@ -13,15 +13,15 @@ from torch import Tensor
 
 import deltasam
 from deltasam import reference
-from deltasam.data.sentences import Contrast, ScoredPairs, SentenceData
-from deltasam.data.sts import available_sets, load_sts
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.saved_model import save_model
-from deltasam.experiment.tasks import make_task
-from deltasam.experiment.tasks.sentences import SentenceTask
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.data.sentences import Contrast, ScoredPairs, SentenceData
+from deltasam.lab.data.sts import available_sets, load_sts
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.run import Run, train_run
+from deltasam.lab.train.saved_model import save_model
+from deltasam.lab.train.tasks import make_task
+from deltasam.lab.train.tasks.sentences import SentenceTask
 from tiny_bert import BAD, GOOD, NEUTRAL
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -242,7 +242,7 @@ def test_models_that_cannot(data: SentenceData, config: TrainConfig, tiny_model:
 
 
 def test_a_model_without_a_mask(data: SentenceData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltasam.experiment.tasks import sentences
+    from deltasam.lab.train.tasks import sentences
 
     def load(config: TrainConfig) -> tuple[Any, Any]:
         model, tokenizer = load_encoder(config)

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from deltasam.errors import UserError
-from deltasam.experiment.paired import Difference, estimate, holm, seeds_needed
-from deltasam.experiment.results import RunResult, StepRecord
-from deltasam.experiment.setting import Setting, by_setting
-from deltasam.experiment.statistics import Comparison, compare, conclusion
-from deltasam.experiment.step_time import relative_seconds, seconds_per_step
+from deltasam.lab.compare.statistics.paired import Difference, estimate, holm, seeds_needed
+from deltasam.lab.compare.statistics.statistics import Comparison, compare, conclusion
+from deltasam.lab.data.setting import Setting, by_setting
+from deltasam.lab.train.results import RunResult, StepRecord
+from deltasam.lab.train.step_time import relative_seconds, seconds_per_step
 
 MakeRun = Callable[..., RunResult]
 

@@ -17,14 +17,14 @@ from transformers.trainer_pt_utils import LabelSmoother
 import per_instance
 import tiny_bert
 from deltasam import Method
-from deltasam.data.summarization import SummaryData, load_summaries
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import SummaryOptions, TrainConfig
-from deltasam.experiment.rouge import KINDS
-from deltasam.experiment.tasks import make_task
-from deltasam.experiment.tasks.summaries import SummaryTask
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.data.summarization import SummaryData, load_summaries
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import SummaryOptions, TrainConfig
+from deltasam.lab.train.run import Run, train_run
+from deltasam.lab.train.tasks import make_task
+from deltasam.lab.train.tasks.rouge import KINDS
+from deltasam.lab.train.tasks.summaries import SummaryTask
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "summarization"
 

@@ -5,10 +5,10 @@ import math
 import pytest
 from rich.console import Console
 
-from deltasam.experiment import rounding
-from deltasam.experiment.paired import Estimate
-from deltasam.experiment.statistics import compare
-from deltasam.experiment.table import comparison_table
+from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics.paired import Estimate
+from deltasam.lab.compare.statistics.statistics import compare
+from deltasam.lab.compare.statistics.terminal import comparison_table
 
 METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
 

@@ -14,13 +14,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from deltasam.data import TextData, load_data
 from deltasam.errors import UserError
-from deltasam.experiment.batches import check_length, shuffled
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.statistics import compare
-from deltasam.experiment.training import Run, train_run
+from deltasam.lab.compare.statistics.statistics import compare
+from deltasam.lab.data import TextData, load_data
+from deltasam.lab.train.batches import check_length, shuffled
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.run import Run, train_run
 
 
 def finish(run: Run) -> RunResult:
@@ -212,7 +212,7 @@ def test_a_batch_the_method_cannot_take(data: TextData, config: TrainConfig) -> 
 
 
 def test_memory_is_the_peak_of_this_run() -> None:
-    from deltasam.experiment.device import PeakMemory
+    from deltasam.lab.train.device import PeakMemory
 
     block = torch.ones(64 * 2**20 // 4)  # 64 MiB, touched
     before = PeakMemory("cpu").mib()
@@ -250,7 +250,7 @@ def test_the_first_layers_only(data: TextData, config: TrainConfig) -> None:
 
 
 def test_rows_with_wrong_labels_choose_the_epoch(data: TextData, config: TrainConfig) -> None:
-    from deltasam.experiment.setting import Setting
+    from deltasam.lab.data.setting import Setting
 
     chosen = Setting(len(data.train), 0.2, noisy_selection=True).data_for(data, 3)
     run = Run(chosen, dataclasses.replace(config, epochs=4), "erm", 3)

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 from deltasam import split_specs
-from deltasam.data import TextData
 from deltasam.errors import UserError
-from deltasam.experiment.config import TrainConfig
-from deltasam.experiment.training import Run, train_run
-from deltasam.experiment.variant import full_spec, short_spec, split_variant
+from deltasam.lab.data import TextData
+from deltasam.lab.train.config import TrainConfig
+from deltasam.lab.train.run import Run, train_run
+from deltasam.lab.train.variant import full_spec, short_spec, split_variant
 
 
 def test_parts() -> None:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from deltasam.errors import UserError
-from deltasam.experiment.results import RunResult
-from deltasam.experiment.setting import Setting
-from deltasam.gather import gather
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.folders import gather
+from deltasam.lab.train.results import RunResult
 from deltasam.spec import full_spec
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import deltasam
 import regularisers
 import tiny_trainers as tiny
-from deltasam.guards import WeightStore
+from deltasam.core.restore import WeightStore
 from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from tiny_language_model import gpt2
 

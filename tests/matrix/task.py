@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import deltasam
 import tiny_trainers as tiny
 from deltasam import reference
-from deltasam.guards import WeightStore
+from deltasam.core.restore import WeightStore
 
 STEPS, ROWS, LENGTH, LR, MOMENTUM, MAX_NORM = 4, 8, 6, 0.3, 0.9, 1.0
 RHO = 0.2

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import deltasam
 import distributed.launch  # noqa: F401 (before there is a group)
 from deltasam import reference
-from deltasam.guards import WeightStore
+from deltasam.core.restore import WeightStore
 from matrix import stacks, task
 
 HALVES = replace(stacks.HALVES, side_by_side=True)

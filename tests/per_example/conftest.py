@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from deltasam.per_example import outer
+from deltasam.per_example import outer_products as outer
 
 
 @pytest.fixture(autouse=True, params=["small", "large"])

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import deltasam
 import own_copies
-from deltasam.per_example import outer
-from deltasam.per_example.backwards import checkpoint_region
+from deltasam.core.torch_internals.mode_backwards import checkpoint_region
+from deltasam.per_example import outer_products as outer
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.outer import Products
-from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.outer_products import Products
+from deltasam.per_example.perturbed_forward import Perturbed
 from parts import C, D, Model, hidden
 
 N, T = 4, 6

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltasam
-from deltasam import dropout_masks
+from deltasam.core import dropout_masks
 from per_instance import assert_exact
 
 LAYERS = {

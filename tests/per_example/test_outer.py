@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deltasam.per_example import outer
-from deltasam.per_example.gradient import ParameterGradient, gradient_of
-from deltasam.per_example.outer import Outer, Products
+from deltasam.per_example import outer_products as outer
+from deltasam.per_example.outer_products import Outer, Products
+from deltasam.per_example.parameter_gradient import ParameterGradient, gradient_of
 
 F64 = torch.float64
 

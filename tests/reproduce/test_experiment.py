@@ -15,9 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from deltasam.cli.app import app
-from deltasam.data import load_data
-from deltasam.data.load import load_glue
-from deltasam.reproduce import read_record
+from deltasam.lab.data import load_data
+from deltasam.lab.data.load import load_glue
+from deltasam.lab.reproduce import read_record
 from interrupted import numbers, signalled
 
 RUNS = {"cola/search": 2, "cola/final": 6, "mrpc-noisy/search": 2, "mrpc-noisy/final": 6, "cola-noisy/final": 6}
@@ -75,8 +75,8 @@ def test_a_search_run_is_the_comparison_on_the_held_out_rows(
     whole: Path, data_dir: Path, content: dict[str, Any], tmp_path: Path
 ) -> None:
     """What the search did, done by hand with the parts of the library."""
-    from deltasam.experiment.config import TrainConfig
-    from deltasam.experiment.training import Run, train_run
+    from deltasam.lab.train.config import TrainConfig
+    from deltasam.lab.train.run import Run, train_run
 
     data = load_glue("cola", data_dir).for_selection(16).take(16, 7)
     run = Run(data, TrainConfig(**content["training"]), "sam:rho=0.1", 7)

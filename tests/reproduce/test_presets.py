@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from deltasam.errors import UserError
-from deltasam.experiment.variant import full_spec
-from deltasam.reproduce import load_preset, preset_text
-from deltasam.reproduce.preset import scales
-from deltasam.reproduce.sources import TABLES
+from deltasam.lab.reproduce import load_preset, preset_text
+from deltasam.lab.reproduce.preset import scales
+from deltasam.lab.reproduce.sources import TABLES
+from deltasam.lab.train.variant import full_spec
 
 PRESETS = [(table, scale) for table in TABLES for scale in scales()]
 

@@ -10,8 +10,8 @@ import pytest
 
 import deltasam
 import tables
-from deltasam.experiment.overview import survey
-from deltasam.reproduce import read_record
+from deltasam.lab.compare.overview import survey
+from deltasam.lab.reproduce import read_record
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks/results").glob("*.jsonl"))

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.experiment.results import RunResult
-from deltasam.reproduce.search import candidates, choose, widened
+from deltasam.lab.reproduce.search import candidates, choose, widened
+from deltasam.lab.train.results import RunResult
 
 METHODS = {"erm": ["erm"], "sam": ["sam:rho=1", "sam:rho=2", "sam:rho=3"]}
 

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted."""
-    from deltasam.experiment.processes import quiet_unless_main
+    from deltasam.lab.train.distributed import quiet_unless_main
 
     with quiet_unless_main():
         try:

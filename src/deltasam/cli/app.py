@@ -20,9 +20,9 @@ from deltasam.cli.methods import methods
 from deltasam.cli.report import report
 from deltasam.cli.reproduce import reproduce
 from deltasam.cli.train import train
+from deltasam.core.files import disk_is_full
 from deltasam.errors import UserError
-from deltasam.experiment.processes import joined
-from deltasam.whole_file import disk_is_full
+from deltasam.lab.train.distributed import joined
 
 
 class Commands(TyperGroup):
@@ -93,7 +93,7 @@ def _deltasam(
     [bold]deltasam --plugin mine.py compare --methods erm,sam,mine[/bold] puts your own method beside the others.
     """
     if plugin:
-        from deltasam.experiment.plugins import use_plugins
+        from deltasam.lab.train.plugins import use_plugins
 
         use_plugins(plugin)
 

@@ -13,17 +13,17 @@ from deltasam.cli import options
 from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import PROVENANCE, TrainConfig
-from deltasam.experiment.launchers import find_launcher
-from deltasam.experiment.provenance import provenance
+from deltasam.lab.compare.launchers import find_launcher
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import PROVENANCE, TrainConfig
+from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
-    from deltasam.experiment.grid import Grid
-    from deltasam.experiment.launchers import Launcher
-    from deltasam.experiment.results import RunResult
-    from deltasam.experiment.setting import Setting
+    from deltasam.lab.compare.grid import Grid
+    from deltasam.lab.compare.launchers import Launcher
+    from deltasam.lab.data.dataset import TextData
+    from deltasam.lab.data.setting import Setting
+    from deltasam.lab.train.results import RunResult
 
 REPORT = "report.html"
 ALL = "all"
@@ -153,7 +153,7 @@ def _recorded(values: list[Any]) -> Any:
 
 
 def _settings(data: TextData, axes: dict[str, list[Any]], noisy_selection: bool) -> list[Setting]:
-    from deltasam.experiment.setting import Setting
+    from deltasam.lab.data.setting import Setting
 
     rows = len(data.train)
     special = {ALL: rows, None: min(SIZE, rows)}
@@ -170,8 +170,8 @@ def _compare(
     launcher: Launcher,
     trackers: tuple[str, ...],
 ) -> None:
-    from deltasam.experiment.folder import check_folder, claim_folder
-    from deltasam.experiment.grid import Grid
+    from deltasam.lab.compare.grid import Grid
+    from deltasam.lab.folders.output import check_folder, claim_folder
 
     processes.on_main(lambda: check_folder(output, choices))
     data = options.load(choices)
@@ -191,7 +191,7 @@ def _compare(
 
 def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:
     from deltasam.cli.progress import GridProgress
-    from deltasam.experiment.grid import read_results
+    from deltasam.lab.compare.grid import read_results
 
     with GridProgress(len(list(grid.cells())), len(read_results(output))) as progress:
         return grid.run(output, watch=progress.show, launcher=launcher, trackers=trackers)
@@ -200,11 +200,11 @@ def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from deltasam.experiment.after_rows import after_rows
-    from deltasam.experiment.report import write_report
-    from deltasam.experiment.setting import by_setting
-    from deltasam.experiment.statistics import compare, conclusion
-    from deltasam.experiment.table import after_table, comparison_table
+    from deltasam.lab.compare.after_rows import after_rows
+    from deltasam.lab.compare.statistics.statistics import compare, conclusion
+    from deltasam.lab.compare.statistics.terminal import after_table, comparison_table
+    from deltasam.lab.data.setting import by_setting
+    from deltasam.lab.report import write_report
 
     write_report(results, recorded, output / REPORT)
     console, settings = Console(), by_setting([r.labelled() for r in results])

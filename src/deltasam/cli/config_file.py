@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from deltasam.errors import UserError
-from deltasam.experiment.config import PROVENANCE
+from deltasam.lab.train.config import PROVENANCE
 
 
 def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deltasam.experiment.one_class import no_better, one_class_of, quoted
+from deltasam.lab.train.majority_class import no_better, one_class_of, quoted
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
+    from deltasam.lab.data.dataset import TextData
 
 _MOST_CLASSES = 6
 

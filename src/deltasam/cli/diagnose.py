@@ -12,12 +12,12 @@ import typer
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import PROVENANCE, TrainConfig
-from deltasam.experiment.provenance import provenance
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import PROVENANCE, TrainConfig
+from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.diagnosis import Diagnosis, Settings
+    from deltasam.lab.diagnose import Diagnosis, Settings
 
 PAGE = "diagnosis.html"
 
@@ -106,7 +106,7 @@ def diagnose(
     choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
     choices = {k: v for k, v in choices.items() if k not in ("only", "skip")}
     with interruptible(lambda: _what_is_kept(output)):
-        from deltasam.diagnosis import Settings
+        from deltasam.lab.diagnose import Settings
 
         made = Settings(
             split=split,
@@ -123,7 +123,7 @@ def diagnose(
 
 
 def _what_is_kept(output: Path) -> str:
-    from deltasam.diagnosis.diagnosis import RESULTS
+    from deltasam.lab.diagnose.diagnosis import RESULTS
 
     if (output / RESULTS).exists():
         return f"what was measured so far is in {output}"
@@ -131,7 +131,7 @@ def _what_is_kept(output: Path) -> str:
 
 
 def _chosen(only: str | None, skip: str | None) -> list[str]:
-    from deltasam.diagnosis import diagnostic_names
+    from deltasam.lab.diagnose import diagnostic_names
 
     known = diagnostic_names()
     wanted = known if only is None else _known(only, "--only", known)
@@ -158,9 +158,9 @@ def _diagnose(
     import matplotlib  # noqa: F401  (before any work: it may not be installed)
 
     from deltasam.cli.progress import DiagnosisProgress
-    from deltasam.diagnosis import count, diagnose, load_subjects, write_diagnosis_page
-    from deltasam.experiment.folder import check_folder, claim_folder
-    from deltasam.experiment.random_state import deterministic_algorithms, seed_everything
+    from deltasam.lab.diagnose import count, diagnose, load_subjects, write_diagnosis_page
+    from deltasam.lab.folders.output import check_folder, claim_folder
+    from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
 
     check_folder(output, choices)
     data = options.load(choices)

@@ -9,11 +9,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from deltasam.diagnosis.number_text import number_text
-from deltasam.experiment.rounding import MISSING
+from deltasam.lab.compare.statistics.formatting import MISSING
+from deltasam.lab.diagnose.number_text import number_text
 
 if TYPE_CHECKING:
-    from deltasam.diagnosis import Diagnosis
+    from deltasam.lab.diagnose import Diagnosis
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> Table:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from deltasam.core.files import CannotWriteError, cannot_write, disk_is_full
 from deltasam.errors import UserError
-from deltasam.whole_file import CannotWriteError, cannot_write, disk_is_full
 
 if TYPE_CHECKING:
     from deltasam import NotCoveredError

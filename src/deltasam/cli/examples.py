@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltasam.errors import UserError
-from deltasam.experiment import processes
+from deltasam.lab.train import distributed as processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,9 +92,9 @@ def _print_rankings(console: Console, ranked: pd.DataFrame, by: str, top: int) -
 def _print_detection(console: Console, folder: Path, method: str | None, seed: int | None) -> None:
     """A table for each setting with label noise."""
     from deltasam.cli.examples_table import DETECTION, detection_table
-    from deltasam.experiment.kept_examples import kept_runs
-    from deltasam.experiment.setting import by_setting
-    from deltasam.experiment.statistics import compare
+    from deltasam.lab.compare.kept_examples import kept_runs
+    from deltasam.lab.compare.statistics.statistics import compare
+    from deltasam.lab.data.setting import by_setting
 
     results = [run.result.labelled() for run in kept_runs(folder, method, seed) if run.result.detection]
     for setting, runs in by_setting(results).items():

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from deltasam.diagnostics.examples import NUMBERS
-from deltasam.experiment import rounding
-from deltasam.experiment.setting import Setting
+from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.data.setting import Setting
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltasam.experiment.comparison import MethodSummary
+    from deltasam.lab.compare.statistics.comparison import MethodSummary
 
 MEANING = {
     "weight": "weight: how much the example counts in the perturbation, on average over its visits; 1 is average.",

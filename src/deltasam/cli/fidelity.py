@@ -15,15 +15,15 @@ import deltasam
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import PROVENANCE, TrainConfig
-from deltasam.experiment.provenance import provenance
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import PROVENANCE, TrainConfig
+from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
+    from deltasam.core.closure import Output
     from deltasam.diagnostics import Fidelity
-    from deltasam.experiment.training import Run
-    from deltasam.outputs import Output
+    from deltasam.lab.data.dataset import TextData
+    from deltasam.lab.train.run import Run
 
 RESULTS = "fidelity.json"
 
@@ -98,7 +98,7 @@ def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: Tr
     from rich.console import Console
 
     from deltasam.cli.fidelity_table import fidelity_table, meaning
-    from deltasam.experiment.folder import check_folder
+    from deltasam.lab.folders.output import check_folder
 
     if output is not None:
         check_folder(output, choices)
@@ -115,7 +115,7 @@ def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: Tr
 
 def _measure(data: TextData, settings: TrainConfig, choices: dict[str, Any]) -> list[Fidelity]:
     from deltasam.diagnostics import fidelity
-    from deltasam.experiment.random_state import deterministic_algorithms
+    from deltasam.lab.train.random_state import deterministic_algorithms
 
     run = _trained(data, settings, choices["warmup_steps"], choices["seed"])
     closures = _closures(run, choices["batches"])
@@ -128,8 +128,8 @@ def _measure(data: TextData, settings: TrainConfig, choices: dict[str, Any]) -> 
 
 def _trained(data: TextData, settings: TrainConfig, steps: int, seed: int) -> Run:
     """A run after some steps of plain training, over which the whole schedule of the learning rate is spread."""
-    from deltasam.experiment.random_state import deterministic_algorithms
-    from deltasam.experiment.training import Run
+    from deltasam.lab.train.random_state import deterministic_algorithms
+    from deltasam.lab.train.run import Run
 
     epochs = max(1, math.ceil(steps * settings.batch_size / len(data.train)))
     run = Run(data, dataclasses.replace(settings, epochs=epochs), deltasam.ERM.name, seed)
@@ -158,9 +158,9 @@ def _progress(steps: Iterable[int], what: str, total: int) -> Iterable[int]:
 
 
 def _save(output: Path, results: list[Fidelity], recorded: dict[str, Any]) -> None:
-    from deltasam.experiment.folder import claim_folder
-    from deltasam.experiment.plain import plain
-    from deltasam.whole_file import write_atomically
+    from deltasam.core.files import write_atomically
+    from deltasam.lab.folders.output import claim_folder
+    from deltasam.lab.train.jsonable import plain
 
     claim_folder(output, recorded)
     found = plain(results)  # each with its means and spreads

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.floor import FLOOR
-from deltasam.experiment import rounding
+from deltasam.lab.compare.statistics import formatting as rounding
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity

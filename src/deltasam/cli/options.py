@@ -12,12 +12,12 @@ import typer
 
 from deltasam.cli.config_file import apply_config
 from deltasam.errors import UserError
-from deltasam.experiment.config import TrainConfig
+from deltasam.lab.train.config import TrainConfig
 from deltasam.spec import full_spec as spec_of
 from deltasam.spec import split_specs
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
+    from deltasam.lab.data.dataset import TextData
 
 LARGEST_SEED = 2**32 - 1
 
@@ -130,7 +130,7 @@ def train_config(params: dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: A value cannot be used.
     """
-    from deltasam.experiment.device import find_device
+    from deltasam.lab.train.device import find_device
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{k: v for k, v in params.items() if k in names})
@@ -155,7 +155,7 @@ def full_variant(text: str) -> str:
     Raises:
         UserError: There is no such method, or a hyper-parameter or an option is wrong.
     """
-    from deltasam.experiment import variant
+    from deltasam.lab.train import variant
 
     try:
         return variant.full_spec(text)
@@ -251,7 +251,7 @@ def trackers(text: str | None, *, files: bool = True) -> tuple[str, ...]:
     Raises:
         UserError: One cannot be had, or is there twice.
     """
-    from deltasam.experiment.tracking import check_trackers
+    from deltasam.lab.train.tracking import check_trackers
 
     names = distinct([name.strip() for name in text.split(",")], "--track") if text else []
     check_trackers(names, files=files)
@@ -260,7 +260,7 @@ def trackers(text: str | None, *, files: bool = True) -> tuple[str, ...]:
 
 def load(params: dict[str, Any]) -> TextData:
     """The data that a command's parameters describe."""
-    from deltasam.data import load_data
+    from deltasam.lab.data import load_data
 
     names = ("text", "text_pair", "label", "eval_data", "eval_size", "task")
     return load_data(params["data"], **{name: params[name] for name in names})

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deltasam.experiment.launchers import Cell, run_name
+from deltasam.lab.compare.launchers import Cell, run_name
 
 if TYPE_CHECKING:
-    from deltasam.experiment.launchers import Standing
-    from deltasam.experiment.training import Run
+    from deltasam.lab.compare.launchers import Standing
+    from deltasam.lab.train.run import Run
 
 
 class _Bars(Progress):

@@ -37,8 +37,8 @@ def report(
 
     deltasam report runs/rho runs/noise --output both.html
     """
-    from deltasam.experiment.report import write_comparisons, write_report, write_table_page
-    from deltasam.gather import gather
+    from deltasam.lab.folders import gather
+    from deltasam.lab.report import write_comparisons, write_report, write_table_page
 
     path = _path(runs, output)
     found = gather(runs)

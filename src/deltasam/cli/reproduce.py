@@ -12,12 +12,12 @@ import typer
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.launchers import find_launcher
+from deltasam.lab.compare.launchers import find_launcher
+from deltasam.lab.train import distributed as processes
 
 if TYPE_CHECKING:
-    from deltasam.experiment.launchers import Watch
-    from deltasam.reproduce import Experiment
+    from deltasam.lab.compare.launchers import Watch
+    from deltasam.lab.reproduce import Experiment
 
 PAGE, RECORD = "report.html", "runs.jsonl"
 
@@ -78,8 +78,8 @@ def reproduce(
 
     deltasam reproduce glue --scale mine.yaml --data-dir data/glue --output runs/mine
     """
-    from deltasam.experiment.device import find_device
-    from deltasam.reproduce import load_preset, preset_text
+    from deltasam.lab.reproduce import load_preset, preset_text
+    from deltasam.lab.train.device import find_device
 
     if show:
         print(preset_text(table, scale), end="")
@@ -95,7 +95,7 @@ def reproduce(
     where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
     trackers = options.trackers(track, files=where.shares_disk)
     with interruptible(lambda: "go on with the same command"):
-        from deltasam.reproduce import Experiment
+        from deltasam.lab.reproduce import Experiment
 
         experiment = Experiment(preset, folder, data_dir, find_device(device))
         experiment.run(show=_bars, launcher=where, after_row=lambda: _write(experiment), trackers=trackers)
@@ -115,8 +115,8 @@ def _bars(title: str, runs: int, done: int) -> Iterator[Watch]:
 
 
 def _write(experiment: Experiment) -> None:
-    from deltasam.experiment.report import write_table_page
-    from deltasam.reproduce import write_record
+    from deltasam.lab.report import write_table_page
+    from deltasam.lab.reproduce import write_record
 
     preset = experiment.preset
     facts = {row.name: experiment.recorded(row) for row in preset.rows}
@@ -127,8 +127,8 @@ def _write(experiment: Experiment) -> None:
 def _print(experiment: Experiment) -> None:
     from rich.console import Console
 
-    from deltasam.experiment.one_class import each_no_better
-    from deltasam.experiment.overview import TerminalTable, conclusion, survey
+    from deltasam.lab.compare.overview import TerminalTable, conclusion, survey
+    from deltasam.lab.train.majority_class import each_no_better
 
     rows = experiment.table()
     overview = survey(rows)

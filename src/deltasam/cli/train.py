@@ -15,14 +15,14 @@ from deltasam.cli import options
 from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.experiment import processes
-from deltasam.experiment.config import PROVENANCE, TrainConfig
-from deltasam.experiment.provenance import provenance
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import PROVENANCE, TrainConfig
+from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.data.dataset import TextData
-    from deltasam.experiment.results import RunResult
-    from deltasam.experiment.training import Run
+    from deltasam.lab.data.dataset import TextData
+    from deltasam.lab.train.results import RunResult
+    from deltasam.lab.train.run import Run
 
 METRICS = "metrics.json"
 
@@ -95,7 +95,7 @@ def train(
 
 
 def _data(choices: dict[str, Any]) -> TextData:
-    from deltasam.data.noise import add_label_noise, with_noisy_selection
+    from deltasam.lab.data.noise import add_label_noise, with_noisy_selection
 
     data, rate, seed = options.load(choices), choices["label_noise"] or 0.0, choices["seed"]
     if choices["noisy_selection"]:
@@ -104,7 +104,7 @@ def _data(choices: dict[str, Any]) -> TextData:
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
-    from deltasam.experiment.folder import check_folder
+    from deltasam.lab.folders.output import check_folder
 
     begun = check_folder(output, choices)
     if resume and not begun:
@@ -117,7 +117,7 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
 
 def _how_to_go_on(output: Path) -> str:
     """What is kept of a training that was stopped, and which command goes on."""
-    from deltasam.experiment.folder import CONFIG
+    from deltasam.lab.folders.output import CONFIG
 
     if (output / METRICS).exists():
         return f"the training is finished; model in {output}"
@@ -135,11 +135,11 @@ def _fit(
     trackers: tuple[str, ...],
 ) -> None:
     from deltasam.cli.progress import RunProgress
-    from deltasam.experiment.checkpoint import resume_run, save_when_due
-    from deltasam.experiment.folder import claim_folder
-    from deltasam.experiment.setting import Setting
-    from deltasam.experiment.tracking import tracked
-    from deltasam.experiment.training import Run, train_run
+    from deltasam.lab.data.setting import Setting
+    from deltasam.lab.folders.output import claim_folder
+    from deltasam.lab.train.checkpoint import resume_run, save_when_due
+    from deltasam.lab.train.run import Run, train_run
+    from deltasam.lab.train.tracking import tracked
 
     run = Run(data, settings, choices["method"], choices["seed"])
     recorded = {**choices, PROVENANCE: provenance(data)}
@@ -168,7 +168,7 @@ def _fit(
 
 
 def _keep_best(output: Path, run: Run) -> None:
-    from deltasam.experiment.saved_model import save_model
+    from deltasam.lab.train.saved_model import save_model
 
     if processes.is_main() and run.best is run.evaluations[-1]:
         save_model(output, run)
@@ -176,9 +176,9 @@ def _keep_best(output: Path, run: Run) -> None:
 
 def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:
     """Write the record; gives the metrics of the model that was kept."""
+    from deltasam.core.files import write_atomically
     from deltasam.diagnostics.examples.csv_file import write_csv
-    from deltasam.experiment.kept_examples import EXAMPLES, HISTORY
-    from deltasam.whole_file import write_atomically
+    from deltasam.lab.compare.kept_examples import EXAMPLES, HISTORY
 
     if run.diverged:
         raise UserError(

@@ -1,11 +1,11 @@
 """Questions to ask of a method on one's own model and data. Plain PyTorch; imported only when asked for."""
 
-from deltasam.diagnostics.after_change import AfterChange, ChangedWeights, plot_after
-from deltasam.diagnostics.after_noise import after_noise
-from deltasam.diagnostics.after_pruning import after_pruning
-from deltasam.diagnostics.after_rounding import after_rounding
-from deltasam.diagnostics.after_training import after_training
-from deltasam.diagnostics.average_sharpness import AverageSharpness, average_sharpness
+from deltasam.diagnostics.after.change import AfterChange, ChangedWeights, plot_after
+from deltasam.diagnostics.after.forgetting import Forgetting, ForgettingPoint, forgetting, plot_forgetting
+from deltasam.diagnostics.after.noise import after_noise
+from deltasam.diagnostics.after.pruning import after_pruning
+from deltasam.diagnostics.after.rounding import after_rounding
+from deltasam.diagnostics.after.training import after_training
 from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibration, plot_reliability
 from deltasam.diagnostics.closeness import Closeness, Fidelity
 from deltasam.diagnostics.cost import Cost, MethodCost, cost, plot_cost
@@ -13,12 +13,12 @@ from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geome
 from deltasam.diagnostics.example_plots import plot_examples, plot_norms
 from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
 from deltasam.diagnostics.fidelity_plot import plot_fidelity
-from deltasam.diagnostics.forgetting import Forgetting, ForgettingPoint, forgetting, plot_forgetting
+from deltasam.diagnostics.flatness.average import AverageSharpness, average_sharpness
+from deltasam.diagnostics.flatness.plots import plot_m_sharpness, plot_sharpness
+from deltasam.diagnostics.flatness.sharpness import Sharpness, sharpness
 from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
 from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
 from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice
-from deltasam.diagnostics.sharpness import Sharpness, sharpness
-from deltasam.diagnostics.sharpness_plots import plot_m_sharpness, plot_sharpness
 from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
 __all__ = [

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.guards import Buffers, RandomState, WeightStore, accelerators
-from deltasam.outputs import example_losses_of
-from deltasam.passes import Closure, Passes
-from deltasam.runtime import Runtime
-from deltasam.sharded import is_sharded
+from deltasam.core import vectors
+from deltasam.core.closure import example_losses_of
+from deltasam.core.passes import Closure, Passes
+from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators
+from deltasam.core.runtime import Runtime
+from deltasam.core.sharding import is_sharded
 
 Piece = tuple[int, slice]
 """Some consecutive examples of one batch: its number, and their rows."""
@@ -87,7 +87,7 @@ class Batches:
         for number, rows in pieces:
             passes = self.passes(number)
             losses = example_losses_of(passes.first(), self.owner)
-            total = weight_space.plus(total, passes.grad(losses[rows].sum() / count))
+            total = vectors.plus(total, passes.grad(losses[rows].sum() / count))
         return total
 
     def rise(self, pieces: Sequence[Piece]) -> float:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from deltasam.core.passes import Closure
+from deltasam.core.restore import WeightStore
 from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.timing import Call, TimedCalls
-from deltasam.guards import WeightStore
 from deltasam.method import Method
-from deltasam.passes import Closure
-from deltasam.per_example.record import NotCoveredError
+from deltasam.per_example.recorder import NotCoveredError
 from deltasam.spec import full_spec, make_method, method_names, split_specs
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def cost(
 
     Args:
         model: The model.
-        closures: One per batch; each runs one forward and returns what the methods need (``deltasam.outputs``).
+        closures: One per batch; each runs one forward and returns what the methods need (``deltasam.core.closure``).
         methods: Specs, in a list or separated by commas. Default: every registered method.
         rounds: How often to go through all batches.
 
@@ -154,7 +154,7 @@ def _tried(
     timed: TimedCalls, closure: Closure, specs: Sequence[str]
 ) -> tuple[dict[str, Method], dict[str, float | None], dict[str, str]]:
     """The methods that work here and the peak memory of each; and why the others do not."""
-    from deltasam.experiment.device import PeakMemory
+    from deltasam.lab.train.device import PeakMemory
 
     working: dict[str, Method] = {}
     memory: dict[str, float | None] = {}

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from deltasam.core.closure import example_losses_of
+from deltasam.core.passes import Closure
+from deltasam.core.restore import WeightStore, moved
+from deltasam.core.vectors import Vector
 from deltasam.diagnostics.batches import refuse_unmeasurable
 from deltasam.diagnostics.put_back import put_back
-from deltasam.guards import WeightStore, moved
-from deltasam.outputs import example_losses_of
-from deltasam.passes import Closure
-from deltasam.weight_space import Vector
 
 
 class DataLoss:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deltasam.core.closure import example_losses_of
+from deltasam.core.passes import Closure
 from deltasam.diagnostics.batches import Batches
 from deltasam.diagnostics.example_rises import refuse_meeting_losses
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.second_order import twice_differentiable
-from deltasam.outputs import example_losses_of
-from deltasam.passes import Closure
 from deltasam.per_example.engine import Engine
-from deltasam.per_example.perturbed import Perturbed
-from deltasam.per_example.record import NotCoveredError
+from deltasam.per_example.perturbed_forward import Perturbed
+from deltasam.per_example.recorder import NotCoveredError
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
 
     Args:
         model: With the weights to measure at.
-        closures: One per batch; each runs one forward and returns one loss per example [n] (``deltasam.outputs``).
+        closures: One per batch; each runs one forward and returns one loss per example [n] (``deltasam.core.closure``).
 
     Raises:
         NotCoveredError: The engine does not cover the model; names the parameters.

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltasam.compiled import as_written
+from deltasam.core.closure import example_losses_of
+from deltasam.core.torch_internals.compiled import as_written
 from deltasam.diagnostics.batches import Batches
-from deltasam.outputs import example_losses_of
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.perturbed import Perturbed
+from deltasam.per_example.perturbed_forward import Perturbed
 
 
 class ExampleRises:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from deltasam.checks import positive
+from deltasam.core.checks import positive
+from deltasam.core.passes import Closure
 from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
 from deltasam.diagnostics.floor import BestWeights
 from deltasam.diagnostics.measure import Bench, Measured
 from deltasam.diagnostics.put_back import put_back
 from deltasam.method import Method
 from deltasam.methods import ERM, SAM, PerInstanceSAM
-from deltasam.passes import Closure
 from deltasam.scheduled import Scheduled
 from deltasam.spec import hyperparameters, make_method, method_names, short_spec, split_specs
 
@@ -42,7 +42,7 @@ def fidelity(
 
     Args:
         model: The model, with the weights to measure at.
-        closure: Runs one forward on a batch and returns one loss per example [n] (see ``deltasam.outputs``); or
+        closure: Runs one forward on a batch and returns one loss per example [n] (see ``deltasam.core.closure``); or
             several such closures, one per batch. Each is called many times, and only while it is measured.
         methods: Specs (``sam``, ``delta_sam:sigma=1e-3``), in a list or separated by commas, and methods made for this
             model. Default: ``default_methods()``.

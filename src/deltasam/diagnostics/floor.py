@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.outputs import example_losses_of, loss_of
-from deltasam.passes import Passes
-from deltasam.shared_ascent import Ascent, SharedAscent
-from deltasam.weight_space import Vector
+from deltasam.core import vectors
+from deltasam.core.closure import example_losses_of, loss_of
+from deltasam.core.passes import Passes
+from deltasam.core.vectors import Vector
+from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
 
 FLOOR = "floor"
 """What it is called in results."""
@@ -95,21 +95,21 @@ class BestWeights(SharedAscent):
         Where it is 0, or nothing can be told, so is the derivative.
         """
         ascent, flat = _weighted_gradient(passes, weights), torch.zeros_like(weights)
-        length = float(weight_space.norm(ascent))
+        length = float(vectors.norm(ascent))
         if not 0 < length < math.inf:
             return math.inf, flat, ascent
-        way = weight_space.times(ascent, 1 / length)
-        rest = weight_space.plus(_gradient_at(passes, way, self.rho), self._exact, -1)
-        far, step = float(weight_space.norm(rest)), _LOOK * self.rho
+        way = vectors.times(ascent, 1 / length)
+        rest = vectors.plus(_gradient_at(passes, way, self.rho), self._exact, -1)
+        far, step = float(vectors.norm(rest)), _LOOK * self.rho
         if not 0 < far < math.inf:
             return (0.0 if far == 0 else math.inf), flat, ascent
         ahead, behind = (
-            _gradient_at(passes, weight_space.plus(weight_space.times(way, self.rho), rest, sign * step / far), 1.0)
+            _gradient_at(passes, vectors.plus(vectors.times(way, self.rho), rest, sign * step / far), 1.0)
             for sign in (1, -1)
         )
-        bent = weight_space.times(weight_space.plus(ahead, behind, -1), far / (2 * step))
-        across = weight_space.plus(bent, way, -_dot(way, bent))
-        size = float(weight_space.norm(across))
+        bent = vectors.times(vectors.plus(ahead, behind, -1), far / (2 * step))
+        across = vectors.plus(bent, way, -_dot(way, bent))
+        size = float(vectors.norm(across))
         if not 0 < size < math.inf:
             return far**2, flat, ascent
         above, below = (_losses_at(passes, across, sign * step / size) for sign in (1, -1))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from deltasam.checks import fraction, whole
+from deltasam.core.checks import fraction, whole
+from deltasam.core.passes import Closure
 from deltasam.diagnostics.batches import Batches
+from deltasam.diagnostics.flatness.sharpness import CAUTION, RESCALING
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.second_order import twice_differentiable
-from deltasam.diagnostics.sharpness import CAUTION, RESCALING
-from deltasam.passes import Closure
 
 if TYPE_CHECKING:
     from deltasam.diagnostics.hessian_operator import ClosureHessian
@@ -77,7 +77,7 @@ def hessian_spectrum(
 
     Args:
         model: With the weights to measure at.
-        closures: One per batch; each runs one forward and returns one loss per example [n] (``deltasam.outputs``).
+        closures: One per batch; each runs one forward and returns one loss per example [n] (``deltasam.core.closure``).
         k: How many eigenvalues; fewer than there are weights.
         tolerance: Relative error of an eigenvalue at which the search stops; 0 is machine precision.
         trace_samples: Random vectors, 2 or more.

@@ -6,9 +6,9 @@ import torch
 from curvlinops import HessianLinearOperator
 from torch import Tensor
 
+from deltasam.core.closure import example_losses_of
+from deltasam.core.restore import RandomState, accelerators
 from deltasam.diagnostics.batches import Batches
-from deltasam.guards import RandomState, accelerators
-from deltasam.outputs import example_losses_of
 
 
 class ClosureHessian(HessianLinearOperator):

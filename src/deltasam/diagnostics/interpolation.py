@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.checks import nonnegative
+from deltasam.core.checks import nonnegative
+from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.data_loss import DataLoss
 from deltasam.diagnostics.put_back import put_back
-from deltasam.passes import Closure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from deltasam.checks import positive
+from deltasam.core.checks import positive
+from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new, by_name
 from deltasam.diagnostics.data_loss import DataLoss, combination
 from deltasam.diagnostics.directions import filter_normalised
-from deltasam.passes import Closure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
+from deltasam.core import vectors
+from deltasam.core.passes import Closure
+from deltasam.core.restore import Buffers, RandomState, accelerators
 from deltasam.diagnostics.batches import epsilon_of
-from deltasam.guards import Buffers, RandomState, accelerators
 from deltasam.method import Method
-from deltasam.passes import Closure
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class _Watched:
         if self._calls > 1 and torch.is_grad_enabled():
             began = time.perf_counter()
             with torch.no_grad(), torch._C.DisableTorchFunction():  # a look at the weights is no use of them
-                self.distance = float(weight_space.distance(self._params, self._weights))
+                self.distance = float(vectors.distance(self._params, self._weights))
             self.seconds += time.perf_counter() - began  # is no part of the method's time
         return self._closure()
 

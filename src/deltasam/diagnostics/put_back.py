@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from deltasam.guards import Buffers, RandomState, accelerators
+from deltasam.core.restore import Buffers, RandomState, accelerators
 
 
 @contextmanager

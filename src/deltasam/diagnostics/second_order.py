@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deltasam.compiled import as_written
+from deltasam.core.torch_internals.compiled import as_written
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Closure
+from deltasam.core.restore import Buffers, RandomState, accelerators
+from deltasam.core.runtime import Runtime
 from deltasam.diagnostics.measure import wait_for_device
-from deltasam.guards import Buffers, RandomState, accelerators
 from deltasam.method import Method
-from deltasam.outputs import loss_of
-from deltasam.passes import Closure
-from deltasam.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from deltasam.core.runtime import Runtime
 from deltasam.integrations.missing import missing
 from deltasam.integrations.trained_parameters import refuse_other_parameters
-from deltasam.runtime import Runtime
 
 try:
     from accelerate import Accelerator

@@ -30,13 +30,13 @@ try:
 except ModuleNotFoundError as error:
     raise missing("hf", error) from error
 
-from deltasam.experiment.tensor_file import DamagedError, read_tensors, write_tensors
+from deltasam.core.packed import packed_error, refuse_packed
+from deltasam.core.passes import in_later_pass
+from deltasam.core.tensor_files import DamagedError, read_tensors, write_tensors
 from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
-from deltasam.packed import packed_error, refuse_packed
-from deltasam.passes import in_later_pass
 from deltasam.spec import full_spec, make_method
 
 __all__ = [

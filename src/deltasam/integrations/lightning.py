@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deltasam.core.packed import refuse_packed
+from deltasam.core.passes import in_later_pass
+from deltasam.core.runtime import Runtime
 from deltasam.integrations.missing import missing
 from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.method import Method, Step
-from deltasam.packed import refuse_packed
-from deltasam.passes import in_later_pass
-from deltasam.runtime import Runtime
 from deltasam.spec import make_method
 
 try:

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.checks import positive
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
-from deltasam.shared_ascent import Ascent, Direction, SharedAscent
+from deltasam.core import vectors
+from deltasam.core.checks import positive
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
+from deltasam.methods.bases.batch_perturbation import Ascent, Direction, SharedAscent
 
 
 class ASAM(SharedAscent, name="asam"):
@@ -60,7 +60,7 @@ class ASAM(SharedAscent, name="asam"):
         known = [(i, g, units[i]) for i, g in enumerate(ascent) if g is not None]
         which, gradients, its = (list(column) for column in zip(*known, strict=True))
         scaled = torch._foreach_mul(gradients, its)
-        length = weight_space.length(scaled)
+        length = vectors.length(scaled)
         torch._foreach_mul_(scaled, its)
         direction: list[Tensor | None] = [None] * len(ascent)
         for i, step in zip(which, scaled, strict=True):

@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam.outputs import example_losses_of, losses_of
-from deltasam.passes import Passes
+from deltasam.core.closure import example_losses_of, losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.warn import warn
+from deltasam.methods.bases.reweighted import ReweightedAscent, equal_unless_finite
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.perturbed import perturbed_pass
-from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
-from deltasam.warn import warn
+from deltasam.per_example.perturbed_forward import perturbed_pass
+from deltasam.per_example.recorder import NotCoveredError, Record
 
 # A weight that is estimated counts as at most so many times the mean, which is then brought to 1 again.
 LARGEST_WEIGHT = 4.0

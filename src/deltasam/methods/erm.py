@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
 from deltasam.method import Method, Step
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
 
 
 class ERM(Method, name="erm"):

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.checks import fraction, nonnegative
+from deltasam.core import vectors
+from deltasam.core.checks import fraction, nonnegative
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
+from deltasam.core.sharding import sharded_modules
 from deltasam.method import Step
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
-from deltasam.sharded import sharded_modules
-from deltasam.shared_ascent import Ascent, Direction, SharedAscent
+from deltasam.methods.bases.batch_perturbation import Ascent, Direction, SharedAscent
 
 
 class FriendlySAM(SharedAscent, name="friendly_sam"):
@@ -107,7 +107,7 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         trained = passes.structure.trained
         before = [m if (m := self._average.get(n)) is None else m.to(p) for n, p in trained.items()]
         batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
-        if math.isfinite(weight_space.length(batch).value):
+        if math.isfinite(vectors.length(batch).value):
             after = [self._moved(m, g, scale) for m, g in zip(before, batch, strict=True)]
             self._average = {n: m for n, m in zip(trained, after, strict=True) if m is not None}
         return Direction([self._without(m, g, scale) for m, g in zip(before, ascent, strict=True)])

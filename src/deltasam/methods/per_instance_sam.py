@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.checks import nonnegative, one_of, whole
+from deltasam.core import vectors
+from deltasam.core.checks import nonnegative, one_of, whole
+from deltasam.core.closure import example_losses_of, loss_of, losses_of
+from deltasam.core.passes import Closure, Passes, radius_ratio
+from deltasam.core.repeats import is_of_changes, refuse_unlike
+from deltasam.core.runtime import Runtime
+from deltasam.core.warn import warn
 from deltasam.method import Method, Step
-from deltasam.outputs import example_losses_of, loss_of, losses_of
-from deltasam.passes import Closure, Passes, radius_ratio
 from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
-from deltasam.per_example.perturbed import perturbed_pass
-from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.repeats import is_of_changes, refuse_unlike
-from deltasam.runtime import Runtime
-from deltasam.warn import warn
+from deltasam.per_example.perturbed_forward import perturbed_pass
+from deltasam.per_example.recorder import NotCoveredError, Record
 
 
 class PerInstanceSAM(Method, name="per_instance_sam"):
@@ -160,8 +160,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             again = example_losses_of(point.output, "PerInstanceSAM")
             refuse_unlike(again.detach(), losses, passes)
             ascent = passes.grad(again[group].mean())
-        length = weight_space.length(ascent)
-        with passes.at(ascent, weight_space.length_to(self.rho, length)) as point:
+        length = vectors.length(ascent)
+        with passes.at(ascent, vectors.length_to(self.rho, length)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
             share = passes.backward(perturbed.sum() / len(losses))
             return share, length.norm, point.radius()

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam import embeddings
-from deltasam.as_written import AsWritten
-from deltasam.checks import nonnegative, one_of
+from deltasam.core.checks import nonnegative, one_of
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
 from deltasam.method import Step
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
-from deltasam.predictions import logits_of, predictions_of, watched
+from deltasam.methods.bases import embeddings
+from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
+from deltasam.methods.bases.regularizer import AsWritten
 
 
 class R3F(AsWritten, name="r3f"):

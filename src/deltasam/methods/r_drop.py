@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.as_written import AsWritten
-from deltasam.checks import nonnegative
+from deltasam.core.checks import nonnegative
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
 from deltasam.method import Step
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
-from deltasam.predictions import logits_of, predictions_of, watched
+from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
+from deltasam.methods.bases.regularizer import AsWritten
 
 
 class RDrop(AsWritten, name="r_drop"):

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltasam.checks import nonnegative
-from deltasam.passes import Passes
-from deltasam.reweighted_ascent import ReweightedAscent, equal_unless_finite
+from deltasam.core.checks import nonnegative
+from deltasam.core.passes import Passes
+from deltasam.methods.bases.reweighted import ReweightedAscent, equal_unless_finite
 
 
 class RWSAM(ReweightedAscent, name="rw_sam"):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.outputs import loss_of
-from deltasam.passes import Passes
-from deltasam.shared_ascent import Ascent, SharedAscent
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
+from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
 
 
 class SAM(SharedAscent, name="sam"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltasam.per_example.record import Use
+from deltasam.per_example.recorder import Use
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deltasam.compiled import as_written, is_compiled
-from deltasam.outputs import losses_of
-from deltasam.passes import Passes
-from deltasam.per_example.check import WHOLE, Check, complex_parameters, coupling_layers, uneven_uses
+from deltasam.core.closure import losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.repeats import is_looked_at
+from deltasam.core.surroundings import interrupt_behind
+from deltasam.core.torch_internals.compiled import as_written, is_compiled
+from deltasam.core.warn import warn
+from deltasam.per_example.checks import WHOLE, Check, complex_parameters, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.record import NotCoveredError, Record
-from deltasam.per_example.uses import FAILURES
-from deltasam.repeats import is_looked_at
-from deltasam.surroundings import interrupt_behind
-from deltasam.warn import warn
+from deltasam.per_example.recorder import NotCoveredError, Record
+from deltasam.per_example.tracing import FAILURES
 
 _SHOWN = 5
 

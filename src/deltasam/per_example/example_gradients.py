@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.per_example.gradient import ParameterGradient, gradient_of
-from deltasam.per_example.outer import Outer, Products, alike_in_small, is_small, square_norms
-from deltasam.per_example.record import Use
+from deltasam.core import vectors
+from deltasam.core.vectors import wide
+from deltasam.per_example.outer_products import Outer, Products, alike_in_small, is_small, square_norms
+from deltasam.per_example.parameter_gradient import ParameterGradient, gradient_of
+from deltasam.per_example.recorder import Use
 from deltasam.per_example.rules import Affine, PaddedLookup, Product
 from deltasam.per_example.small import SmallGradients
-from deltasam.weight_space import wide
 
 
 class ExampleGradients:
@@ -85,7 +85,7 @@ class ExampleGradients:
             return norms * self._unit
         most = float(norms.max())
         self._finite = math.isfinite(most)
-        if self._finite and (most > weight_space.TINY or not norms.numel()):
+        if self._finite and (most > vectors.TINY or not norms.numel()):
             return norms
         # With a large loss scale squares may be infinite where gradients are not, and 0 with a small one: go on in
         # another unit.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deltasam.per_example.backwards import BACKWARDS
+from deltasam.core.torch_internals.mode_backwards import BACKWARDS
 from deltasam.per_example.row_moves import Reader, reader_of
 
 # fmt: off

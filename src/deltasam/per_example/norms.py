@@ -6,10 +6,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from deltasam.guards import WeightStore
-from deltasam.passes import Closure, Passes
+from deltasam.core.passes import Closure, Passes
+from deltasam.core.restore import WeightStore
+from deltasam.core.runtime import Runtime
 from deltasam.per_example.engine import Checked, Engine
-from deltasam.runtime import Runtime
 
 # What is known of a model, as long as there is the model.
 _CHECKED: WeakKeyDictionary[nn.Module, Checked] = WeakKeyDictionary()

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam import weight_space
-from deltasam.outputs import losses_of
-from deltasam.passes import Passes
-from deltasam.per_example.record import tensors_of
-from deltasam.weight_space import wide
+from deltasam.core import vectors
+from deltasam.core.closure import losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.vectors import wide
+from deltasam.per_example.recorder import tensors_of
 
 LOSSES = 0
 """The place of the losses in what a run shows."""
@@ -132,7 +132,7 @@ def plain_run(
 
 
 def moved_run(
-    model: nn.Module, passes: Passes, plain: Plain, ascent: weight_space.Vector, factor: float, drawn: slice
+    model: nn.Module, passes: Passes, plain: Plain, ascent: vectors.Vector, factor: float, drawn: slice
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Run the closure with all weights moved as those of the drawn examples are.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam.per_example.shared import tensors_in
+from deltasam.per_example.parameter_values import tensors_in
 
 
 @dataclass(frozen=True)

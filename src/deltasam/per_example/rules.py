@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltasam.weight_space import wide
+from deltasam.core.vectors import wide
 
 _LAST = torch.channels_last
 

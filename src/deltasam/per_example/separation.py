@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.closeness import rounding_of_repeats
-from deltasam.per_example.perturbed import Perturbed
+from deltasam.core.closeness import rounding_of_repeats
+from deltasam.core.vectors import wide
+from deltasam.per_example.perturbed_forward import Perturbed
 from deltasam.per_example.rules import Product
-from deltasam.weight_space import wide
 
 _FEW = 7
 """Of so many groups any two are separated; of more, those that fall into different halves."""

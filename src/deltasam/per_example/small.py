@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.outer import Outer, is_small
+from deltasam.per_example.outer_products import Outer, is_small
 from deltasam.per_example.rules import Affine, Product
 
 _Layer = tuple[Product | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]

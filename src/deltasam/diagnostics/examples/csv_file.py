@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltasam.core.files import replacing
 from deltasam.diagnostics.examples.frame import texts
-from deltasam.whole_file import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,50 @@
+"""Whether a closure does the same each time: several passes over one batch make sense only then."""
+
+from __future__ import annotations
+
+import torch
+
+from deltasam.core.closeness import close, rounding_of_repeats
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes
+from deltasam.core.vectors import HALVES
+
+CHANGES = (
+    "the closure gives another result when it is run again with the same weights and random state: it keeps state in "
+    "Python attributes, reads new data, or draws from a generator of its own; let it give the same result where "
+    "deltasam.in_later_pass() is True"
+)
+
+
+def is_of_changes(reason: Exception) -> bool:
+    """Whether an error is that: then no other way to run it several times helps."""
+    return CHANGES in str(reason)
+
+
+def is_looked_at(step: int) -> bool:
+    """Whether a step, counted from 1, is looked at whatever happens in it: 1, 10, 100, ..."""
+    return str(step).strip("0") == "1"
+
+
+def refuse_another_loss(passes: Passes, loss: torch.Tensor) -> None:
+    """Run the closure once more with the weights as they are.
+
+    Args:
+        passes: The first one has run.
+        loss: Its mean loss [].
+
+    Raises:
+        RuntimeError: The loss is another.
+    """
+    with passes.at(guarded=True) as point:
+        again = loss_of(point.output).detach()
+    refuse_unlike(again, loss, passes)
+
+
+def refuse_unlike(again: torch.Tensor, losses: torch.Tensor, passes: Passes) -> None:
+    """Raise where a later pass at the same weights gave other losses than the first one, by more than rounding."""
+    device = losses.device.type
+    computed = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
+    dtypes = {losses.dtype, *(p.dtype for p in passes.params if p.dtype in HALVES), *computed}
+    if not close(again, losses, rounding_of_repeats(*dtypes, torch.float32)):
+        raise RuntimeError(CHANGES)

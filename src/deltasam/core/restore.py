@@ -1,0 +1,250 @@
+"""Things that are always put back, bit for bit: random state, buffers, weights."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.core import vectors
+from deltasam.core.collectives import alone
+from deltasam.core.sharding import is_sharded, local
+
+_BLOCK = 1 << 20
+
+
+class RandomState:
+    """The state of every generator a forward pass may draw from, as it was when this was made.
+
+    PyTorch on the CPU and on the model's devices, Python's ``random``, and NumPy's global generator where
+    NumPy is loaded. A ``torch.Generator`` of the user's own is not known here and is not replayed.
+    """
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._restorers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (torch.set_rng_state, (torch.get_rng_state(),)),
+            (random.setstate, (random.getstate(),)),
+        ]
+        for device in devices:
+            module: Any = torch.get_device_module(device)
+            where = () if device.type == "mps" else (device,)
+            self._restorers.append((module.set_rng_state, (module.get_rng_state(*where), *where)))
+        if "numpy" in sys.modules:
+            numpy_random = sys.modules["numpy"].random
+            self._restorers.append((numpy_random.set_state, (numpy_random.get_state(),)))
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        for setter, arguments in self._restorers:
+            setter(*arguments)
+
+
+def reseed(seed: int) -> None:
+    """Start every generator that ``RandomState`` knows anew."""
+    torch.manual_seed(seed)  # those of all devices too
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def accelerators(params: Iterable[nn.Parameter]) -> set[torch.device]:
+    """The devices other than the CPU that parameters compute on: they have random states of their own.
+
+    Sharded parameters may be kept on the CPU, and are on their mesh's device in a forward.
+    """
+    params = list(params)
+    devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
+    for kind in {p.device_mesh.device_type for p in params if is_sharded(p)} - {d.type for d in devices} - {"cpu"}:
+        devices.add(torch.device(kind, torch.get_device_module(kind).current_device()))
+    return devices
+
+
+class Buffers:
+    """The buffers of modules (BatchNorm statistics, caches) as they were when this was made."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        # `_buffers` itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
+        self._saved = [
+            (
+                module._buffers,
+                {k: (b, None if b is None else b.detach().clone()) for k, b in module._buffers.items()},
+            )
+            for module in modules
+            if module._buffers
+        ]
+        # Of several processes DDP writes those of the first into the buffers of all, in every forward.
+        buffers = [] if alone() else [b for _, saved in self._saved for b, _ in saved.values() if type(b) is Tensor]
+        self._versions = [(b, b._version) for b in buffers if not b.is_inference()]
+
+    def restore_written(self) -> None:
+        """Give the buffers that are still there their values back, so that a forward does again what it did.
+
+        One that was put in another's place is left: a cache that has grown, with a note elsewhere that it has.
+        """
+        for current, saved in self._saved:
+            for name, (buffer, value) in saved.items():
+                if buffer is not None and value is not None and current.get(name) is buffer:
+                    buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
+
+    def restore(self) -> None:
+        """Put every buffer back: the same tensor under the same name with the same values."""
+        for current, saved in self._saved:
+            current.clear()
+            current.update((name, buffer) for name, (buffer, _) in saved.items())
+        self.restore_written()
+        for buffer, version in self._versions:  # what it holds is again what a graph that saved it expects
+            if buffer._version != version:
+                _set_version(buffer, version)
+
+
+def _set_version(tensor: Tensor, version: int) -> None:
+    """Say that a tensor was written into as many times as before: it holds the same values."""
+    set_version: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        set_version((tensor,), (version,))
+    except TypeError:  # PyTorch 2.6 takes one tensor
+        set_version(tensor, version)
+
+
+class WeightStore:
+    """Memory for copies of the weights, kept from step to step.
+
+    A fresh block of the model's size costs several times more than the copy itself on the CPU (page faults).
+    It is never pickled or copied with the method that owns it.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[Tensor] = []
+        self._noise: dict[int, Tensor] = {}
+        self._copied: list[int] = []
+        self._away: tuple[list[Tensor], list[Tensor], list[tuple[nn.Parameter, Tensor]]] | None = None
+
+    def lend(
+        self, weights: list[Tensor], saved: list[Tensor], whole: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    ) -> None:
+        """Note that weights are about to be moved, and where copies of them are.
+
+        Args:
+            weights: The memory that will be written into.
+            saved: Copies of it.
+            whole: Parameters with the tensors that hold their values, where a forward could give them others.
+        """
+        self._away = weights, saved, list(whole)
+
+    def bring_back(self, copy: Callable[[list[Tensor], list[Tensor]], Any]) -> None:
+        """Give weights that were moved their values back; may be called again where it was broken off.
+
+        Args:
+            copy: Copies tensors into others.
+        """
+        if self._away is None:
+            return
+        weights, saved, whole = self._away
+        copy(weights, saved)
+        for param, data in whole:
+            if param.data_ptr() != data.data_ptr():
+                param.data = data  # the forward gave it another memory: weight.data = ...
+        torch.clear_autocast_cache()
+        self._away = None
+
+    def forget(self) -> None:
+        """The weights may have changed: copies are no longer theirs."""
+        self._copied = []
+
+    def copy_of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of the parameters; valid until the next call. Made once for several calls with the same ones."""
+        places = [p.data_ptr() for p in params]
+        if places != self._copied:
+            self._saved, self._copied = _memory_like(params, self._saved), []
+            torch._foreach_copy_(self._saved, list(params))
+            self._copied = places
+        return self._saved
+
+    def gaussian(self, params: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Standard normal noise of the parameters' shapes; valid until the next call.
+
+        Each block of 2^20 weights reads the same Gaussians from a random place of its own, since drawing one for
+        every weight costs as much as a forward pass. Any two weights are independent but for a chance of 1e-6.
+
+        Args:
+            params: The noise is like these.
+            generator: A generator on the CPU.
+        """
+        table = torch.randn(_BLOCK, generator=generator, device="cpu").repeat(2)  # twice: a block may start anywhere
+        tables = {device: table.to(device) for device in {p.device for p in params}}
+        return [self._read(p, i, tables[p.device], generator) for i, p in enumerate(params)]
+
+    def _read(self, param: Tensor, index: int, table: Tensor, generator: torch.Generator) -> Tensor:
+        sizes = [min(_BLOCK, param.numel() - start) for start in range(0, param.numel(), _BLOCK)]
+        starts = torch.randint(_BLOCK, (len(sizes),), generator=generator, device="cpu").tolist()
+        if len(sizes) == 1:
+            return table[starts[0] : starts[0] + sizes[0]].view(param.shape)  # no memory of its own
+        self._noise[index] = noise = _memory_like([param], [self._noise.get(index, table)])[0]
+        for block, start in zip(noise.view(-1).split(_BLOCK), starts, strict=True):
+            block.copy_(table[start : start + len(block)])
+        return noise
+
+    def __reduce__(self) -> tuple[type[WeightStore], tuple[()]]:
+        return WeightStore, ()
+
+
+@contextmanager
+def moved(
+    params: Sequence[nn.Parameter],
+    vector: vectors.Vector,
+    factor: float,
+    store: WeightStore,
+    *,
+    guarded: bool = False,
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Weights moved by ``factor * vector``, and put back from a copy, whatever happens.
+
+    Moved in place, so that everything that shares their memory sees it (flattened, sharded and tied weights),
+    and through ``.data``, so that the graph of an earlier pass stays usable once they are back.
+
+    Args:
+        params: The weights.
+        vector: One tensor each, or None where a weight does not move.
+        factor: A scale for all of it.
+        store: Keeps the copies.
+        guarded: Weights that do not move are put back as well, in case that something writes into them.
+
+    Yields:
+        The moved weights and the copies they will be restored from.
+    """
+    steps = [local(v) if v is not None and factor else None for v in vector]
+    pairs = [(local(p.data), v) for p, v in zip(params, steps, strict=True) if v is not None or guarded]
+    if not pairs:
+        yield [], []
+        return
+    weights = [p for p, _ in pairs]
+    with torch._C.DisableTorchFunction():  # whoever watches functions: this is no part of a pass
+        saved = store.copy_of(weights)
+    store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
+    try:
+        with torch._C.DisableTorchFunction():
+            vectors.add(weights, [v for _, v in pairs], factor)
+        del pairs, steps, vector  # whoever gave the vector away gives back its memory before the pass
+        torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
+        yield weights, saved
+    finally:
+        with torch._C.DisableTorchFunction():
+            store.bring_back(torch._foreach_copy_)
+
+
+def copy_one_by_one(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """As ``torch._foreach_copy_``, which may itself have been what failed."""
+    for tensor, value in zip(to, values, strict=True):
+        tensor.copy_(value)
+
+
+def _memory_like(params: Sequence[Tensor], memory: list[Tensor]) -> list[Tensor]:
+    fits = len(memory) == len(params) and all(
+        m.shape == p.shape and m.dtype == p.dtype and m.device == p.device for m, p in zip(memory, params, strict=True)
+    )
+    return memory if fits else [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in params]

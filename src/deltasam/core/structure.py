@@ -1,0 +1,48 @@
+"""What a model consists of, from one walk through it: a step asks for it a dozen times."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from deltasam.core.sharding import sharded_modules
+
+
+class Structure:
+    """The modules and parameters of a model as they are when this is made, each once, in the order of PyTorch.
+
+    Attributes:
+        model: The model.
+        modules: By name; the model itself is "".
+        parameters: By name.
+        trained: Those that are trained now, by name.
+        buffers: Of all modules.
+        sharded: The modules that FSDP2 has cut up between processes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules: dict[str, nn.Module] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.buffers: list[Tensor] = []
+        seen: set[int] = set()
+        waiting: list[tuple[str, nn.Module]] = [("", model)]
+        while waiting:
+            name, module = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            self.modules[name] = module
+            prefix = f"{name}." if name else ""
+            if own := module._parameters:
+                for key, p in own.items():
+                    if p is not None and id(p) not in seen:
+                        seen.add(id(p))
+                        self.parameters[prefix + key] = p
+            if module._buffers:
+                self.buffers += [b for b in module._buffers.values() if b is not None]
+            if inner := module._modules:
+                children = [(prefix + key, child) for key, child in inner.items() if child is not None]
+                children.reverse()
+                waiting += children
+        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self.sharded = sharded_modules(self.modules.values())

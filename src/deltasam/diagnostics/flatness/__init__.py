@@ -1,0 +1,1 @@
+"""How much the loss rises around the weights: the worst case, the average, and in groups of examples."""

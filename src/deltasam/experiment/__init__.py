@@ -1,1 +1,0 @@
-"""Train one run, compare many, and say what the comparison shows."""

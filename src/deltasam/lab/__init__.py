@@ -1,0 +1,1 @@
+"""The application on top of the library: data, runs, comparisons, reports. Nothing below imports it."""

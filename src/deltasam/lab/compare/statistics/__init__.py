@@ -1,0 +1,1 @@
+"""Paired differences, their intervals and corrected p-values, and the words for them."""

@@ -1,0 +1,167 @@
+"""What all data has in common; and texts with labels, whatever they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from deltasam.lab.data.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CLEAN_LABEL = "clean_label"
+
+SELECTION = "selection"
+"""What metrics of the rows that choose the epoch end in: ``accuracy_selection``."""
+
+SELECTED = "_selected"
+"""What metrics at the epoch that was chosen so far end in, where it is chosen by other rows: ``accuracy_selected``."""
+
+
+class Data(Protocol):
+    """What a run can be made of; a task is registered for each kind (``experiment/tasks``)."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in tables and reports."""
+
+    @property
+    def metric(self) -> str:
+        """The evaluation metric that ranks checkpoints and methods; better when larger."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric, among those of an evaluation, that chooses the epoch."""
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results are reported by, the main one first."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal contents, equal fingerprint."""
+
+    @property
+    def train(self) -> Sized:
+        """The training rows."""
+
+    def take(self, size: int, seed: int) -> Data:
+        """So many of the training rows, drawn with a seed; what is evaluated stays.
+
+        Raises:
+            UserError: There are fewer.
+        """
+
+    def for_selection(self, held_out: float) -> Data:
+        """What hyper-parameters are chosen with: nothing in it is evaluation data.
+
+        Args:
+            held_out: How much of the training rows is set aside to evaluate on, a fraction below 1 or a number of rows;
+                data with a set of its own for this has no use for it.
+
+        Raises:
+            UserError: There are not so many rows.
+        """
+
+    def describe(self) -> dict[str, list[Any]]:
+        """The training rows for people: ``row`` (its number in the source), ``text``, and ``label`` where there is one.
+
+        With label noise also ``clean_label``.
+        """
+
+
+def said(columns: Mapping[str, list[Any]]) -> list[tuple[str, ...]]:
+    """What each row says: its text, or both of its texts, to the last character."""
+    return list(zip(*(columns[name] for name in ("text", "text_pair") if name in columns), strict=True))
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Text with one label per row, split into training and evaluation.
+
+    Attributes:
+        name: What to call it in tables and reports: ``demo``, ``my.csv``, ``glue/rte``.
+        train: Columns ``text`` [str], ``text_pair`` [str, only where there are pairs], ``label`` [int class
+            index, or float for regression], ``row`` [int, the row in the source: traces an example back];
+            with label noise also ``clean_label``, the label as it was: a row is noisy where the two differ.
+        evaluation: The same columns. No row of it is in ``train``.
+        kind: ``classification`` or ``regression``.
+        label_names: The name of each class, in the order of the class indices. Empty for regression.
+        metric: The evaluation metric that ranks checkpoints and methods: ``accuracy``, ``matthews``, ``f1``,
+            ``pearson``, ``spearman``. All are better when larger.
+        fingerprint: SHA-256 over the contents of all splits; equal data, equal fingerprint.
+        also: Metrics that are reported beside ``metric``.
+        further: More evaluation splits by name, ``mismatched``; their metrics end in it, ``accuracy_mismatched``.
+        selection: Rows that only choose the epoch, where these are others than the evaluation rows (their labels may be
+            wrong); None: the evaluation rows choose it too.
+    """
+
+    name: str
+    train: Dataset
+    evaluation: Dataset
+    kind: Literal["classification", "regression"]
+    label_names: tuple[str, ...]
+    metric: str
+    fingerprint: str
+    also: tuple[str, ...] = ()
+    further: dict[str, Dataset] = field(default_factory=dict)
+    selection: Dataset | None = None
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric, among those of an evaluation, that chooses the epoch."""
+        return self.metric if self.selection is None else f"{self.metric.removesuffix(SELECTED)}_{SELECTION}"
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        """All that a model is measured on, by the end of its metrics' names."""
+        chosen = {} if self.selection is None else {SELECTION: self.selection}
+        return {"": self.evaluation, **self.further, **chosen}
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row holds two texts."""
+        return "text_pair" in self.train.column_names
+
+    @property
+    def evaluation_rows_in_training(self) -> int:
+        """How many evaluation rows, of all splits, say what a training row says, whatever the labels are."""
+        trained = set(said(self.train[:]))
+        return sum(row in trained for split in self.splits.values() for row in said(split[:]))
+
+    def take(self, size: int, seed: int) -> TextData:
+        """Part of the training split, each class in proportion (``lab/data/split.py``)."""
+        from deltasam.lab.data.split import take
+
+        return take(self, size, seed)
+
+    def for_selection(self, held_out: float) -> TextData:
+        """The training split alone, split once more, each class in proportion (``lab/data/split.py``)."""
+        from deltasam.lab.data.split import hold_out
+
+        return hold_out(self, held_out)
+
+    def describe(self) -> dict[str, list[Any]]:
+        """The training rows for people: the texts of a pair in one, classes by name, scores as they are."""
+        columns = self.train[:]
+        pairs = (columns[name] for name in ("text", "text_pair") if name in columns)
+        found = {"row": columns["row"], "text": [" | ".join(pair) for pair in zip(*pairs, strict=True)]}
+        for name in ("label", CLEAN_LABEL):
+            if name in columns:
+                named = self.kind == "classification"
+                found[name] = [self.label_names[i] for i in columns[name]] if named else list(columns[name])
+        return found
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics that results on this data are reported by, the main one first."""
+        own = (self.metric, *self.also)
+        return (*own, *(f"{metric}_{split}" for split in self.further for metric in own))
+
+    def with_train(self, train: Dataset) -> TextData:
+        """The same with other training rows, and the fingerprint of those."""
+        further = {name: rows[:] for name, rows in self.splits.items() if name}
+        found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
+        return replace(self, train=train, fingerprint=found)

@@ -1,0 +1,78 @@
+"""The axes of an experiment: how many training examples there are, and how many of their labels are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deltasam.errors import UserError
+from deltasam.lab.data.dataset import Data, TextData
+from deltasam.lab.data.noise import add_label_noise, check_rate, with_noisy_selection
+
+if TYPE_CHECKING:
+    from deltasam.lab.train.results import RunResult
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What methods are compared under. Runs of two settings are never pooled.
+
+    Attributes:
+        train_size: Training examples of a run.
+        label_noise: The share of them whose label is wrong.
+        noisy_selection: Whether the epoch is chosen by rows whose labels are wrong as often, and judged on others.
+
+    Raises:
+        UserError: The noise is no share.
+    """
+
+    train_size: int
+    label_noise: float = 0.0
+    noisy_selection: bool = False
+
+    def __post_init__(self) -> None:
+        check_rate(self.label_noise)
+
+    def __str__(self) -> str:
+        noise = f" noise={self.label_noise}" if self.label_noise else ""
+        return f"n={self.train_size}{noise}{' noisy-selection' if self.noisy_selection else ''}"
+
+    @property
+    def title(self) -> str:
+        """In words: ``500 training examples, 20 % label noise``."""
+        return f"{self.size_title}, {self.noise_title}"
+
+    @property
+    def size_title(self) -> str:
+        """In words: ``500 training examples``."""
+        return f"{self.train_size} training examples"
+
+    @property
+    def noise_title(self) -> str:
+        """In words: ``20 % label noise``, or ``no label noise added``."""
+        return f"{100 * self.label_noise:g} % label noise" if self.label_noise else "no label noise added"
+
+    def data_for(self, data: Data, seed: int) -> Data:
+        """The data of the runs with a seed: all methods train on the same rows with the same wrong labels.
+
+        Raises:
+            UserError: There are not so many rows, there are no labels, or the noise would change none.
+        """
+        taken = data.take(self.train_size, seed)
+        if not self.label_noise and not self.noisy_selection:
+            return taken
+        if not isinstance(taken, TextData):
+            option = "--label-noise" if self.label_noise else "--noisy-selection"
+            raise UserError(f"{data.name}: has no labels that could be wrong; leave out {option}")
+        if self.noisy_selection:
+            taken = with_noisy_selection(taken, self.label_noise, seed)
+        return add_label_noise(taken, self.label_noise, seed)
+
+
+def by_setting(results: Sequence[RunResult]) -> dict[Setting | None, list[RunResult]]:
+    """Runs by their setting, in the order in which settings come up; None: results that do not tell."""
+    found: dict[Setting | None, list[RunResult]] = {}
+    for result in results:
+        found.setdefault(result.setting, []).append(result)
+    return found

@@ -1,0 +1,100 @@
+"""Every metric of a model on a split, by torchmetrics, scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import matthews_corrcoef
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torchmetrics.functional import classification
+
+from deltasam.diagnostics.calibration import calibration_error
+from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.batches import Batches
+from deltasam.lab.train.inference import outputs_of
+
+
+def evaluate(
+    model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], batches: Batches, batch_size: int, kind: str
+) -> dict[str, float]:
+    """The metrics of a model on a split, dropout off; all NaN when the model's outputs are not finite.
+
+    Several processes share the batches, which are those of one, so that the metrics are too.
+
+    Args:
+        model: Left in the mode, training or evaluation, in which it came.
+        forward: From a batch of inputs to logits [rows, outputs].
+        batches: The split.
+        batch_size: Rows per forward pass.
+        kind: ``classification`` or ``regression``.
+    """
+    rows = batches.by_length()
+    logits = outputs_of(model, lambda some: forward(batches.batch(some)[0]), rows, batch_size)
+    labels = batches.labels[rows]
+    return processes.on_main(lambda: _metrics(logits, labels, kind))  # one account of them, on whatever machines
+
+
+def evaluate_all(
+    model: nn.Module,
+    forward: Callable[[dict[str, Tensor]], Tensor],
+    splits: Mapping[str, Batches],
+    batch_size: int,
+    kind: str,
+) -> dict[str, float]:
+    """The metrics of a model on several splits: ``accuracy`` of the one called ``""``, ``accuracy_mismatched``, ..."""
+    found = {split: evaluate(model, forward, batches, batch_size, kind) for split, batches in splits.items()}
+    return {
+        f"{metric}_{split}" if split else metric: value
+        for split, metrics in found.items()
+        for metric, value in metrics.items()
+    }
+
+
+def _metrics(logits: Tensor, labels: Tensor, kind: str) -> dict[str, float]:
+    found = regression_metrics(logits[:, 0], labels) if kind == "regression" else class_metrics(logits, labels)
+    return found if torch.isfinite(logits).all() else dict.fromkeys(found, math.nan)
+
+
+def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics of logits [n, classes] for labels [n].
+
+    Returns:
+        ``loss`` (NLL in nats), ``accuracy``, ``f1`` (of class 1 where there are two, else the mean over classes),
+        ``matthews`` (0 where predictions or labels are all of one class), and ``ece`` (expected calibration error,
+        15 equal bins).
+    """
+    classes, predictions = logits.shape[1], logits.argmax(1)
+    found = {
+        "loss": cross_entropy(logits, labels),
+        "accuracy": classification.multiclass_accuracy(predictions, labels, classes, average="micro"),
+        "f1": classification.binary_f1_score(predictions, labels)
+        if classes == 2
+        else classification.multiclass_f1_score(predictions, labels, classes, average="macro"),
+        # scikit-learn's: that of torchmetrics is not 0 where all predictions are one class.
+        "matthews": matthews_corrcoef(labels.numpy(), predictions.numpy()) if len(labels.unique()) > 1 else 0.0,
+        "ece": calibration_error(logits, labels),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def regression_metrics(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    """``loss`` (mean squared error), ``pearson`` and ``spearman`` of predictions [n] and labels [n].
+
+    A correlation with a constant prediction is NaN.
+    """
+    predictions, labels = predictions.double(), labels.double()
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        # scipy's: the ranks of torchmetrics are of 32 bits, and it calls the correlation with a constant 0.
+        return {
+            "loss": float(mse_loss(predictions, labels)),
+            "pearson": float(stats.pearsonr(predictions, labels).statistic),
+            "spearman": float(stats.spearmanr(predictions, labels).statistic),
+        }

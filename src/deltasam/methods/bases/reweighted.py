@@ -1,0 +1,172 @@
+"""Methods with one perturbation per batch that weight its examples by the norms of their gradients."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltasam.core.checks import one_of, positive
+from deltasam.core.closure import example_losses_of, losses_of
+from deltasam.core.passes import Passes
+from deltasam.core.repeats import is_of_changes
+from deltasam.core.warn import warn
+from deltasam.method import Step
+from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
+from deltasam.per_example.engine import Engine
+from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.recorder import NotCoveredError, Record
+
+# Rounding errors of a forward pass, in units of (machine epsilon * loss), as measured on a 6-layer encoder.
+ROUNDINGS = 8.0
+
+
+class ReweightedAscent(SharedAscent):
+    """Gradient at ``w + rho * a / |a|``, ``a = grad mean_i p_i L_i(w)``, with weights ``p_i`` that go by norms.
+
+    The norms of the gradients of single examples are had in one of two ways:
+
+    - ``norms``: exactly, from the per-example engine. Cost: two passes; a itself comes from the record of the first. A
+      scalar loss is enough.
+    - ``slopes``: by ``|L_i(w+d) - L_i(w)|`` for a random d, with the same dropout masks, up to a factor that all
+      examples share. Works for any model with one loss per example. Cost: two passes and a forward.
+
+    A subclass says what the weights are, and may know other ways to estimate them by forwards.
+
+    Args:
+        model: The model to train.
+        rho: Radius of the perturbation. 0 is plain training.
+        weights: One of ``ways``; ``auto``: norms where the engine covers the model, else slopes, with a warning.
+        sigma: Size of d, per weight.
+        share: Who shares a perturbation. The weights have mean 1 in every micro-batch all the same.
+    """
+
+    ways: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
+    engine_ways: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
+    """Those that ask the per-example engine first."""
+
+    def __init__(self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str) -> None:
+        super().__init__(model, rho=rho, share=share)
+        self.weights = one_of(type(self).__name__, "weights", weights, self.ways)
+        self.sigma = positive(type(self).__name__, "sigma", sigma)
+        self._engine = Engine(model)
+        self._uncovered: frozenset[str] | None = None
+        self._covered = False
+
+    @abc.abstractmethod
+    def _weigh(self, norms: Tensor) -> Tensor:
+        """The weights [n], of mean 1, for norms of the examples' gradients [n] in a unit that they share."""
+
+    def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
+        """The weights [n] where the engine covers the model: from exact norms, unless overridden.
+
+        Args:
+            passes: Of the step; the first one has run.
+            record: Of the first pass.
+            gradients: Of the examples; they are not changed.
+            norms: Of these [n].
+
+        Raises:
+            NotCoveredError: Another pass does not do what the first one did.
+        """
+        return self._weigh(norms)
+
+    def _noise(self, passes: Passes) -> list[Tensor]:
+        """The direction of d: standard normal, unless overridden."""
+        return passes.noise()
+
+    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
+        """The weights [n] by forwards, without a gradient: from slopes, unless overridden."""
+        with passes.at(self._noise(passes), self.sigma) as point:
+            change = example_losses_of(point.output, type(self).__name__) - losses
+        self._warn_if_rounding(change, losses, passes.params)
+        return self._weigh(change.abs())
+
+    def _tries_norms(self) -> bool:
+        wanted = self.weights in self.engine_ways
+        return wanted and (self._uncovered is None or self._uncovered != self._engine.trained())
+
+    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.as_written(type(self).__name__) if self._tries_norms() else nullcontext():
+            return super()._fill_from(micro_batches)
+
+    def _ascent(self, passes: Passes) -> Ascent:
+        if self._tries_norms():
+            output, record = self._engine.first(passes)
+            losses = losses_of(output)
+            metrics, ascent = self._by_norms(passes, output, record)
+        else:
+            losses = example_losses_of(passes.first(), type(self).__name__)
+            metrics, ascent = self._by_forwards(passes, losses)
+        return Ascent(losses.detach().mean(), ascent, metrics)
+
+    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        losses = losses_of(output)
+        try:
+            gradients = self._engine.gradients(passes, record, losses, 1)
+            norms = gradients.norms()
+            weights = self._weigh_by_engine(passes, record, gradients, norms)
+        except NotCoveredError as reason:
+            # What is found after the first step is of this process's rows, and the others go on with the engine.
+            of_this_process = self._covered and not passes.alone
+            if self.weights != "auto" or is_of_changes(reason) or of_this_process:
+                message = f"{type(self).__name__}(weights={self.weights!r}): {reason}\nWays out: weights='slopes'"
+                raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
+            self._uncovered = self._engine.trained()
+            warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
+            with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
+                return self._by_forwards(passes, example_losses_of(point.output, type(self).__name__))
+        self._covered = True
+        if losses.ndim:
+            gradients.scale(weights / len(losses))  # of the mean
+        else:
+            gradients.scale(weights)
+        metrics = {"weights": weights.to(losses.dtype), "example_norms": norms}
+        return metrics, list(gradients.totals(record.parameters.values()))
+
+    @property
+    def per_example(self) -> bool:
+        """Where the weights come from exact norms."""
+        return self.weights in self.engine_ways
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether, and for which trained parameters, the norms were found not to be had."""
+        return {} if self._uncovered is None else {"uncovered": sorted(self._uncovered)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without trying again.
+
+        Raises:
+            ValueError: It was saved by a method that does not weight examples.
+        """
+        self._check_state(state, (), ("uncovered",))
+        if state:
+            self._uncovered = frozenset(state["uncovered"])
+
+    def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        with torch.no_grad():
+            weights = self._estimate(passes, losses.detach())
+        return {"weights": weights}, passes.grad((weights * losses).mean())
+
+    def _rounding(self, losses: Tensor, params: list[nn.Parameter]) -> Tensor:
+        """What a difference of each loss [n] may be by rounding alone."""
+        dtypes = {losses.dtype, *(p.dtype for p in params)}
+        if torch.is_autocast_enabled(losses.device.type):
+            dtypes.add(torch.get_autocast_dtype(losses.device.type))
+        return ROUNDINGS * max(torch.finfo(d).eps for d in dtypes) * losses.abs()
+
+    def _warn_if_rounding(self, change: Tensor, losses: Tensor, params: list[nn.Parameter]) -> None:
+        if (change.abs() < self._rounding(losses, params)).float().mean() > 0.5:
+            warn(
+                f"{type(self).__name__}(sigma={self.sigma}): the loss changes by no more than rounding for most "
+                f"examples, so the weights are noise; raise sigma, or compute in a wider floating-point type"
+            )
+
+
+def equal_unless_finite(weights: Tensor) -> Tensor:
+    """Weights [n] as they are; equal ones, of 1, where some are not finite."""
+    return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))

@@ -311,7 +311,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "equals_the_reference",
     ),
     "hyper-parameters are lost in the spec": (
-        "spec.py",
+        "method.py",
         "{getattr(method, k)}",
         "{hyperparameters(type(method))[k]}",
         "spec_round_trip",
@@ -1667,9 +1667,9 @@ FILES: dict[str, tuple[str, str, str, str, str]] = {
         "data/test_split.py",
     ),
     "one text is on both sides of a search": (
-        "lab/data/split.py",
-        "split_rows(data.name, groups, size, said(data.train[:]), option",
-        "split_rows(data.name, groups, size, range(len(groups)), option",
+        "lab/data/dataset.py",
+        "split_rows(self.name, groups, held_out, said(self.train[:]), option",
+        "split_rows(self.name, groups, held_out, range(len(groups)), option",
         "set_aside_for_selection",
         "data/test_split.py",
     ),

@@ -13,7 +13,8 @@ import deltasam
 from classifier import losses
 from deltasam import Method
 from deltasam.core.closure import loss_of
-from deltasam.spec import full_spec, hyperparameters, short_spec
+from deltasam.method import hyperparameters
+from deltasam.spec import full_spec, short_spec
 
 
 @pytest.mark.parametrize(

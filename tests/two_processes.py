@@ -28,7 +28,6 @@ from deltasam.errors import UserError
 from deltasam.lab.data import load_data
 from deltasam.lab.data.dataset import TextData
 from deltasam.lab.train import distributed as processes
-from deltasam.lab.train import shared_model
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.metrics import evaluate
 from deltasam.lab.train.results import StepRecord
@@ -100,7 +99,7 @@ def averaged() -> list[Any]:
     layers[0].weight.grad = torch.full((1, 2), processes.rank() + 1.0)
     if processes.is_main():
         layers[1].weight.grad = torch.ones(1, 2)
-    shared_model.average_gradients(nn.Sequential(*layers, norm))
+    processes.average_gradients(nn.Sequential(*layers, norm))
     gradients = [layer.weight.grad for layer in layers]
     return [None if g is None else g.tolist() for g in gradients] + [norm.running_mean.tolist()]
 

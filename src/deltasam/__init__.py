@@ -13,7 +13,7 @@ from deltasam.core import vectors as weight_space
 from deltasam.core.closure import Output
 from deltasam.core.passes import in_later_pass
 from deltasam.core.runtime import Runtime
-from deltasam.method import Method, Step
+from deltasam.method import Method, Step, hyperparameters
 from deltasam.methods import (
     ASAM,
     ERM,
@@ -31,7 +31,7 @@ from deltasam.per_example.norms import per_example_grad_norms
 from deltasam.per_example.recorder import NotCoveredError
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
-from deltasam.spec import hyperparameters, make_method, method_names, split_specs
+from deltasam.spec import make_method, method_names, split_specs
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -268,9 +269,19 @@ class Method(abc.ABC):
     @property
     def spec(self) -> str:
         """This method as text, ``sam:rho=0.05``: ``make_method(spec, model)`` makes it again."""
-        from deltasam.spec import format_spec
-
         return format_spec(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.spec}>"
+
+
+def hyperparameters(cls: type[Method]) -> dict[str, Any]:
+    """The hyper-parameters of a method and their defaults, read from its signature."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def format_spec(method: Method) -> str:
+    """The spec of a method, with every hyper-parameter: ``sam:rho=0.05``."""
+    values = ",".join(f"{k}={getattr(method, k)}" for k in hyperparameters(type(method)))
+    return f"{method.name}:{values}" if values else method.name

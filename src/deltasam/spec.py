@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import typing
 from typing import Any
 
 from torch import nn
 
-from deltasam.method import Method
+from deltasam.method import Method, hyperparameters
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
 
@@ -18,18 +17,6 @@ from deltasam.schedules import Schedule
 def method_names() -> list[str]:
     """The name of every registered method, sorted."""
     return sorted(Method.registry)
-
-
-def hyperparameters(cls: type[Method]) -> dict[str, Any]:
-    """The hyper-parameters of a method and their defaults, read from its signature."""
-    parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def format_spec(method: Method) -> str:
-    """The spec of a method, with every hyper-parameter: ``sam:rho=0.05``."""
-    values = ",".join(f"{k}={getattr(method, k)}" for k in hyperparameters(type(method)))
-    return f"{method.name}:{values}" if values else method.name
 
 
 def short_spec(spec: str) -> str:

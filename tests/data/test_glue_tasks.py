@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.lab.data import glue_tasks, hub, load_data, load_glue, take
+from deltasam.lab.data import glue_tasks, hub, load_data, load_glue
 from deltasam.lab.data.glue import find_task
 
 REPORTED = {
@@ -112,8 +112,8 @@ def test_both_development_sets_of_mnli(write):
     data = load_data(folder)
     assert data.further["mismatched"]["text"][0] == "mismatched 0"
     assert data.further["mismatched"]["label"][:] == [0, 1, 2, 0, 1, 2]
-    assert take(data, 4, seed=0).further["mismatched"][:] == data.further["mismatched"][:]
-    assert take(data, 6, seed=0).fingerprint == data.fingerprint
+    assert data.take(4, seed=0).further["mismatched"][:] == data.further["mismatched"][:]
+    assert data.take(6, seed=0).fingerprint == data.fingerprint
     (folder / "dev_mismatched.jsonl.gz").write_bytes(packed(rows("mnli", "other")))
     assert load_data(folder).fingerprint != data.fingerprint
     (folder / "dev_mismatched.jsonl.gz").unlink()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deltasam.errors import UserError
-from deltasam.lab.data import TextData, add_label_noise, load_data, take
+from deltasam.lab.data import TextData, add_label_noise, load_data
 from deltasam.lab.data.noise import with_noisy_selection
 
 ROWS = 500
@@ -111,7 +111,7 @@ def test_scores_are_permuted_among_the_chosen(loaded):
 def test_noise_is_not_the_draw_of_the_rows(loaded, classes):
     """With one seed the rows that come first in the draw are not the ones with wrong labels."""
     data = loaded(classes)
-    part = set(take(data, 250, seed=0).train["row"])
+    part = set(data.take(250, seed=0).train["row"])
     wrong = set(flipped(add_label_noise(data, 0.5, seed=0)))
     assert 90 < len(part & wrong) < 160
 

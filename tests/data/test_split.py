@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltasam.errors import UserError
-from deltasam.lab.data import load_data, take
+from deltasam.lab.data import load_data
 from deltasam.lab.data.split import SPLIT_SEED, split_rows, stratified_order
 
 LABELS = ["a"] * 600 + ["b"] * 300 + ["c"] * 97 + ["d"] * 3
@@ -108,38 +108,38 @@ def test_a_class_of_one_row_cannot_be_split(write, complaint):
 
 def test_take_is_reproducible_stratified_and_leaves_evaluation_alone(skewed):
     data = load_data(skewed)
-    part = take(data, 80, seed=3)
-    assert part.train[:] == take(data, 80, seed=3).train[:]
-    assert part.train["row"][:] != take(data, 80, seed=4).train["row"][:]
+    part = data.take(80, seed=3)
+    assert part.train[:] == data.take(80, seed=3).train[:]
+    assert part.train["row"][:] != data.take(80, seed=4).train["row"][:]
     assert len(part.train) == 80
     assert set(part.train["row"]) < set(data.train["row"])
     assert all(abs(shares(part.train)[c] - shares(data.train)[c] / 10) < 4 for c in range(4))
     assert part.evaluation[:] == data.evaluation[:]
-    assert part.fingerprint not in (data.fingerprint, take(data, 80, seed=4).fingerprint)
+    assert part.fingerprint not in (data.fingerprint, data.take(80, seed=4).fingerprint)
 
 
 def test_take_everything_and_one_of_each(skewed):
     data = load_data(skewed)
-    assert take(data, 800, seed=0).fingerprint == data.fingerprint
-    assert sorted(take(data, 4, seed=0).train["label"]) == [0, 1, 2, 3]
+    assert data.take(800, seed=0).fingerprint == data.fingerprint
+    assert sorted(data.take(4, seed=0).train["label"]) == [0, 1, 2, 3]
 
 
 def test_a_smaller_part_is_within_a_larger(skewed):
     data = load_data(skewed)
-    assert set(take(data, 50, seed=1).train["row"]) < set(take(data, 51, seed=1).train["row"])
+    assert set(data.take(50, seed=1).train["row"]) < set(data.take(51, seed=1).train["row"])
 
 
 @pytest.mark.parametrize("size", [801, 3, 0, -5])
 def test_take_an_impossible_size(skewed, size):
     with pytest.raises(UserError, match=f"--train-size {size} is impossible; give from 4 .* to 800"):
-        take(load_data(skewed), size, seed=0)
+        load_data(skewed).take(size, seed=0)
 
 
 def test_take_of_scores(write):
     lines = "".join(f"text {row},{row / 8}\n" for row in range(100))
     data = load_data(write("a.csv", "text,label\n" + lines), task="regression")
-    assert len(take(data, 1, seed=0).train) == 1
-    assert take(data, 30, seed=0).train["row"][:] != sorted(data.train["row"])[:30]
+    assert len(data.take(1, seed=0).train) == 1
+    assert data.take(30, seed=0).train["row"][:] != sorted(data.train["row"])[:30]
 
 
 @pytest.mark.parametrize(("old", "new"), [("text 1,b", "text 1!,b"), ("text 1,b", "text 1,a"), (",b", ",z")])

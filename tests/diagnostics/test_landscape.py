@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltasam.diagnostics import loss_path, loss_plane, loss_slice, plot_path, plot_plane, plot_slice
-from deltasam.diagnostics.directions import filter_normalised
 from deltasam.diagnostics.interpolation import barrier
+from deltasam.diagnostics.landscape import filter_normalised
 
 
 class Quadratic(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltasam.lab.data.dataset import TextData
+from deltasam.lab.train.batches import Feed
 from deltasam.lab.train.config import TrainConfig
-from deltasam.lab.train.feed import Feed
 from deltasam.lab.train.run import Run
 
 

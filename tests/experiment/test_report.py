@@ -14,11 +14,11 @@ import vl_convert
 from deltasam.errors import UserError
 from deltasam.lab.compare.statistics import formatting as rounding
 from deltasam.lab.compare.statistics.statistics import compare, conclusion
-from deltasam.lab.data.setting import Setting, by_setting
+from deltasam.lab.data.setting import Setting
 from deltasam.lab.report import series, write_report
 from deltasam.lab.report.charts import Charts
 from deltasam.lab.train.majority_class import OneClass
-from deltasam.lab.train.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord
+from deltasam.lab.train.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord, by_setting
 
 METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
 HOSTILE = ["<script>window.hacked=1</script>", "</script><!-- <img src=x onerror=window.hacked=1>", "{{ 7*7 }}"]

@@ -10,9 +10,8 @@ from scipy import stats
 from deltasam.errors import UserError
 from deltasam.lab.compare.statistics.paired import Difference, estimate, holm, seeds_needed
 from deltasam.lab.compare.statistics.statistics import Comparison, compare, conclusion
-from deltasam.lab.data.setting import Setting, by_setting
-from deltasam.lab.train.results import RunResult, StepRecord
-from deltasam.lab.train.step_time import relative_seconds, seconds_per_step
+from deltasam.lab.data.setting import Setting
+from deltasam.lab.train.results import RunResult, StepRecord, by_setting, relative_seconds, seconds_per_step
 
 MakeRun = Callable[..., RunResult]
 

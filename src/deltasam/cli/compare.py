@@ -203,8 +203,8 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
     from deltasam.lab.compare.after_rows import after_rows
     from deltasam.lab.compare.statistics.statistics import compare, conclusion
     from deltasam.lab.compare.statistics.terminal import after_table, comparison_table
-    from deltasam.lab.data.setting import by_setting
     from deltasam.lab.report import write_report
+    from deltasam.lab.train.results import by_setting
 
     write_report(results, recorded, output / REPORT)
     console, settings = Console(), by_setting([r.labelled() for r in results])

@@ -94,7 +94,7 @@ def _print_detection(console: Console, folder: Path, method: str | None, seed: i
     from deltasam.cli.examples_table import DETECTION, detection_table
     from deltasam.lab.compare.kept_examples import kept_runs
     from deltasam.lab.compare.statistics.statistics import compare
-    from deltasam.lab.data.setting import by_setting
+    from deltasam.lab.train.results import by_setting
 
     results = [run.result.labelled() for run in kept_runs(folder, method, seed) if run.result.detection]
     for setting, runs in by_setting(results).items():

@@ -128,7 +128,7 @@ def _print(experiment: Experiment) -> None:
     from rich.console import Console
 
     from deltasam.lab.compare.overview import TerminalTable, conclusion, survey
-    from deltasam.lab.train.majority_class import each_no_better
+    from deltasam.lab.train.results import each_no_better
 
     rows = experiment.table()
     overview = survey(rows)

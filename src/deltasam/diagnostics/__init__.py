@@ -9,17 +9,14 @@ from deltasam.diagnostics.after.training import after_training
 from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibration, plot_reliability
 from deltasam.diagnostics.closeness import Closeness, Fidelity
 from deltasam.diagnostics.cost import Cost, MethodCost, cost, plot_cost
-from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geometry
-from deltasam.diagnostics.example_plots import plot_examples, plot_norms
-from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity
-from deltasam.diagnostics.fidelity_plot import plot_fidelity
+from deltasam.diagnostics.example_geometry import ExampleGeometry, example_geometry, plot_examples, plot_norms
+from deltasam.diagnostics.fidelity import at_radius, default_methods, fidelity, plot_fidelity
 from deltasam.diagnostics.flatness.average import AverageSharpness, average_sharpness
 from deltasam.diagnostics.flatness.plots import plot_m_sharpness, plot_sharpness
 from deltasam.diagnostics.flatness.sharpness import Sharpness, sharpness
-from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum
+from deltasam.diagnostics.hessian import HessianSpectrum, hessian_spectrum, plot_spectrum
 from deltasam.diagnostics.interpolation import LossPath, loss_path, plot_path
 from deltasam.diagnostics.landscape import LossPlane, LossSlice, loss_plane, loss_slice, plot_plane, plot_slice
-from deltasam.diagnostics.spectrum_plot import plot_spectrum
 
 __all__ = [
     "AfterChange",

@@ -154,7 +154,7 @@ def _tried(
     timed: TimedCalls, closure: Closure, specs: Sequence[str]
 ) -> tuple[dict[str, Method], dict[str, float | None], dict[str, str]]:
     """The methods that work here and the peak memory of each; and why the others do not."""
-    from deltasam.lab.train.device import PeakMemory
+    from deltasam.core.peak_memory import PeakMemory
 
     working: dict[str, Method] = {}
     memory: dict[str, float | None] = {}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deltasam.core.closure import example_losses_of
 from deltasam.core.passes import Closure
+from deltasam.diagnostics.axes import axes_or_new, by_name
 from deltasam.diagnostics.batches import Batches
 from deltasam.diagnostics.example_rises import refuse_meeting_losses
 from deltasam.diagnostics.put_back import put_back
@@ -18,6 +20,9 @@ from deltasam.diagnostics.second_order import twice_differentiable
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed_forward import Perturbed
 from deltasam.per_example.recorder import NotCoveredError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -111,3 +116,38 @@ def _derivative(values: Tensor, way: Tensor, *, create_graph: bool = False) -> T
     """Of each value [n] by its own number [n]; 0 where it does not depend on it."""
     (found,) = torch.autograd.grad(values.sum(), way, create_graph=create_graph, allow_unused=True)
     return torch.zeros_like(values) if found is None else found
+
+
+_BINS = 30
+
+
+def plot_norms(results: ExampleGeometry | Mapping[str, ExampleGeometry], ax: Axes | None = None) -> Axes:
+    """Draw a histogram of the examples' gradient norms.
+
+    Args:
+        results: One, or those of several models by name, which share their bins.
+        ax: Where; a new figure unless given.
+    """
+    ax = axes_or_new(ax)
+    named = by_name(results, "model")
+    largest = max(max(result.norms) for result in named.values())
+    for name, result in named.items():
+        ax.hist(result.norms, bins=_BINS, range=(0, largest or 1.0), alpha=0.6, label=name)
+    ax.set(xlabel="gradient norm of an example (loss per distance)", ylabel="examples")
+    ax.legend()
+    return ax
+
+
+def plot_examples(results: ExampleGeometry | Mapping[str, ExampleGeometry], ax: Axes | None = None) -> Axes:
+    """Draw each example's gradient norm over its loss.
+
+    Args:
+        results: One, or those of several models by name.
+        ax: Where; a new figure unless given.
+    """
+    ax = axes_or_new(ax)
+    for name, result in by_name(results, "model").items():
+        ax.scatter(result.losses, result.norms, s=12, alpha=0.6, label=name)
+    ax.set(xlabel="loss of an example", ylabel="its gradient norm (loss per distance)")
+    ax.legend()
+    return ax

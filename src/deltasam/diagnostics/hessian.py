@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,15 @@ from torch import nn
 
 from deltasam.core.checks import fraction, whole
 from deltasam.core.passes import Closure
+from deltasam.diagnostics.axes import axes_or_new, by_name
 from deltasam.diagnostics.batches import Batches
 from deltasam.diagnostics.flatness.sharpness import CAUTION, RESCALING
 from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.second_order import twice_differentiable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from deltasam.diagnostics.hessian_operator import ClosureHessian
 
 
@@ -148,3 +151,27 @@ def _traces(hessian: ClosureHessian, samples: int, seed: int) -> list[float]:
 
     torch.manual_seed(seed)  # put back with everything else
     return [float(hutchinson_trace(hessian, 1)) for _ in range(samples)]
+
+
+def plot_spectrum(results: HessianSpectrum | Mapping[str, HessianSpectrum], ax: Axes | None = None) -> Axes:
+    """Draw the largest eigenvalues of the Hessian; the legend has the trace with its standard error.
+
+    Args:
+        results: One, or those of several models by name.
+        ax: Where; a new figure unless given.
+    """
+    ax = axes_or_new(ax)
+    named = by_name(results, "model")
+    for number, (name, result) in enumerate(named.items()):
+        ranks = [rank + 0.8 * (number - (len(named) - 1) / 2) / len(named) for rank in _ranks(result)]
+        trace = f"trace {result.trace:.3g} ± {result.trace_standard_error:.2g} (standard error)"
+        ax.bar(ranks, result.eigenvalues, width=0.8 / len(named), label=f"{name}: {trace}")
+    ax.axhline(0, color="gray", linewidth=1)
+    ax.set_xticks(_ranks(max(named.values(), key=lambda result: len(result.eigenvalues))))
+    ax.set(xlabel="eigenvalue, from the largest", ylabel="curvature (loss per squared distance)")
+    ax.legend()
+    return ax
+
+
+def _ranks(result: HessianSpectrum) -> list[int]:
+    return list(range(1, len(result.eigenvalues) + 1))

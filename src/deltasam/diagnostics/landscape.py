@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltasam.core.checks import positive
 from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new, by_name
 from deltasam.diagnostics.data_loss import DataLoss, combination
-from deltasam.diagnostics.directions import filter_normalised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,3 +183,33 @@ def _directions(owner: str, loss: DataLoss, count: int, seed: int) -> list[list[
     if all(part is None for part in directions[0]):
         raise ValueError(f"{owner}: no trainable parameter has rows; vectors and scalars do not move in a slice")
     return directions
+
+
+def filter_normalised(params: Sequence[nn.Parameter], generator: torch.Generator) -> list[Tensor | None]:
+    """A Gaussian direction whose rows have the norms of the weights' rows; None for vectors and scalars.
+
+    A row is what belongs to one output: of a matrix a row, of a convolution a filter, of an embedding a token's vector.
+    Biases, parameters of norms and every other vector do not move, and neither does a row of zeros. A network whose
+    weights are rescaled without a change of its function then has the same slices (Li et al. 2018, arXiv 1712.09913,
+    section 4).
+
+    Args:
+        params: The parameters.
+        generator: On the CPU: the same direction on every device.
+    """
+    return [None if p.ndim < 2 else _rows_as_long_as(p.detach(), generator) for p in params]
+
+
+def _rows_as_long_as(weight: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(weight.shape, generator=generator, device="cpu").to(
+        weight.device, torch.promote_types(weight.dtype, _LEAST)
+    )
+    own, wanted = _row_norms(noise), _row_norms(weight.to(noise.dtype))
+    return noise.mul_(wanted / own)  # Gaussian rows have no norm of 0
+
+
+def _row_norms(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+
+
+_LEAST = torch.float32

@@ -7,11 +7,11 @@ text has an apostrophe in front of it in the file; ``read_examples`` takes it of
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltasam.core.files import replacing
-from deltasam.diagnostics.examples.frame import texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +65,13 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         found |= _numbers(cells, group)
     found |= {name: texts(map(_unmark, cells[name])) for name in cells.columns if name not in found}
     return pd.DataFrame({name: found[name] for name in cells.columns})
+
+
+def texts(values: Iterable[Any]) -> pd.Series[Any]:
+    """A column of Python's own texts, which may hold what Arrow's cannot."""
+    import pandas as pd
+
+    return pd.Series(list(values), dtype=object)
 
 
 def _truths(cells: pd.Series[Any]) -> pd.Series[Any]:

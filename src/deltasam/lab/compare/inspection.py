@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltasam.diagnostics.examples.frame import ranking
+from deltasam.diagnostics.examples.recorder import ranking
 from deltasam.errors import UserError
 from deltasam.spec import short_spec
 

@@ -6,6 +6,5 @@ from deltasam.lab.data.dataset import TextData
 from deltasam.lab.data.glue import glue_tasks
 from deltasam.lab.data.load import load_data, load_glue
 from deltasam.lab.data.noise import add_label_noise
-from deltasam.lab.data.split import take
 
-__all__ = ["TextData", "add_label_noise", "glue_tasks", "load_data", "load_glue", "take"]
+__all__ = ["TextData", "add_label_noise", "glue_tasks", "load_data", "load_glue"]

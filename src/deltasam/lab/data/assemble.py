@@ -11,9 +11,8 @@ from datasets import Dataset, Features, Value
 from deltasam.core.warn import warn
 from deltasam.errors import UserError
 from deltasam.lab.data.columns import Columns, read_texts
-from deltasam.lab.data.dataset import TextData, said
+from deltasam.lab.data.dataset import TextData, fingerprint, said
 from deltasam.lab.data.delimited import without_blanks
-from deltasam.lab.data.fingerprint import fingerprint
 from deltasam.lab.data.labels import (
     nearest_spelling,
     order_classes,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from deltasam.lab.data.fingerprint import fingerprint
+from deltasam.errors import UserError
+from deltasam.lab.data.split import split_rows, stratified_order
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,16 +135,42 @@ class TextData:
         return sum(row in trained for split in self.splits.values() for row in said(split[:]))
 
     def take(self, size: int, seed: int) -> TextData:
-        """Part of the training split, each class in proportion (``lab/data/split.py``)."""
-        from deltasam.lab.data.split import take
+        """Part of the training split, each class in proportion; the evaluation split stays.
 
-        return take(self, size, seed)
+        Args:
+            size: The number of training rows to keep.
+            seed: Equal seeds, equal rows. With one seed, a smaller set is part of every larger one.
+
+        Returns:
+            The smaller data, rows in the order of the source, with a fingerprint of its own.
+
+        Raises:
+            UserError: There are fewer rows than ``size``, or ``size`` is below the number of classes.
+        """
+        labels = self.train[:]["label"]
+        groups = labels if self.kind == "classification" else [None] * len(labels)
+        least = len(set(groups))
+        if not least <= size <= len(groups):
+            raise UserError(
+                f"{self.name}: --train-size {size} is impossible; give from {least} (one row of each class) "
+                f"to {len(groups)} (all training rows)"
+            )
+        return self.with_train(self.train.select(sorted(stratified_order(groups, seed)[:size])))
 
     def for_selection(self, held_out: float) -> TextData:
-        """The training split alone, split once more, each class in proportion (``lab/data/split.py``)."""
-        from deltasam.lab.data.split import hold_out
+        """The training split alone, a part of it for evaluation, each class in proportion: the same rows each time.
 
-        return hold_out(self, held_out)
+        Args:
+            held_out: A fraction below 1, or a number of rows.
+
+        Raises:
+            UserError: The size is impossible.
+        """
+        labels = self.train[:]["label"]
+        groups = list(map(str, labels)) if self.kind == "classification" else ["any"] * len(labels)
+        train, evaluation = split_rows(self.name, groups, held_out, said(self.train[:]), option="held_out")
+        reduced = replace(self, evaluation=self.train.select(evaluation), further={}, selection=None)
+        return reduced.with_train(self.train.select(train))
 
     def describe(self) -> dict[str, list[Any]]:
         """The training rows for people: the texts of a pair in one, classes by name, scores as they are."""
@@ -165,3 +194,28 @@ class TextData:
         further = {name: rows[:] for name, rows in self.splits.items() if name}
         found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
         return replace(self, train=train, fingerprint=found)
+
+
+Columns = Mapping[str, list[Any]]
+
+
+def fingerprint(
+    train: Columns, evaluation: Columns, label_names: Sequence[str], further: Mapping[str, Columns] | None = None
+) -> str:
+    """Compute the SHA-256 over the contents of the splits, in order, and the names of the classes.
+
+    Args:
+        train: The columns of the training split.
+        evaluation: The columns of the evaluation split.
+        label_names: What the class indices mean.
+        further: The columns of more evaluation splits, by name.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(list(label_names)).encode())
+    for name, split in [("", train), ("", evaluation), *(further or {}).items()]:
+        digest.update(name.encode() + json.dumps(list(split)).encode())
+        for row in zip(*split.values(), strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from deltasam.errors import UserError
 from deltasam.lab.data.dataset import Data, TextData
 from deltasam.lab.data.noise import add_label_noise, check_rate, with_noisy_selection
-
-if TYPE_CHECKING:
-    from deltasam.lab.train.results import RunResult
 
 
 @dataclass(frozen=True)
@@ -68,11 +63,3 @@ class Setting:
         if self.noisy_selection:
             taken = with_noisy_selection(taken, self.label_noise, seed)
         return add_label_noise(taken, self.label_noise, seed)
-
-
-def by_setting(results: Sequence[RunResult]) -> dict[Setting | None, list[RunResult]]:
-    """Runs by their setting, in the order in which settings come up; None: results that do not tell."""
-    found: dict[Setting | None, list[RunResult]] = {}
-    for result in results:
-        found.setdefault(result.setting, []).append(result)
-    return found

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from deltasam.errors import UserError
-from deltasam.lab.data.dataset import TextData, said
 
 SPLIT_SEED = 20220526  # fixed, so that every run on a file compares on the same evaluation rows
 
@@ -158,48 +156,6 @@ def _units(groups: Sequence[str], texts: Sequence[Hashable]) -> list[_Unit]:
         own = list(dict.fromkeys(groups[row] for row in rows))
         found.append(_Unit(rows, own, min(own, key=sizes.__getitem__)))
     return found
-
-
-def take(data: TextData, size: int, seed: int) -> TextData:
-    """Take part of the training split, each class in proportion; the evaluation split stays.
-
-    Args:
-        data: What to take from.
-        size: The number of training rows to keep.
-        seed: Equal seeds, equal rows. With one seed, a smaller set is part of every larger one.
-
-    Returns:
-        The smaller data, rows in the order of the source, with a fingerprint of its own.
-
-    Raises:
-        UserError: There are fewer rows than ``size``, or ``size`` is below the number of classes.
-    """
-    labels = data.train[:]["label"]
-    groups = labels if data.kind == "classification" else [None] * len(labels)
-    least = len(set(groups))
-    if not least <= size <= len(groups):
-        raise UserError(
-            f"{data.name}: --train-size {size} is impossible; give from {least} (one row of each class) "
-            f"to {len(groups)} (all training rows)"
-        )
-    return data.with_train(data.train.select(sorted(stratified_order(groups, seed)[:size])))
-
-
-def hold_out(data: TextData, size: float) -> TextData:
-    """The training split alone, a part of it for evaluation, each class in proportion: the same rows each time.
-
-    Args:
-        data: Its evaluation splits are left out.
-        size: A fraction below 1, or a number of rows.
-
-    Raises:
-        UserError: The size is impossible.
-    """
-    labels = data.train[:]["label"]
-    groups = list(map(str, labels)) if data.kind == "classification" else ["any"] * len(labels)
-    train, held_out = split_rows(data.name, groups, size, said(data.train[:]), option="held_out")
-    reduced = replace(data, evaluation=data.train.select(held_out), further={}, selection=None)
-    return reduced.with_train(data.train.select(train))
 
 
 def _eval_count(eval_size: float, rows: int, option: str) -> int:

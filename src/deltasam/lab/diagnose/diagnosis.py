@@ -15,7 +15,7 @@ from typing import Any
 from deltasam.core.files import replacing, write_atomically
 from deltasam.lab.diagnose.diagnostic import Diagnostic, NotMeasuredError, Number, Plot
 from deltasam.lab.diagnose.drawing import draw, legends
-from deltasam.lab.diagnose.example_rows import write_examples
+from deltasam.lab.diagnose.example_rows import GEOMETRY, ExampleRow, example_rows, write_examples
 from deltasam.lab.diagnose.subject import Subject
 from deltasam.lab.train.jsonable import plain
 from deltasam.per_example.recorder import NotCoveredError
@@ -103,6 +103,10 @@ class Diagnosis:
         found = {finding.diagnostic.name: finding.results for finding in self.findings}
         return found.get(diagnostic, {}).get(checkpoint)
 
+    def examples(self) -> list[ExampleRow]:
+        """The examples of every checkpoint."""
+        return [row for s in self.subjects for row in example_rows(s, self.result_of(GEOMETRY, s.name))]
+
 
 def diagnose(
     subjects: Sequence[Subject],
@@ -126,7 +130,7 @@ def diagnose(
         UserError: The folder cannot be written.
     """
     diagnosis = Diagnosis(list(subjects), facts)
-    write_examples(diagnosis, folder)
+    write_examples(diagnosis.examples(), folder)
     for name in names:
         finding = Finding(Diagnostic.registry[name])
         diagnosis.findings.append(finding)
@@ -135,7 +139,7 @@ def diagnose(
             with replacing(folder / f"{plot.name}.png") as temporary:
                 temporary.write_bytes(draw(plot, "light"))
         write_atomically(folder / RESULTS, json.dumps(_record(diagnosis), indent=2, allow_nan=False) + "\n")
-        write_examples(diagnosis, folder)
+        write_examples(diagnosis.examples(), folder)
     return diagnosis
 
 

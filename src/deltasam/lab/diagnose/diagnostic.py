@@ -115,10 +115,3 @@ class Diagnostic(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def plots(self, results: Mapping[str, R]) -> list[Plot]:
         """Pictures of all that was measured."""
-
-
-def diagnostic_names() -> list[str]:
-    """Every diagnostic, in the order in which they run."""
-    import deltasam.lab.diagnose.entries  # noqa: F401  (fills the registry)
-
-    return list(Diagnostic.registry)

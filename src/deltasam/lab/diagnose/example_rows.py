@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,6 @@ from deltasam.diagnostics.examples.csv_file import to_csv, write_csv
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import ExampleGeometry
-    from deltasam.lab.diagnose.diagnosis import Diagnosis
     from deltasam.lab.diagnose.subject import Subject
 
 EXAMPLES = "examples.csv"
@@ -52,18 +52,13 @@ def example_rows(subject: Subject, geometry: ExampleGeometry | None) -> list[Exa
     return sorted(rows, key=lambda row: row.loss if row.norm is None else row.norm, reverse=True)
 
 
-def write_examples(diagnosis: Diagnosis, folder: Path) -> None:
-    """Write the examples of every checkpoint as CSV (``diagnostics/examples/csv_file.py``).
+def write_examples(rows: Iterable[ExampleRow], folder: Path) -> None:
+    """Write examples as CSV (``diagnostics/examples/csv_file.py``).
 
     Raises:
         UserError: The file cannot be written.
     """
     import pandas as pd
 
-    rows = [
-        row
-        for subject in diagnosis.subjects
-        for row in example_rows(subject, diagnosis.result_of(GEOMETRY, subject.name))
-    ]
     names = list(ExampleRow.__dataclass_fields__)
     write_csv(folder / EXAMPLES, to_csv(pd.DataFrame([vars(row) for row in rows], columns=names)))

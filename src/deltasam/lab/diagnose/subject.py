@@ -16,8 +16,7 @@ from torch import Tensor
 from deltasam.core.closure import Output
 from deltasam.errors import UserError
 from deltasam.lab.diagnose.labels import label_indices
-from deltasam.lab.train.batches import Batches, check_length, shuffled
-from deltasam.lab.train.inference import outputs_of
+from deltasam.lab.train.batches import Batches, check_length, outputs_of, shuffled
 from deltasam.lab.train.models import load_trained_classifier
 from deltasam.lab.train.tasks.objective import example_losses, logits_of
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import read_results
-from deltasam.lab.data.setting import by_setting
 from deltasam.lab.folders.comparison import Gathered
+from deltasam.lab.train.results import by_setting
 from deltasam.lab.train.variant import short_spec
 
 

@@ -11,7 +11,7 @@ from deltasam.lab.report.charts import Charts
 from deltasam.lab.report.part import make_part, part_filters
 from deltasam.lab.report.rendering import drawn, write_page
 from deltasam.lab.report.together import judge
-from deltasam.lab.train.majority_class import each_no_better
+from deltasam.lab.train.results import each_no_better
 
 
 def write_comparisons(gathered: Sequence[Gathered], notes: Sequence[str], path: Path) -> None:

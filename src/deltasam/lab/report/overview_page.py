@@ -12,7 +12,7 @@ from deltasam.lab.report.overview_charts import OverviewCharts
 from deltasam.lab.report.overview_figures import across_tasks, panels
 from deltasam.lab.report.rendering import drawn, write_page
 from deltasam.lab.report.verdicts import overview_cards
-from deltasam.lab.train.majority_class import each_no_better
+from deltasam.lab.train.results import each_no_better
 
 
 def write_table_page(rows: Sequence[TableRow], title: str, facts: Mapping[str, Any], path: Path) -> None:

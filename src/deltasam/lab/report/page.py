@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.lab.compare.statistics.statistics import compare
-from deltasam.lab.data.setting import Setting, by_setting
+from deltasam.lab.data.setting import Setting
 from deltasam.lab.report.axes import axis_figures
 from deltasam.lab.report.charts import Charts
 from deltasam.lab.report.part import Part, make_part, part_filters
 from deltasam.lab.report.rendering import drawn, write_page
-from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.results import RunResult, by_setting
 
 
 def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: Path) -> None:

@@ -15,8 +15,7 @@ from deltasam.lab.report.filters import Filter, filters
 from deltasam.lab.report.inspector import Inspection, has_predictions, inspect, rankings_in
 from deltasam.lab.report.series import Row
 from deltasam.lab.report.verdicts import Card, cards
-from deltasam.lab.train.majority_class import runs_no_better
-from deltasam.lab.train.results import RunResult
+from deltasam.lab.train.results import RunResult, runs_no_better
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from deltasam.errors import UserError
-from deltasam.lab.train.feed import Feed
+from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.kept_states import ROWS, STATES, LowerLayers, padded
 
 if TYPE_CHECKING:
@@ -90,3 +92,68 @@ def check_length(model: PreTrainedModel, length: int, option: str = "--max-lengt
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and 0 <= positions < length:  # -1, as XLNet has it, is no limit
         raise UserError(f"{option} {length}: the model reads at most {positions} tokens; give that or less")
+
+
+class Feed:
+    """The last few batches, on their device: the passes of a step ask for the same one again and again.
+
+    To a GPU they are copied from pinned memory, so that nobody waits for it; and one can be made while it computes.
+
+    Args:
+        device: Of the batches.
+        keep: How many are kept: those of a step, and of the next.
+    """
+
+    def __init__(self, device: str, keep: int = 2) -> None:
+        self._device, self._keep = torch.device(device), keep
+        self._batches: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
+
+    def batch(self, key: Hashable, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch on the device.
+
+        Args:
+            key: What it consists of.
+            make: Makes it on the CPU, if it is not there.
+        """
+        if key not in self._batches:
+            # Whoever watches the functions of a pass would find that only the first has these.
+            with torch._C.DisableTorchFunction():
+                self._batches[key] = {name: self._there(tensor) for name, tensor in make().items()}
+            if len(self._batches) > self._keep:
+                self._batches.popitem(last=False)
+        return dict(self._batches[key])
+
+    def prefetch(self, key: Hashable, make: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Make a batch before it is asked for, where something computes meanwhile."""
+        if self._device.type == "cuda":
+            self.batch(key, make)
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+
+def outputs_of(
+    model: nn.Module, forward: Callable[[list[int]], Tensor], rows: Sequence[int], batch_size: int
+) -> Tensor:
+    """The outputs of a model for some rows [rows, ...], in their order, dropout off.
+
+    Several processes share the batches, which are those of one, so that the outputs are too.
+
+    Args:
+        model: Left in the mode, training or evaluation, in which it came.
+        forward: From some rows to the model's outputs [rows, ...].
+        rows: Best sorted by length, so that batches need little padding.
+        batch_size: Rows per forward pass.
+    """
+    training = model.training
+    chunks = [list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    model.eval()
+    try:
+        with torch.no_grad():
+            mine = [forward(chunk).cpu() for chunk in chunks[processes.rank() :: processes.count()]]
+    finally:
+        model.train(training)
+    theirs = processes.gather(mine)
+    return torch.cat([theirs[i % len(theirs)][i // len(theirs)] for i in range(len(chunks))])

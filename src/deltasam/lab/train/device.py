@@ -1,14 +1,9 @@
-"""Where to compute, and the most memory that was in use there."""
+"""Where to compute."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import platform
-import re
-import sys
-from pathlib import Path
 
 import torch
 
@@ -62,40 +57,3 @@ def _own(name: str) -> str:
     if name != "cuda" or number is None or not there:
         return name
     return f"cuda:{int(number) % there}"  # a scheduler may show each process one GPU alone
-
-
-class PeakMemory:
-    """The most memory in use since this object was made.
-
-    Allocated by PyTorch on CUDA, resident in RAM (this includes Python and libraries) on a Linux CPU.
-    """
-
-    _STATUS = Path("/proc/self/status")
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        gc.collect()
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        self._known = self._cuda or (device == "cpu" and sys.platform == "linux" and _reset_resident_peak())
-        self._device = device
-
-    def mib(self) -> float | None:
-        """The peak in MiB; None where the system does not tell."""
-        if not self._known:
-            return None
-        if self._cuda:
-            return torch.cuda.max_memory_allocated(self._device) / 2**20
-        found = re.search(r"^VmHWM:\s*(\d+) kB", self._STATUS.read_text(), re.MULTILINE)
-        return int(found[1]) / 2**10 if found else None
-
-
-def _reset_resident_peak() -> bool:
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps what was freed: a later run would count it as its own
-        libc.malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak of the resident set
-    except OSError:  # a container may forbid it: then the peak is unknown, not zero
-        return False
-    return True

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from deltasam.diagnostics.examples import NUMBERS
-from deltasam.diagnostics.examples.frame import ranking
+from deltasam.diagnostics.examples.recorder import ranking
 from deltasam.lab.train.results import ExampleRecord
 
 EXTREMES = 20

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deltasam.lab.data.dataset import TextData
-    from deltasam.lab.train.results import RunResult
 
 _LETTERS = 40
 # Accuracies are 32-bit numbers: the same share is off in the eighth digit.
@@ -52,17 +51,6 @@ def no_better(one_class: OneClass | None, accuracies: Sequence[float | None]) ->
     who = "It does" if len(accuracies) == 1 else f"{beaten} of {len(accuracies)} runs {'does' if beaten == 1 else 'do'}"
     constant = f"predicting {quoted(one_class.name)} for every row"
     return f"{who} no better than {constant}: that has an accuracy of {one_class.accuracy:.4f} on the evaluation rows."
-
-
-def runs_no_better(runs: Sequence[RunResult]) -> str | None:
-    """The same of finished runs on the same evaluation rows; None also for results that are too old to tell."""
-    one_class = next((run.one_class for run in runs if run.one_class), None)
-    return no_better(one_class, [run.metrics.get("accuracy") for run in runs])
-
-
-def each_no_better(groups: Mapping[str, Sequence[RunResult]]) -> dict[str, str]:
-    """The same of several groups of runs by their names; those of which there is nothing to say are left out."""
-    return {name: sentence for name, runs in groups.items() if (sentence := runs_no_better(runs))}
 
 
 def quoted(name: str) -> str:

@@ -16,8 +16,7 @@ from torchmetrics.functional import classification
 
 from deltasam.diagnostics.calibration import calibration_error
 from deltasam.lab.train import distributed as processes
-from deltasam.lab.train.batches import Batches
-from deltasam.lab.train.inference import outputs_of
+from deltasam.lab.train.batches import Batches, outputs_of
 
 
 def evaluate(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from deltasam.diagnostics.examples.detection import Detection
 from deltasam.errors import UserError
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.train.majority_class import OneClass
+from deltasam.lab.train.majority_class import OneClass, no_better
 from deltasam.lab.train.variant import short_spec
 
 
@@ -143,3 +149,58 @@ class RunResult:
             return cls(**data)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved run ({error}): {line[:60]!r}; delete it and run again") from error
+
+
+def seconds_per_step(steps: Sequence[StepRecord]) -> float:
+    """The mean time of a step, without the first, which pays for warming up.
+
+    Of each kind of step, with a perturbation or without, the median counts: a step that was held up does not show.
+    """
+    times: dict[bool, list[float]] = defaultdict(list)
+    for step in steps[1:] or steps:
+        times[_perturbed(step)].append(step.seconds)
+    return float(np.average([statistics.median(t) for t in times.values()], weights=[len(t) for t in times.values()]))
+
+
+def relative_seconds(ours: Sequence[StepRecord], theirs: Sequence[StepRecord]) -> float | None:
+    """How many times as long as another run's the steps take together; None where no step after the first is common.
+
+    Steps are paired, since batches differ in length; of each kind of pair the median of the ratios counts.
+    """
+    pairs: dict[tuple[bool, bool], list[tuple[float, float]]] = defaultdict(list)
+    their_steps = _by_number(theirs)
+    both = [(step, their_steps[number]) for number, step in sorted(_by_number(ours).items()) if number in their_steps]
+    for mine, other in both[1:]:
+        pairs[_perturbed(mine), _perturbed(other)].append((mine.seconds, other.seconds))
+    if not pairs:
+        return None
+    ratios = [statistics.median(mine / other for mine, other in kind) for kind in pairs.values()]
+    weights = [len(kind) * statistics.median(other for _, other in kind) for kind in pairs.values()]
+    return float(np.average(ratios, weights=weights))
+
+
+def _perturbed(step: StepRecord) -> bool:
+    return not math.isnan(step.perturbed_loss)
+
+
+def _by_number(steps: Sequence[StepRecord]) -> Mapping[int, StepRecord]:
+    return {step.step: step for step in steps}
+
+
+def by_setting(results: Sequence[RunResult]) -> dict[Setting | None, list[RunResult]]:
+    """Runs by their setting, in the order in which settings come up; None: results that do not tell."""
+    found: dict[Setting | None, list[RunResult]] = {}
+    for result in results:
+        found.setdefault(result.setting, []).append(result)
+    return found
+
+
+def runs_no_better(runs: Sequence[RunResult]) -> str | None:
+    """The same of finished runs on the same evaluation rows; None also for results that are too old to tell."""
+    one_class = next((run.one_class for run in runs if run.one_class), None)
+    return no_better(one_class, [run.metrics.get("accuracy") for run in runs])
+
+
+def each_no_better(groups: Mapping[str, Sequence[RunResult]]) -> dict[str, str]:
+    """The same of several groups of runs by their names; those of which there is nothing to say are left out."""
+    return {name: sentence for name, runs in groups.items() if (sentence := runs_no_better(runs))}

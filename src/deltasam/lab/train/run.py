@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_linear_schedule_with_warmup
 
 from deltasam import make_method
 from deltasam.core.closure import Output
+from deltasam.core.peak_memory import PeakMemory
 from deltasam.diagnostics.examples import ExampleRecorder
 from deltasam.diagnostics.examples.csv_file import to_csv
 from deltasam.errors import UserError
@@ -26,18 +29,16 @@ from deltasam.lab.data.dataset import SELECTED, Data
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.batches import shuffled
 from deltasam.lab.train.config import TrainConfig, refuse_difference
-from deltasam.lab.train.device import PeakMemory, own_device
+from deltasam.lab.train.device import own_device
+from deltasam.lab.train.distributed import SilentPasses, average_gradients, start_as_main
 from deltasam.lab.train.example_records import extremes
-from deltasam.lab.train.optimizer import MAX_GRAD_NORM, make_optimizer
 from deltasam.lab.train.random_state import (
     deterministic_algorithms,
     random_state,
     restore_random_state,
     seed_everything,
 )
-from deltasam.lab.train.results import EvaluationRecord, RunResult, StepRecord
-from deltasam.lab.train.shared_model import SilentPasses, average_gradients, start_as_main
-from deltasam.lab.train.step_time import seconds_per_step
+from deltasam.lab.train.results import EvaluationRecord, RunResult, StepRecord, seconds_per_step
 from deltasam.lab.train.tasks import make_task
 from deltasam.lab.train.tasks.first_pass import FirstPass
 from deltasam.lab.train.variant import full_spec, split_variant
@@ -300,3 +301,20 @@ _FACTS = ("loss", "perturbed_loss", "ascent_norm", "radius_ratio")
 
 def _number(metrics: dict[str, Tensor], name: str) -> float:
     return float(metrics[name]) if name in metrics else math.nan
+
+
+MAX_GRAD_NORM = 1.0
+"""Gradients longer than this are scaled down to it before each step."""
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, total_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """The optimizer and its schedule. It decays matrices only: biases and the scales of norms have one dimension."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # Fused: 26 ms and not 143 for the 22 million weights of MiniLM on one CPU core.
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    warmup_steps = round(config.warmup * total_steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)

@@ -23,9 +23,7 @@ from deltasam.lab.compare.statistics.paired import (
     paired_difference,
     seeds_needed,
 )
-from deltasam.lab.data.setting import by_setting
-from deltasam.lab.train.results import RunResult
-from deltasam.lab.train.step_time import relative_seconds
+from deltasam.lab.train.results import RunResult, by_setting, relative_seconds
 
 __all__ = ["Comparison", "MethodSummary", "by_method", "compare", "conclusion", "mean_of", "summarise", "values_of"]
 

@@ -1,5 +1,7 @@
 """One small file per diagnostic; they run in this order."""
 
+from deltasam.lab.diagnose.diagnostic import Diagnostic
+
 # isort: off
 from deltasam.lab.diagnose.entries.sharpness import SharpnessDiagnostic
 from deltasam.lab.diagnose.entries.examples import ExamplesDiagnostic
@@ -24,4 +26,10 @@ __all__ = [
     "PlaneDiagnostic",
     "SharpnessDiagnostic",
     "SliceDiagnostic",
+    "diagnostic_names",
 ]
+
+
+def diagnostic_names() -> list[str]:
+    """Every diagnostic, in the order in which they run."""
+    return list(Diagnostic.registry)

@@ -12,10 +12,8 @@ from deltasam.core.closure import Output
 from deltasam.errors import UserError
 from deltasam.lab.data.sentences import SentenceData
 from deltasam.lab.train import distributed as processes
-from deltasam.lab.train.batches import check_length, shuffled
+from deltasam.lab.train.batches import Feed, check_length, outputs_of, shuffled
 from deltasam.lab.train.config import TrainConfig
-from deltasam.lab.train.feed import Feed
-from deltasam.lab.train.inference import outputs_of
 from deltasam.lab.train.models import load_encoder
 from deltasam.lab.train.tasks.contrastive import contrastive_loss, embed, mask_span
 from deltasam.lab.train.tasks.similarity import similarity_metrics

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
+from deltasam.lab.train.batches import Feed
 from deltasam.lab.train.config import TrainConfig
-from deltasam.lab.train.feed import Feed
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -162,8 +162,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "delta-SAM takes slopes without need": (
         "methods/bases/reweighted.py",
-        "wanted = self.weights in self.engine_ways",
-        'wanted = self.weights in self.engine_ways - {"auto"}',
+        "wanted = self.weights in self.engine_weightings",
+        'wanted = self.weights in self.engine_weightings - {"auto"}',
         "auto_takes_own",
     ),
     "delta-SAM is silent about slopes": (

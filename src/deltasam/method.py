@@ -92,7 +92,7 @@ class Method(abc.ABC):
                 super().__init__(model)
                 self.rho = nonnegative("SAM", "rho", rho)
 
-            def _fill(self, passes): ...
+            def fill(self, passes): ...
     """
 
     registry: ClassVar[dict[str, type[Method]]] = {}
@@ -124,7 +124,7 @@ class Method(abc.ABC):
             )
         self.model = model
         self._store = WeightStore()
-        self._said_zero = False
+        self._warned: frozenset[str] = frozenset()
 
     def backward(self, closure: Closure | Sequence[Closure], *, runtime: Runtime | None = None) -> Step:
         """Add this method's gradient to ``.grad``, as ``loss.backward()`` would.
@@ -152,9 +152,13 @@ class Method(abc.ABC):
 
         undone = UndoneOnError(self._undoing(begun))
         with undone, undone:  # twice: an interrupt may fall into the first
-            step = self._fill_from(map(begin, closures))
+            step = self.fill_step(map(begin, closures))
             if any(passes.moves_nothing for passes in begun):
-                self._warn_of_zero()
+                self.warn_once(
+                    f"{type(self).__name__}: the gradient of the first pass is exactly 0 for every parameter, so that "
+                    f"nothing was perturbed and the step was a plain one; is the loss 0 (all labels masked?), or is it "
+                    f"detached from the parameters?"
+                )
             return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
 
     def _undoing(self, begun: Sequence[Passes]) -> Callable[[BaseException], None]:
@@ -166,7 +170,7 @@ class Method(abc.ABC):
         def undo(error: BaseException) -> None:
             with ExitStack() as last_first:  # each is run, whatever happens in another
                 for passes in begun:
-                    last_first.callback(passes.abandon)
+                    last_first.callback(passes.rollback)
                 last_first.callback(self._store.bring_back, copy_one_by_one)
                 for method, values in attributes:
                     last_first.callback(vars(method).update, values)
@@ -176,21 +180,18 @@ class Method(abc.ABC):
 
         return undo
 
-    def _warn_of_zero(self) -> None:
-        if not self._said_zero:
-            self._said_zero = True
-            warn(
-                f"{type(self).__name__}: the gradient of the first pass is exactly 0 for every parameter, so that "
-                f"nothing was perturbed and the step was a plain one; is the loss 0 (all labels masked?), or is it "
-                f"detached from the parameters?"
-            )
+    def warn_once(self, message: str) -> None:
+        """Warn (RuntimeWarning) at the line of the user's code, the first time that this method says so."""
+        if message not in self._warned:
+            self._warned |= {message}  # a new set: what is undone after an error is to be said again
+            warn(message)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         """Fill ``.grad`` from micro-batches, each begun when it is taken; override to let them share anything."""
-        return Step.together([self._fill(passes) for passes in micro_batches])
+        return Step.together([self.fill(passes) for passes in micro_batches])
 
     @abc.abstractmethod
-    def _fill(self, passes: Passes) -> Step:
+    def fill(self, passes: Passes) -> Step:
         """Run the passes of one micro-batch and fill ``.grad``."""
 
     @property
@@ -225,7 +226,7 @@ class Method(abc.ABC):
 
     _following: RemovableHandle | None = None
 
-    def _after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:
+    def after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:
         """Run a hook after each step of an optimizer from now on, and after those of no other."""
         if self._following is not None:
             self._following.remove()  # an optimizer that is followed twice is counted once
@@ -250,9 +251,9 @@ class Method(abc.ABC):
         Raises:
             ValueError: It was saved by another method.
         """
-        self._check_state(state, ())
+        self.check_state(state, ())
 
-    def _check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
+    def check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
         """Refuse a state that holds other things than this method saves.
 
         Args:

@@ -47,7 +47,7 @@ class Scheduled(Method):
                 f"{self.spec}: {needing[0]} is a part of all steps; give follow(optimizer, total_steps=...)"
             )
         self._steps, self._total = 0, total_steps or 0
-        self._after_each_step(optimizer, self._count)
+        self.after_each_step(optimizer, self._count)
         self.method.follow(optimizer, total_steps=total_steps)
 
     def factor(self) -> float:
@@ -84,7 +84,7 @@ class Scheduled(Method):
         Raises:
             ValueError: It was saved without a schedule, or by another method.
         """
-        self._check_state(state, ("steps", "method"))
+        self.check_state(state, ("steps", "method"))
         self.method.load_state_dict(state["method"])
         self._steps = state["steps"]
 
@@ -96,7 +96,7 @@ class Scheduled(Method):
     def _count(self, *_: Any) -> None:
         self._steps += 1
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self._following is None:
             raise RuntimeError(
                 f"{self.spec}: a schedule counts the steps of the optimizer; call "
@@ -104,12 +104,12 @@ class Scheduled(Method):
             )
         factor = self.factor()
         if factor == 0:
-            return super()._fill_from(micro_batches)
+            return super().fill_step(micro_batches)
         with self._scaled(factor):
-            return self.method._fill_from(micro_batches)
+            return self.method.fill_step(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
-        return self._plain._fill(passes)
+    def fill(self, passes: Passes) -> Step:
+        return self._plain.fill(passes)
 
     @contextmanager
     def _scaled(self, factor: float) -> Iterator[None]:

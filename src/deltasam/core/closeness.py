@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltasam.core.vectors import HALVES
+from deltasam.core.vectors import HALF_DTYPES
 
 
 def rounding_of(*dtypes: torch.dtype) -> float:
@@ -14,7 +14,7 @@ def rounding_of(*dtypes: torch.dtype) -> float:
     Args:
         *dtypes: That are computed in; the coarsest counts.
     """
-    if any(d in HALVES for d in dtypes):
+    if any(d in HALF_DTYPES for d in dtypes):
         return 0.1
     return 1e-3 if torch.float32 in dtypes else 1e-8
 

@@ -43,7 +43,7 @@ def set_later(later: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Point:
+class PerturbedPass:
     """A later pass at moved weights."""
 
     output: Any
@@ -104,7 +104,7 @@ class Passes:
         scales: Vector | None = None,
         fresh: bool = False,
         guarded: bool = False,
-    ) -> Iterator[Point]:
+    ) -> Iterator[PerturbedPass]:
         """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
 
         Args:
@@ -134,7 +134,7 @@ class Passes:
                     output = self._forward()
                 self._refuse_writes(before)
                 after = _versions(params)
-                yield Point(output, lambda: vectors.distance(weights, saved, kept, of=params))
+                yield PerturbedPass(output, lambda: vectors.distance(weights, saved, kept, of=params))
                 if after != _versions(params):
                     raise RuntimeError(
                         "the backward pass wrote into the weights while they were perturbed (an optimizer that steps "
@@ -251,7 +251,7 @@ class Passes:
             raise self._independent()
         return loss.detach()
 
-    def only(self) -> Any:
+    def plain_forward(self) -> Any:
         """What the closure returns, for a method that has no later pass: nothing is kept for one."""
         return self._forward()
 
@@ -338,7 +338,7 @@ class Passes:
         """Whether a flag is set in any process that trains along, so that all run as many passes."""
         return self._runtime.any_process(flag, self.params[0].device)
 
-    def abandon(self) -> None:
+    def rollback(self) -> None:
         """Undo what the first pass left behind: after an error the call has not happened."""
         self._start.restore()
         self._buffers_before.restore()

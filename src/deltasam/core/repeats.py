@@ -7,7 +7,7 @@ import torch
 from deltasam.core.closeness import close, rounding_of_repeats
 from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
-from deltasam.core.vectors import HALVES
+from deltasam.core.vectors import HALF_DTYPES
 
 CHANGES = (
     "the closure gives another result when it is run again with the same weights and random state: it keeps state in "
@@ -45,6 +45,6 @@ def refuse_unlike(again: torch.Tensor, losses: torch.Tensor, passes: Passes) -> 
     """Raise where a later pass at the same weights gave other losses than the first one, by more than rounding."""
     device = losses.device.type
     computed = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
-    dtypes = {losses.dtype, *(p.dtype for p in passes.params if p.dtype in HALVES), *computed}
+    dtypes = {losses.dtype, *(p.dtype for p in passes.params if p.dtype in HALF_DTYPES), *computed}
     if not close(again, losses, rounding_of_repeats(*dtypes, torch.float32)):
         raise RuntimeError(CHANGES)

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltasam.core.sharding import is_sharded, local, norm_of_parts
 
 Vector = Sequence[Tensor | None]
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 # Differences are formed this many elements at a time, without memory of the model's size: on a CPU in its cache,
 # elsewhere in few launches.
@@ -188,7 +188,7 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
 
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32; everything else as it is."""
-    return x.float() if x.dtype in HALVES else x
+    return x.float() if x.dtype in HALF_DTYPES else x
 
 
 def _real(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deltasam.core.torch_internals.compiled import as_written
+from deltasam.core.torch_internals.compiled import eager
 
 
 @contextmanager
@@ -16,5 +16,5 @@ def twice_differentiable() -> Iterator[None]:
 
     The fused kernels of attention, and compiled code, have no derivative of their derivative.
     """
-    with as_written(), sdpa_kernel(SDPBackend.MATH):
+    with eager(), sdpa_kernel(SDPBackend.MATH):
         yield

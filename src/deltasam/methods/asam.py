@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import positive
-from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
-from deltasam.methods.bases.batch_perturbation import Ascent, Direction, SharedAscent
+from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
 
 
-class ASAM(SharedAscent, name="asam"):
+class ASAM(BatchPerturbation, name="asam"):
     """SAM in units of the weights: ``grad L(w + rho * T^2 g / |T g|)``, ``T = |w| + eta``, ``g = grad L(w)``.
 
     Meant not to change under a rescaling of layers that leaves the network's function as it is; eta and the biases
@@ -50,11 +49,7 @@ class ASAM(SharedAscent, name="asam"):
         super().__init__(model, rho=rho, share=share)
         self.eta = positive("ASAM", "eta", eta)
 
-    def _ascent(self, passes: Passes) -> Ascent:
-        loss = loss_of(passes.first())
-        return Ascent(loss.detach(), passes.grad(loss))
-
-    def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
+    def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         units = self._units(passes.structure.trained)
         # Autograd may give one tensor as the gradient of two parameters: only what is new is changed in place.
         known = [(i, g, units[i]) for i, g in enumerate(ascent) if g is not None]

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from deltasam.core.closure import example_losses_of, losses_of
 from deltasam.core.passes import Passes
-from deltasam.core.warn import warn
-from deltasam.methods.bases.reweighted import ReweightedAscent, equal_unless_finite
+from deltasam.methods.bases.reweighted import ReweightedPerturbation, equal_unless_finite
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed_forward import perturbed_pass
 from deltasam.per_example.recorder import NotCoveredError, Record
@@ -31,7 +30,7 @@ DRAWS = 2
 LINEAR = 0.3
 
 
-class DeltaSAM(ReweightedAscent, name="delta_sam"):
+class DeltaSAM(ReweightedPerturbation, name="delta_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
     The weights ``p_i ~ h_i^2 / |g_i|`` make the common perturbation the best stand-in for one perturbation per
@@ -81,8 +80,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
-    ways = ("auto", "own_curvature", "norms", "curvature", "slopes")
-    engine_ways = frozenset({"auto", "own_curvature", "norms", "curvature"})
+    weightings = ("auto", "own_curvature", "norms", "curvature", "slopes")
+    engine_weightings = frozenset({"auto", "own_curvature", "norms", "curvature"})
 
     def __init__(
         self,
@@ -94,15 +93,14 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
         share: str = "micro-batch",
     ) -> None:
         super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
-        self._said_norms = False
 
-    def _weigh(self, norms: Tensor) -> Tensor:
+    def weigh(self, norms: Tensor) -> Tensor:
         # The change h_i of each gradient, guessed from its norm: h_i ~ |g_i|^(3/4).
         return of_mean_1(norms.sqrt())
 
-    def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
+    def weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         if self.weights == "norms":
-            return self._weigh(norms)
+            return self.weigh(norms)
         if not self.rho:
             return torch.ones_like(norms)
         if self.weights == "curvature":
@@ -113,10 +111,8 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
             if self.weights != "auto":
                 raise
             # Such a step is that of one batch, and of one process among several: the next may have another.
-            if not self._said_norms:
-                self._said_norms = True
-                warn(f"DeltaSAM weighs by norms alone in steps like this one: {reason}")
-            return self._weigh(norms)
+            self.warn_once(f"DeltaSAM weighs by norms alone in steps like this one: {reason}")
+            return self.weigh(norms)
         return of_mean_1(LINEAR**2 + norms / norms.mean() * excess.square())
 
     def _excess(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
@@ -155,15 +151,15 @@ class DeltaSAM(ReweightedAscent, name="delta_sam"):
 
     def _second_difference(self, passes: Passes, losses: Tensor) -> Tensor:
         """Of each loss [n], along a new d; |d| is nearly the same for every d."""
-        noise = self._noise(passes)
+        noise = self.random_direction(passes)
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:
             below = example_losses_of(point.output, "DeltaSAM")
         return (above - losses) + (below - losses)
 
-    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
-        weights = super()._estimate(passes, losses)
+    def estimate_weights(self, passes: Passes, losses: Tensor) -> Tensor:
+        weights = super().estimate_weights(passes, losses)
         return 1 + kept_share(NOISE_OF_ONE_SLOPE, weights) * (weights - 1)
 
 

@@ -28,5 +28,5 @@ class ERM(Method, name="erm"):
 
     neutral: ClassVar[dict[str, float]] = {}
 
-    def _fill(self, passes: Passes) -> Step:
-        return Step(passes.backward(loss_of(passes.only())))
+    def fill(self, passes: Passes) -> Step:
+        return Step(passes.backward(loss_of(passes.plain_forward())))

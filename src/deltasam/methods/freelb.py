@@ -13,10 +13,10 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.embeddings import EmbeddingOffset
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import Regularizer
 
 
-class FreeLB(AsWritten, name="freelb"):
+class FreeLB(Regularizer, name="freelb"):
     """Mean gradient along an ascent in the input embeddings: ``mean_t grad L(w, x + delta_t)``, t = 1 to steps.
 
     ``delta_1`` is uniform noise, ``delta_{t+1} = delta_t + adv_lr * g_t / |g_t|`` with ``g_t`` the gradient of the loss
@@ -58,9 +58,7 @@ class FreeLB(AsWritten, name="freelb"):
         self.init_mag = nonnegative("FreeLB", "init_mag", init_mag)
         self.max_norm = nonnegative("FreeLB", "max_norm", max_norm)
 
-    def _fill(self, passes: Passes) -> Step:
-        if self.adv_lr == self.init_mag == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         offset = EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator))
         with offset.added():
@@ -76,7 +74,7 @@ class FreeLB(AsWritten, name="freelb"):
         return Step(loss.detach(), {"perturbed_loss": last.detach()})
 
     def _start(self, x: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-        noise = 2 * embeddings.draw(torch.rand, x, real, generator) - real[..., None].to(x)
+        noise = 2 * embeddings.sample_noise(torch.rand, x, real, generator) - real[..., None].to(x)
         size = real.sum(1).clamp(min=1) * x.shape[-1]
         return self.init_mag * noise / size.to(x).sqrt()[:, None, None]
 
@@ -86,11 +84,11 @@ class FreeLB(AsWritten, name="freelb"):
 
     def _ascend(self, offset: EmbeddingOffset) -> None:
         delta, gradient = offset.value.detach(), offset.value.grad
-        moved = delta if gradient is None else delta + self.adv_lr * embeddings.along(gradient, _length)
+        moved = delta if gradient is None else delta + self.adv_lr * embeddings.normalized_direction(gradient, _length)
         length = _length(moved)
         if self.max_norm:
             moved = torch.where(length > self.max_norm, moved * (self.max_norm / length), moved)
-        offset.become(moved)
+        offset.set_(moved)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import fraction, nonnegative
-from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
 from deltasam.core.sharding import sharded_modules
 from deltasam.method import Step
-from deltasam.methods.bases.batch_perturbation import Ascent, Direction, SharedAscent
+from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
 
 
-class FriendlySAM(SharedAscent, name="friendly_sam"):
+class FriendlySAM(BatchPerturbation, name="friendly_sam"):
     """SAM along the gradient without its moving average: ``grad L(w + rho * d / |d|)``, ``d = g - sigma * m``.
 
     ``g = grad L(w)``; m is the exponential moving average of the gradients before this one, an estimate of the gradient
@@ -79,7 +78,7 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
         Raises:
             ValueError: It is of another method or another model.
         """
-        self._check_state(state, ("gradient_average",))
+        self.check_state(state, ("gradient_average",))
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
         for name, value in state["gradient_average"].items():
             if shapes.get(name) != value.shape:
@@ -89,20 +88,16 @@ class FriendlySAM(SharedAscent, name="friendly_sam"):
                 )
         self._average = dict(state["gradient_average"])
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if sharded_modules(self.model.modules()):
             raise ValueError(
                 f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
                 f"process could save it; use DDP, or sam:share=global"
             )
-        return super()._fill_from(micro_batches)
-
-    def _ascent(self, passes: Passes) -> Ascent:
-        loss = loss_of(passes.first())
-        return Ascent(loss.detach(), passes.grad(loss))
+        return super().fill_step(micro_batches)
 
     @torch.no_grad()
-    def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
+    def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         scale = passes.loss_scale()  # of the gradients; the average is in units of the loss
         trained = passes.structure.trained
         before = [m if (m := self._average.get(n)) is None else m.to(p) for n, p in trained.items()]

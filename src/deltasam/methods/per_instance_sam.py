@@ -15,7 +15,6 @@ from deltasam.core.closure import example_losses_of, loss_of, losses_of
 from deltasam.core.passes import Closure, Passes, radius_ratio
 from deltasam.core.repeats import is_of_changes, refuse_unlike
 from deltasam.core.runtime import Runtime
-from deltasam.core.warn import warn
 from deltasam.method import Method, Step
 from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
@@ -68,7 +67,6 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
         self._engine = Engine(model, skip=unsupported == "skip")
         self._alone: frozenset[str] | None = None  # with these trained, one example at a time
-        self._said: set[str] = set()
 
     def coverage(self, closure: Closure | None = None) -> Coverage:
         """Which parameter is handled by which rule, and whether exactly; prints as a table.
@@ -105,16 +103,16 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         Raises:
             ValueError: It was saved by another method.
         """
-        self._check_state(state, (), ("skipped", "checked"), ("alone",))
+        self.check_state(state, (), ("skipped", "checked"), ("alone",))
         alone = self.unsupported == "loop" and "alone" in state
         self._alone = frozenset(state["alone"]) if alone else None
         self._engine.load_state_dict(state)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.as_written("PerInstanceSAM"):
-            return super()._fill_from(micro_batches)
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.eager("PerInstanceSAM"):
+            return super().fill_step(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
+    def fill(self, passes: Passes) -> Step:
         if self._alone is not None and self._alone == self._engine.trained():
             losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
             return Step(losses.mean(), self._descend_one_by_one(passes, losses))
@@ -126,8 +124,8 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         except NotCoveredError as reason:
             # Sharded weights cannot be moved for one process alone.
             if self.unsupported != "loop" or passes.sharded or is_of_changes(reason):
-                raise self._with_ways_out(reason) from None
-            self._say_once(str(reason))
+                raise self._with_alternatives(reason) from None
+            self.warn_once(f"PerInstanceSAM goes one example at a time: {reason}")
             del output
             with passes.at(guarded=True) as point:  # unwatched: what watching made of the model may not be what it is
                 losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
@@ -175,15 +173,10 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             **({"example_norms": norms} if self.m == 1 else {}),
         }
 
-    def _with_ways_out(self, reason: NotCoveredError) -> NotCoveredError:
+    def _with_alternatives(self, reason: NotCoveredError) -> NotCoveredError:
         return NotCoveredError(
             f"PerInstanceSAM: {reason}\n"
             f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is "
             f"exact for any model, one example at a time; or use SAM or DeltaSAM",
             specs=[f"{self.name}:unsupported={way}" for way in ("skip", "loop")],
         )
-
-    def _say_once(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            warn(f"PerInstanceSAM goes one example at a time: {reason}")

@@ -13,10 +13,10 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class R3F(AsWritten, name="r3f"):
+class R3F(PredictionRegularizer, name="r3f"):
     """A second forward with noise in the embeddings, pulled to the first: ``grad [L + lam * D(p, p_noisy)]``.
 
     D is the mean over the predictions of ``KL(p, p_noisy) + KL(p_noisy, p)``, each weighted as in the loss. In the
@@ -55,19 +55,7 @@ class R3F(AsWritten, name="r3f"):
         self.noise = one_of("R3F", "noise", noise, ("uniform", "normal"))
         self.dropout = one_of("R3F", "dropout", dropout, ("fresh", "same"))
 
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """As ``dropout`` says."""
-        return self.dropout == "fresh"
-
-    def _fill(self, passes: Passes) -> Step:
-        if self.lam == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         offset = embeddings.EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator), detach=True)
         with watched(self.model) as seen:
@@ -86,5 +74,5 @@ class R3F(AsWritten, name="r3f"):
 
     def _start(self, x: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
         if self.noise == "normal":
-            return self.eps * embeddings.draw(torch.randn, x, real, generator)
-        return self.eps * (2 * embeddings.draw(torch.rand, x, real, generator) - real[..., None].to(x))
+            return self.eps * embeddings.sample_noise(torch.randn, x, real, generator)
+        return self.eps * (2 * embeddings.sample_noise(torch.rand, x, real, generator) - real[..., None].to(x))

@@ -11,10 +11,10 @@ from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class RDrop(AsWritten, name="r_drop"):
+class RDrop(PredictionRegularizer, name="r_drop"):
     """Two forwards with different dropout masks, pulled together: ``grad [(L + L') / 2 + alpha * D(p, p')]``.
 
     D is the mean over the predictions of ``(KL(p, p') + KL(p', p)) / 2``, each weighted as in the loss; for regression
@@ -45,19 +45,7 @@ class RDrop(AsWritten, name="r_drop"):
         super().__init__(model)
         self.alpha = nonnegative("RDrop", "alpha", alpha)
 
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """Always."""
-        return True
-
-    def _fill(self, passes: Passes) -> Step:
-        if self.alpha == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from deltasam.core.checks import nonnegative
 from deltasam.core.passes import Passes
-from deltasam.methods.bases.reweighted import ReweightedAscent, equal_unless_finite
+from deltasam.methods.bases.reweighted import ReweightedPerturbation, equal_unless_finite
 
 
-class RWSAM(ReweightedAscent, name="rw_sam"):
+class RWSAM(ReweightedPerturbation, name="rw_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
     The weights are a Gibbs distribution, ``p_i ~ exp(tilt * |g_i| / mean_j |g_j|)``: of all with its entropy, the one
@@ -65,8 +65,8 @@ class RWSAM(ReweightedAscent, name="rw_sam"):
         super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
         self.tilt = nonnegative("RWSAM", "tilt", tilt)
 
-    def _weigh(self, norms: Tensor) -> Tensor:
+    def weigh(self, norms: Tensor) -> Tensor:
         return equal_unless_finite(len(norms) * torch.softmax(self.tilt * norms / norms.mean(), 0))
 
-    def _noise(self, passes: Passes) -> list[Tensor]:
+    def random_direction(self, passes: Passes) -> list[Tensor]:
         return [z.sign() for z in passes.noise()]

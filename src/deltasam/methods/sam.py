@@ -6,12 +6,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.core.closure import loss_of
-from deltasam.core.passes import Passes
-from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
+from deltasam.methods.bases.batch_perturbation import BatchPerturbation
 
 
-class SAM(SharedAscent, name="sam"):
+class SAM(BatchPerturbation, name="sam"):
     """Gradient at the adversarial weights of the batch: ``grad L(w + rho * g / |g|)``, ``g = grad L(w)``.
 
     Minimises the largest loss within distance rho of the weights, to first order, the perturbation held
@@ -42,7 +40,3 @@ class SAM(SharedAscent, name="sam"):
 
     def __init__(self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch") -> None:
         super().__init__(model, rho=rho, share=share)
-
-    def _ascent(self, passes: Passes) -> Ascent:
-        loss = loss_of(passes.first())
-        return Ascent(loss.detach(), passes.grad(loss))

@@ -15,10 +15,10 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.predictions import Predictions, logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class SMART(AsWritten, name="smart"):
+class SMART(PredictionRegularizer, name="smart"):
     """Smoothness and proximity: ``grad [L + alpha * D(p, p_adversarial) + mu * D(p, p_average)]``.
 
     D is the mean over the predictions of ``KL(p, q) + KL(q, p)``, each weighted as in the loss; for regression the
@@ -80,21 +80,11 @@ class SMART(AsWritten, name="smart"):
         self._average: dict[str, Tensor] = {}
         self._keeps_average = self.mu > 0  # whatever a schedule makes of mu
 
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """As ``dropout`` says."""
-        return self.dropout == "fresh"
-
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Move the average after each step of an optimizer from now on; it begins at the weights as they are."""
         if self._keeps_average:
             self._average = {name: p.detach().clone() for name, p in self._trained()}
-            self._after_each_step(optimizer, self._move_average)
+            self.after_each_step(optimizer, self._move_average)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, by name of the parameter."""
@@ -106,15 +96,13 @@ class SMART(AsWritten, name="smart"):
         Raises:
             ValueError: It is of another method, or of other parameters than those that are trained.
         """
-        self._check_state(state, (), ("weight_average",))
+        self.check_state(state, (), ("weight_average",))
         saved, trained = state.get("weight_average", {}), dict(self._trained())
         if {n: a.shape for n, a in saved.items()} != ({n: p.shape for n, p in trained.items()} if saved else {}):
             raise ValueError("SMART: the saved average is of other parameters than those that are trained")
         self._average = {name: saved[name].to(p).clone() for name, p in trained.items() if saved}
 
-    def _fill(self, passes: Passes) -> Step:
-        if self.alpha == self.mu == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         with watched(self.model) as seen:
             output = passes.first()
@@ -137,14 +125,14 @@ class SMART(AsWritten, name="smart"):
         self, passes: Passes, predictions: Predictions, total: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         offset = embeddings.EmbeddingOffset(
-            self.model, lambda x, real: self.sigma * embeddings.draw(torch.randn, x, real, generator)
+            self.model, lambda x, real: self.sigma * embeddings.sample_noise(torch.randn, x, real, generator)
         )
         for _ in range(self.steps):
             with self._moved(passes, offset) as (_, logits):
                 gradient = passes.grad(predictions.detached().divergence(logits), [offset.value])[0]
             if gradient is not None:
-                direction = embeddings.along(gradient, lambda g: g.abs().amax(-1, keepdim=True))
-                offset.become(offset.value + self.step_size * direction)
+                direction = embeddings.normalized_direction(gradient, lambda g: g.abs().amax(-1, keepdim=True))
+                offset.set_(offset.value + self.step_size * direction)
         with self._moved(passes, offset) as (output, logits):
             divergence = predictions.divergence(logits)
             passes.backward(total + self.alpha * divergence)

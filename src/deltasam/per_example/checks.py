@@ -23,7 +23,7 @@ from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.closure import losses_of
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import CHANGES
-from deltasam.core.vectors import HALVES, Vector, wide
+from deltasam.core.vectors import HALF_DTYPES, Vector, wide
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.recorder import Record, Use
@@ -306,7 +306,7 @@ class Check:
             rows: Of the drawn example, by the engine.
             found: The gradient by the engine, with the drawn example moved and no other.
         """
-        if any(p.dtype in HALVES for p in self._record.parameters.values()):
+        if any(p.dtype in HALF_DTYPES for p in self._record.parameters.values()):
             return {}  # such weights cannot be moved so little: the engine is the exact one
         own = [g if name in self._record.parameters else None for name, g in zip(self._names, plain.own, strict=True)]
         length = vectors.length(own)

@@ -16,7 +16,7 @@ from deltasam.core.closure import losses_of
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import is_looked_at
 from deltasam.core.surroundings import interrupt_behind
-from deltasam.core.torch_internals.compiled import as_written, is_compiled
+from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.warn import warn
 from deltasam.per_example.checks import WHOLE, Check, complex_parameters, coupling_layers, uneven_uses
 from deltasam.per_example.coverage import Coverage, coverage_of
@@ -86,7 +86,7 @@ class Engine:
         """Whether the loss of one example depends on no other in the last pass."""
         return self._checked.losses_apart
 
-    def as_written(self, method: str) -> AbstractContextManager[object]:
+    def eager(self, method: str) -> AbstractContextManager[object]:
         """Around all passes of a step: compiled parts run as they were written; the first time, a warning says so.
 
         Args:
@@ -98,7 +98,7 @@ class Engine:
                 f"{method} runs the compiled model as it was written: compiled code does not show what becomes of each "
                 f"example; to train at the speed of compiled code use SAM, ASAM or DeltaSAM(weights='slopes')"
             )
-        return as_written()
+        return eager()
 
     def state_dict(self) -> dict[str, Any]:
         """What the checks found, in JSON values: nothing if nothing was checked."""
@@ -129,7 +129,7 @@ class Engine:
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError) or interrupt_behind(error, handled):
                 raise
-            passes.abandon()
+            passes.rollback()
             output = passes.first()  # if the closure fails by itself, it does so here
             cause = str(error).partition("\n")[0]
             why = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
@@ -218,11 +218,11 @@ class Engine:
             ValueError: m does not divide the number of examples.
         """
         try:
-            with as_written():
+            with eager():
                 output, record = self.first(passes)
                 return self.gradients(passes, record, losses_of(output), m)
         finally:
-            passes.abandon()
+            passes.rollback()
 
     def trained(self) -> frozenset[str]:
         """The names of the parameters that are trained now."""

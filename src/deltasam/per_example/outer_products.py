@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltasam.core.torch_internals.mode_backwards import checkpoint_region
-from deltasam.core.vectors import HALVES, wide
+from deltasam.core.vectors import HALF_DTYPES, wide
 
 SMALL = 1 << 15
 
@@ -74,7 +74,7 @@ class Outer:
         """Each group's gradient times its factor [g]."""
         # In half precision the products alone could leave the range of the type. And a small b is multiplied once, the
         # products several times.
-        if self.b.dtype in HALVES or self.is_small:
+        if self.b.dtype in HALF_DTYPES or self.is_small:
             return Outer(self.x, times(self.b, factors), self.axis, self.ones, self.factors)
         factors = factors.to(self.b)
         # They go into the products, which are smaller than b.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from deltasam.core.vectors import HALVES, wide
+from deltasam.core.vectors import HALF_DTYPES, wide
 from deltasam.per_example import outer_products as outer
 from deltasam.per_example.outer_products import Outer, Products, is_small
 
@@ -159,7 +159,7 @@ def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
     table = all(not term.x.is_floating_point() for term in terms)
     columns = shape[1:].numel()
     weights, sides = shape.numel(), columns if table else shape[0] + columns
-    of_matrix = 3 if terms[0].b.dtype in HALVES else 1
+    of_matrix = 3 if terms[0].b.dtype in HALF_DTYPES else 1
     by_matrix = of_matrix * rows * (columns if table else weights) + _TRAFFIC * weights
     size, size_of_matrix = terms[0].b.itemsize, wide(terms[0].b[:0]).itemsize
     return 3 * rows * rows * sides <= by_matrix or weights * size_of_matrix > 2 * rows * sides * size

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.core.passes import Passes, Point
+from deltasam.core.passes import Passes, PerturbedPass
 from deltasam.per_example import outer_products as outer
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.functions import Function
@@ -242,7 +242,7 @@ def _in_low_precision(x: Tensor) -> bool:
 
 
 @contextmanager
-def perturbed_pass(passes: Passes, record: Record, perturbations: ExampleGradients) -> Iterator[Point]:
+def perturbed_pass(passes: Passes, record: Record, perturbations: ExampleGradients) -> Iterator[PerturbedPass]:
     """A later pass in which every group has its own weights; forward *and* backward belong inside.
 
     Args:

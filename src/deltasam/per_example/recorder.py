@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.packed import refuse_signs, signs_of_packing
 from deltasam.core.structure import Structure
-from deltasam.core.vectors import HALVES
+from deltasam.core.vectors import HALF_DTYPES
 from deltasam.per_example.functions import Function
 from deltasam.per_example.parameter_values import tensors_given, tensors_in
 from deltasam.per_example.row_moves import RowMoves
@@ -124,7 +124,7 @@ class Record(ParameterUses):
         """Whether anything was computed in half precision, or may have been in TF32."""
         parameters = self.structure.parameters.values()
         dtypes = {self.losses.dtype, *(use.dtype for use in self.uses), *(p.dtype for p in parameters)}
-        return not dtypes.isdisjoint(HALVES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
+        return not dtypes.isdisjoint(HALF_DTYPES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
 
     def refuse_packed(self) -> None:
         """To be called after the forward, in which the device shall not be waited for.

@@ -24,7 +24,7 @@ def _call_source(script: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Inside, ``torch.compile`` and the decorator ``torch.jit.script`` of functions have no effect.
 
     In forwards, and in backwards that run a forward again. Modules that are scripted or traced stay as they are.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, one_of
+from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import is_looked_at, refuse_another_loss
 from deltasam.core.vectors import Length, Vector
@@ -48,7 +48,7 @@ class Direction:
     scales: Vector | None = None
 
 
-class SharedAscent(Method):
+class BatchPerturbation(Method):
     """Gradient at ``w + rho * a / |a|``, where the ascent ``a`` is found from a whole batch.
 
     With gradient accumulation or several processes there is a choice of whose ascents are added up before the weights
@@ -76,20 +76,21 @@ class SharedAscent(Method):
         """Whether the micro-batches of a step must be given in one call."""
         return self.share != "micro-batch"
 
-    @abc.abstractmethod
-    def _ascent(self, passes: Passes) -> Ascent:
-        """Run the first pass."""
+    def ascent(self, passes: Passes) -> Ascent:
+        """Run the first pass: the gradient of the mean loss, unless overridden."""
+        loss = loss_of(passes.first())
+        return Ascent(loss.detach(), passes.grad(loss))
 
-    def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
+    def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         """Where to go, given the sum of all ascents: along it, unless overridden."""
         return Direction(ascent)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self.share == "micro-batch":
-            return super()._fill_from(micro_batches)
+            return super().fill_step(micro_batches)
         return self._fill_together(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
+    def fill(self, passes: Passes) -> Step:
         return self._fill_together([passes])
 
     def _fill_together(self, micro_batches: Iterable[Passes]) -> Step:
@@ -102,7 +103,7 @@ class SharedAscent(Method):
                     f"{self.spec}: FSDP cuts the weights up between the processes, so all must share a perturbation; "
                     f"use share=global, or per_instance_sam"
                 )
-            ascents.append(self._ascent(passes))
+            ascents.append(self.ascent(passes))
             if is_looked_at(self._steps):
                 refuse_another_loss(passes, ascents[-1].loss)
             begun.append(passes)
@@ -110,7 +111,7 @@ class SharedAscent(Method):
             ascents[-1].vector.clear()
         if self.share == "global":
             total = begun[0].mean_over_processes(total)
-        direction = self._direction(begun[0], total)
+        direction = self.direction(begun[0], total)
         length = vectors.length(direction.vector) if direction.length is None else direction.length
         steps = []
         for i, (passes, ascent) in enumerate(zip(begun, ascents, strict=True)):

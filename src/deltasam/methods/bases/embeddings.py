@@ -51,7 +51,7 @@ class EmbeddingOffset:
                 f"the model itself, with input_ids and not inputs_embeds"
             )
 
-    def become(self, value: Tensor) -> None:
+    def set_(self, value: Tensor) -> None:
         """Replace the offset for the following passes; padding stays as it is.
 
         Args:
@@ -132,7 +132,9 @@ def _blocked(x: Tensor) -> Tensor:
     return blocked
 
 
-def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
+def sample_noise(
+    sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, generator: torch.Generator
+) -> Tensor:
     """Noise [n, T, d] at the real positions; it does not depend on how much padding there is.
 
     Args:
@@ -149,7 +151,7 @@ def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, gener
     return torch.where(real[..., None], rows, 0.0)
 
 
-def along(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+def normalized_direction(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient over its norm; 0 where that is 0 or not finite.
 
     Args:

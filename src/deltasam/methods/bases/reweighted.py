@@ -16,7 +16,7 @@ from deltasam.core.passes import Passes
 from deltasam.core.repeats import is_of_changes
 from deltasam.core.warn import warn
 from deltasam.method import Step
-from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
+from deltasam.methods.bases.batch_perturbation import Ascent, BatchPerturbation
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.recorder import NotCoveredError, Record
@@ -25,7 +25,7 @@ from deltasam.per_example.recorder import NotCoveredError, Record
 ROUNDINGS = 8.0
 
 
-class ReweightedAscent(SharedAscent):
+class ReweightedPerturbation(BatchPerturbation):
     """Gradient at ``w + rho * a / |a|``, ``a = grad mean_i p_i L_i(w)``, with weights ``p_i`` that go by norms.
 
     The norms of the gradients of single examples are had in one of two ways:
@@ -40,28 +40,28 @@ class ReweightedAscent(SharedAscent):
     Args:
         model: The model to train.
         rho: Radius of the perturbation. 0 is plain training.
-        weights: One of ``ways``; ``auto``: norms where the engine covers the model, else slopes, with a warning.
+        weights: One of ``weightings``; ``auto``: norms where the engine covers the model, else slopes, with a warning.
         sigma: Size of d, per weight.
         share: Who shares a perturbation. The weights have mean 1 in every micro-batch all the same.
     """
 
-    ways: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
-    engine_ways: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
+    weightings: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
+    engine_weightings: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
     """Those that ask the per-example engine first."""
 
     def __init__(self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str) -> None:
         super().__init__(model, rho=rho, share=share)
-        self.weights = one_of(type(self).__name__, "weights", weights, self.ways)
+        self.weights = one_of(type(self).__name__, "weights", weights, self.weightings)
         self.sigma = positive(type(self).__name__, "sigma", sigma)
         self._engine = Engine(model)
         self._uncovered: frozenset[str] | None = None
         self._covered = False
 
     @abc.abstractmethod
-    def _weigh(self, norms: Tensor) -> Tensor:
+    def weigh(self, norms: Tensor) -> Tensor:
         """The weights [n], of mean 1, for norms of the examples' gradients [n] in a unit that they share."""
 
-    def _weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
+    def weigh_by_engine(self, passes: Passes, record: Record, gradients: ExampleGradients, norms: Tensor) -> Tensor:
         """The weights [n] where the engine covers the model: from exact norms, unless overridden.
 
         Args:
@@ -73,29 +73,29 @@ class ReweightedAscent(SharedAscent):
         Raises:
             NotCoveredError: Another pass does not do what the first one did.
         """
-        return self._weigh(norms)
+        return self.weigh(norms)
 
-    def _noise(self, passes: Passes) -> list[Tensor]:
+    def random_direction(self, passes: Passes) -> list[Tensor]:
         """The direction of d: standard normal, unless overridden."""
         return passes.noise()
 
-    def _estimate(self, passes: Passes, losses: Tensor) -> Tensor:
+    def estimate_weights(self, passes: Passes, losses: Tensor) -> Tensor:
         """The weights [n] by forwards, without a gradient: from slopes, unless overridden."""
-        with passes.at(self._noise(passes), self.sigma) as point:
+        with passes.at(self.random_direction(passes), self.sigma) as point:
             change = example_losses_of(point.output, type(self).__name__) - losses
         self._warn_if_rounding(change, losses, passes.params)
-        return self._weigh(change.abs())
+        return self.weigh(change.abs())
 
-    def _tries_norms(self) -> bool:
-        wanted = self.weights in self.engine_ways
+    def _use_exact_norms(self) -> bool:
+        wanted = self.weights in self.engine_weightings
         return wanted and (self._uncovered is None or self._uncovered != self._engine.trained())
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.as_written(type(self).__name__) if self._tries_norms() else nullcontext():
-            return super()._fill_from(micro_batches)
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.eager(type(self).__name__) if self._use_exact_norms() else nullcontext():
+            return super().fill_step(micro_batches)
 
-    def _ascent(self, passes: Passes) -> Ascent:
-        if self._tries_norms():
+    def ascent(self, passes: Passes) -> Ascent:
+        if self._use_exact_norms():
             output, record = self._engine.first(passes)
             losses = losses_of(output)
             metrics, ascent = self._by_norms(passes, output, record)
@@ -109,7 +109,7 @@ class ReweightedAscent(SharedAscent):
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)
             norms = gradients.norms()
-            weights = self._weigh_by_engine(passes, record, gradients, norms)
+            weights = self.weigh_by_engine(passes, record, gradients, norms)
         except NotCoveredError as reason:
             # What is found after the first step is of this process's rows, and the others go on with the engine.
             of_this_process = self._covered and not passes.alone
@@ -131,7 +131,7 @@ class ReweightedAscent(SharedAscent):
     @property
     def per_example(self) -> bool:
         """Where the weights come from exact norms."""
-        return self.weights in self.engine_ways
+        return self.weights in self.engine_weightings
 
     def state_dict(self) -> dict[str, Any]:
         """Whether, and for which trained parameters, the norms were found not to be had."""
@@ -143,13 +143,13 @@ class ReweightedAscent(SharedAscent):
         Raises:
             ValueError: It was saved by a method that does not weight examples.
         """
-        self._check_state(state, (), ("uncovered",))
+        self.check_state(state, (), ("uncovered",))
         if state:
             self._uncovered = frozenset(state["uncovered"])
 
     def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         with torch.no_grad():
-            weights = self._estimate(passes, losses.detach())
+            weights = self.estimate_weights(passes, losses.detach())
         return {"weights": weights}, passes.grad((weights * losses).mean())
 
     def _rounding(self, losses: Tensor, params: list[nn.Parameter]) -> Tensor:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from deltasam.errors import UserError
+from deltasam.lab.data import sources  # noqa: F401  (fills the registry)
 from deltasam.lab.data.dataset import TextData
 from deltasam.lab.data.glue import GlueTask, find_task, known_task
 from deltasam.lab.data.source import DataSource, ReadOptions

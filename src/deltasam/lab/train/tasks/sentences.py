@@ -17,7 +17,7 @@ from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.models import load_encoder
 from deltasam.lab.train.tasks.contrastive import contrastive_loss, embed, mask_span
 from deltasam.lab.train.tasks.similarity import similarity_metrics
-from deltasam.lab.train.tasks.task import Task, refuse_options
+from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class SentenceTask(Task):
@@ -94,3 +94,6 @@ class SentenceTask(Task):
         batches = [embeddings[order[i : i + size]] for i in range(0, len(order), size)]
         losses = [contrastive_loss(batch, batch, self._data.contrast.temperature)[0] for batch in batches]
         return float(torch.cat(losses).mean())
+
+
+make_task.register(SentenceData, SentenceTask)

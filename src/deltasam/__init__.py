@@ -33,7 +33,7 @@ from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
 from deltasam.spec import make_method, method_names, split_specs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ASAM",

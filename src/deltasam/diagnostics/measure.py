@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.passes import Closure
 from deltasam.core.restore import Buffers, RandomState, accelerators
+from deltasam.core.torch_internals.modes import unseen
 from deltasam.diagnostics.batches import epsilon_of
 from deltasam.method import Method
 
@@ -92,7 +93,7 @@ class _Watched:
         self._calls += 1
         if self._calls > 1 and torch.is_grad_enabled():
             began = time.perf_counter()
-            with torch.no_grad(), torch._C.DisableTorchFunction():  # a look at the weights is no use of them
+            with torch.no_grad(), unseen():  # a look at the weights is no use of them
                 self.distance = float(vectors.distance(self._params, self._weights))
             self.seconds += time.perf_counter() - began  # is no part of the method's time
         return self._closure()

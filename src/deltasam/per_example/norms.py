@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from deltasam.core.passes import Closure, Passes
 from deltasam.core.restore import WeightStore
 from deltasam.core.runtime import Runtime
-from deltasam.per_example.engine import Checked, Engine
+from deltasam.per_example.check_history import Checked
+from deltasam.per_example.engine import Engine
 
 # What is known of a model, as long as there is the model.
 _CHECKED: WeakKeyDictionary[nn.Module, Checked] = WeakKeyDictionary()
@@ -38,4 +39,4 @@ def per_example_grad_norms(
     """
     checked = _CHECKED.setdefault(model, Checked()) if check else None
     engine = Engine(model, check=check, checked=checked)
-    return engine.look(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()
+    return engine.dry_run(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.rules import Product
+from deltasam.core.torch_internals.tensors import version_of
+from deltasam.per_example.rules import MatmulUse
 
 Values = dict[int, Any]
 """Parameters by id, and what was computed from them in one evaluation by the (negative) number of the call."""
@@ -25,7 +26,7 @@ def new_call() -> int:
 
 
 @dataclass(slots=True, eq=False)
-class Shared:
+class ParameterExpr:
     """A value that depends on parameters but on no example; examples get copies of it once they meet it.
 
     Attributes:
@@ -40,7 +41,7 @@ class Shared:
     value: Tensor
     parameters: tuple[nn.Parameter, ...]
     function: Callable[[Values], Tensor]
-    lookup: Product | None = None
+    lookup: MatmulUse | None = None
     version: int | None = None
     requires_grad: bool = True
 
@@ -66,9 +67,9 @@ class Shared:
         return torch.func.vmap(self.function)(dict(parameters))
 
 
-def parameter(p: nn.Parameter) -> Shared:
+def of_parameter(p: nn.Parameter) -> ParameterExpr:
     """A parameter as a shared value."""
-    return Shared(p, (p,), lambda values: values[id(p)])
+    return ParameterExpr(p, (p,), lambda values: values[id(p)])
 
 
 def computed(
@@ -76,12 +77,12 @@ def computed(
     function: Callable[..., Any],
     args: Any,
     kwargs: Any,
-    found: Mapping[int, Shared],
+    found: Mapping[int, ParameterExpr],
     *,
     item: int | None = None,
     call: int | None = None,
-    lookup: Product | None = None,
-) -> Shared:
+    lookup: MatmulUse | None = None,
+) -> ParameterExpr:
     """The result of a function of shared values and constants.
 
     Args:
@@ -89,10 +90,10 @@ def computed(
         function: What was called.
         args: Its arguments; the shared ones are found among them, in lists and tuples too.
         kwargs: Its keyword arguments.
-        found: Shared values by the id of their tensor.
+        found: ParameterExpr values by the id of their tensor.
         item: Which item of the result is meant, if it is not the result itself.
         call: The number of the call, if several items of its result are kept: it is then done once for all of them.
-        lookup: See ``Shared``.
+        lookup: See ``ParameterExpr``.
     """
     tensors = tensors_in((args, kwargs))
     parameters = parameters_of(args, kwargs, found)
@@ -115,7 +116,7 @@ def computed(
                 values[number] = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
         return values[number] if item is None else values[number][item]
 
-    return Shared(value, parameters, again, lookup, _version(value), value.requires_grad)
+    return ParameterExpr(value, parameters, again, lookup, _version(value), value.requires_grad)
 
 
 def _mode(device: str) -> Callable[[], Any]:
@@ -133,10 +134,10 @@ def _mode(device: str) -> Callable[[], Any]:
 
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written into; None where PyTorch does not count."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else version_of(tensor)
 
 
-def parameters_of(args: Any, kwargs: Any, found: Mapping[int, Shared]) -> tuple[nn.Parameter, ...]:
+def parameters_of(args: Any, kwargs: Any, found: Mapping[int, ParameterExpr]) -> tuple[nn.Parameter, ...]:
     """The parameters that the shared values among the arguments depend on, each once."""
     parameters = {id(p): p for t in tensors_in((args, kwargs)) if id(t) in found for p in found[id(t)].parameters}
     return tuple(parameters.values())

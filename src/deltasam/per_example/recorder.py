@@ -14,12 +14,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.packed import refuse_signs, signs_of_packing
 from deltasam.core.structure import Structure
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import base_of, number_of_hooks
 from deltasam.core.vectors import HALVES
 from deltasam.per_example.functions import Function
 from deltasam.per_example.parameter_values import tensors_given, tensors_in
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Product, is_parameter
-from deltasam.per_example.tracing import ParameterUses
+from deltasam.per_example.rules import Affine, MatmulUse, is_parameter
+from deltasam.per_example.tracing import ParameterTracer
 
 _SMALL = 8
 
@@ -53,7 +55,7 @@ class Use:
     shape: torch.Size
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
-    product: Product | Affine | None = None
+    product: MatmulUse | Affine | None = None
     came_from: tuple[tuple[Any, int], ...] = ()
 
     @property
@@ -62,7 +64,7 @@ class Use:
         return "copies" if self.product is None else self.product.kind
 
 
-class Record(ParameterUses):
+class Record(ParameterTracer):
     """The uses of a model's trainable parameters in one forward pass.
 
     Args:
@@ -176,7 +178,7 @@ class Record(ParameterUses):
         names = self.names
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         batches = frozenset(map(of_each, self._batches(examples)))
-        hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
+        hooks = tuple(map(number_of_hooks, self.parameters.values()))
         functions = tuple(self._functions), self.graph, self.reached
         return hooks, uses, batches, self.row_moves(examples), functions
 
@@ -199,7 +201,7 @@ class Record(ParameterUses):
         self._add(copies, (parameter,), None)
         return copies
 
-    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+    def product(self, run: Callable[[], Tensor], product: MatmulUse) -> Tensor:
         """The output as usual, noted."""
         y = run()
         parameters, names = product.parameters, self.names
@@ -265,7 +267,7 @@ class Record(ParameterUses):
         tolerance = max(rounding_of(result.dtype), rounding_of_tf32() if result.is_cuda else 0.0)
         return result.dtype == expected.dtype and close(result, expected, tolerance)
 
-    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
+    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: MatmulUse | Affine | None) -> None:
         if self._open and y.grad_fn is None:  # it was made under no_grad
             self.outside_graph.update(map(id, parameters))
         elif self._open:
@@ -275,7 +277,7 @@ class Record(ParameterUses):
 
     def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._open:
-            with torch._C.DisableTorchFunction():  # now, since a forward may change what it is given
+            with unseen():  # now, since a forward may change what it is given
                 self._signs += signs_of_packing([args, kwargs])
         super()._see_inputs(module, args, kwargs)
         given = [t for t in tensors_given((args, kwargs)) if t.ndim]
@@ -293,18 +295,19 @@ class Record(ParameterUses):
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
 
 
-def _written_to(y: Tensor, product: Product | Affine | None) -> Tensor:
+def _written_to(y: Tensor, product: MatmulUse | Affine | None) -> Tensor:
     """Where the gradient of what came out of a use is seen, also if y is written into afterwards.
 
     A linear layer's output of three axes is a view of its rows: a write changes the place of the view in the graph, but
     not that of the rows.
     """
-    if not isinstance(product, Product) or not product.x.is_floating_point() or not y._is_view() or y._base is None:
+    if not isinstance(product, MatmulUse) or not product.x.is_floating_point():
         return y
-    return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+    base = base_of(y)
+    return base if base is not None and base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
 
 
-def _sources(product: Product | Affine | None) -> tuple[tuple[Any, int], ...]:
+def _sources(product: MatmulUse | Affine | None) -> tuple[tuple[Any, int], ...]:
     """The places in the graph of what a product was given beside parameters."""
     if product is None:
         return ()

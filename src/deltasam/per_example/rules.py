@@ -22,7 +22,7 @@ _LAST = torch.channels_last
 
 
 @dataclass(slots=True)  # not frozen: one is made in every layer, and that takes four times as long
-class Product:
+class MatmulUse:
     """``output = input times weight (+ bias)``, seen as rows of the input and rows of the output.
 
     Attributes:
@@ -61,7 +61,7 @@ class Product:
 
 
 @dataclass(slots=True)
-class Lookup(Product):
+class Lookup(MatmulUse):
     """Ids [B, ...] that look up rows of a table: a product with one-hot rows."""
 
     kind: ClassVar[str] = "lookup"
@@ -83,7 +83,7 @@ class PaddedLookup(Lookup):
 
 
 @dataclass(slots=True)
-class Convolution(Product):
+class Convolution(MatmulUse):
     """A 2-D convolution [B, C, H, W]: a product of the patches it sees."""
 
     kernel: tuple[int, int]
@@ -178,7 +178,7 @@ class Masked:
     constant: Tensor
 
 
-PRODUCTS: dict[Any, Callable[..., Product | None]] = {}
+PRODUCTS: dict[Any, Callable[..., MatmulUse | None]] = {}
 MASKED: dict[Any, Callable[..., Masked | None]] = {}
 AFFINES: dict[Any, Callable[..., Affine | None]] = {}
 ELEMENTWISE: dict[Any, Callable[..., Affine | None]] = {}
@@ -194,20 +194,20 @@ def _for(table: dict[Any, Any], *functions: Any) -> Callable[[Any], Any]:
 
 
 @_for(PRODUCTS, F.linear)
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> MatmulUse | None:
     if weight.ndim != 2 or input.ndim < 2 or (bias is not None and bias.ndim != 1):
         return None
-    return Product(input, weight, bias, axis=1)
+    return MatmulUse(input, weight, bias, axis=1)
 
 
 @_for(PRODUCTS, torch.addmm)
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Product | None:
-    return Product(mat1, mat2, input, axis=0) if beta == alpha == 1 and input.ndim == 1 else None
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> MatmulUse | None:
+    return MatmulUse(mat1, mat2, input, axis=0) if beta == alpha == 1 and input.ndim == 1 else None
 
 
 @_for(PRODUCTS, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)
-def _matmul(input: Tensor, other: Tensor) -> Product | None:
-    return Product(input, other, None, axis=0) if other.ndim == 2 and input.ndim > 1 else None
+def _matmul(input: Tensor, other: Tensor) -> MatmulUse | None:
+    return MatmulUse(input, other, None, axis=0) if other.ndim == 2 and input.ndim > 1 else None
 
 
 @_for(PRODUCTS, F.embedding)
@@ -219,14 +219,14 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Product | None:
+) -> MatmulUse | None:
     if padding_idx is None:
         return Lookup(input, weight, None, axis=0)
     return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
 
 
 @_for(PRODUCTS, torch.Tensor.__getitem__)
-def _rows_of_table(input: Tensor, index: Any) -> Product | None:
+def _rows_of_table(input: Tensor, index: Any) -> MatmulUse | None:
     is_ids = isinstance(index, Tensor) and index.ndim and index.dtype in (torch.int32, torch.int64)
     if input.ndim != 2 or not is_ids:
         return None
@@ -258,7 +258,7 @@ def _conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Product | None:
+) -> MatmulUse | None:
     if groups != 1 or input.ndim != 4 or isinstance(padding, str):
         return None
     kernel = (weight.shape[2], weight.shape[3])

@@ -2,6 +2,14 @@
 
 Compiled code calls no torch functions. And a ``TorchFunctionMode`` that is on would itself be compiled into the graph,
 with what it noted for one batch taken for constants of all: a wrong gradient, without a word.
+
+- `torch._dynamo` (2.6): whether anything can have been compiled; its `OptimizedModule`, and `_compiled_call_impl` of a
+  module: whether a model is. Without them: AttributeError at the first step once something is compiled.
+- `_stance` and `_set_stance` of `torch._dynamo.eval_frame` (2.6): to set the stance again after an error. Without
+  them: AttributeError there.
+- `_torchdynamo_inline` of a scripted function (2.6): the Python function that was scripted. Without it: what is
+  scripted is called as it is, and what it hides is refused.
+- `ScriptFunction.__call__` is replaced meanwhile.
 """
 
 from __future__ import annotations

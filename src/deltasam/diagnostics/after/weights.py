@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltasam.core.restore import WeightStore
 from deltasam.core.sharding import is_sharded
+from deltasam.core.torch_internals import foreach
 from deltasam.diagnostics.put_back import put_back
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -79,4 +80,4 @@ def holding(params: Sequence[nn.Parameter], values: Iterable[Tensor], store: Wei
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield
     finally:
-        store.bring_back(torch._foreach_copy_)
+        store.bring_back(foreach.copy_)

@@ -15,9 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from deltasam.core.torch_internals import foreach
 from deltasam.core.restore import WeightStore, copy_one_by_one, moved
 from deltasam.core.surroundings import Surroundings, UndoneOnError, finish_suspended
+from deltasam.core.torch_internals import foreach
 
 
 class Function(TorchFunctionMode):

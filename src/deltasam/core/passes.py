@@ -176,7 +176,7 @@ class Passes:
             RuntimeError: It would be wrong: reentrant checkpoints between the loss and tensors that are no parameters,
                 inner backwards where gradients are reduced over processes, the first graph of a static one.
         """
-        graph = self.look_through(loss)
+        graph = self.check_autograd_graph(loss)
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
         # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
@@ -215,7 +215,7 @@ class Passes:
             raise self._independent()
         return gradients
 
-    def look_through(self, loss: Tensor) -> Graph:
+    def check_autograd_graph(self, loss: Tensor) -> Graph:
         """Walk once through the graph of a pass.
 
         Raises:

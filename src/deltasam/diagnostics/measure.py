@@ -18,7 +18,7 @@ from deltasam.method import Method
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One call of ``backward``.
 
     Attributes:
@@ -38,7 +38,7 @@ class Measured:
     weights: Tensor | None
 
 
-class Bench:
+class Harness:
     """Where methods are measured one after the other, each from the same start.
 
     Args:
@@ -61,7 +61,7 @@ class Bench:
         """Take the random state of now as the start of a new batch."""
         self._start = RandomState(self._devices)
 
-    def measure(self, method: Method, closure: Closure) -> Measured:
+    def measure(self, method: Method, closure: Closure) -> Measurement:
         """Run a method's ``backward`` from the start of the batch."""
         self._start.restore()
         self._buffers.restore()
@@ -74,7 +74,7 @@ class Bench:
         seconds = time.perf_counter() - began - watched.seconds
         rise = step.metrics.get("perturbed_loss", step.loss).double() - step.loss.double()
         weights = step.metrics.get("weights")
-        return Measured(self._gradient(), float(step.loss), float(rise), watched.distance, seconds, weights)
+        return Measurement(self._gradient(), float(step.loss), float(rise), watched.distance, seconds, weights)
 
     def _gradient(self) -> list[Tensor]:
         found = [p.new_zeros(()).expand_as(p) if p.grad is None else p.grad for p in self._params]

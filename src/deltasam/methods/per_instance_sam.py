@@ -111,7 +111,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self._engine.load_state_dict(state)
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.as_written("PerInstanceSAM"):
+        with self._engine.eager("PerInstanceSAM"):
             return super()._fill_from(micro_batches)
 
     def _fill(self, passes: Passes) -> Step:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from deltasam.core.closure import losses_of
 from deltasam.core.passes import Passes
 from deltasam.core.surroundings import interrupt_behind
-from deltasam.core.torch_internals.compiled import as_written, is_compiled
+from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.warn import warn
 from deltasam.per_example.check_history import Behaviour, Checked, Fingerprint
 from deltasam.per_example.checks import (
@@ -62,7 +62,7 @@ class Engine:
         """Whether the loss of one example depends on no other in the last pass."""
         return self._checked.losses_apart
 
-    def as_written(self, method: str) -> AbstractContextManager[object]:
+    def eager(self, method: str) -> AbstractContextManager[object]:
         """Around all passes of a step: compiled parts run as they were written; the first time, a warning says so.
 
         Args:
@@ -74,7 +74,7 @@ class Engine:
                 f"{method} runs the compiled model as it was written: compiled code does not show what becomes of each "
                 f"example; to train at the speed of compiled code use SAM, ASAM or DeltaSAM(weights='slopes')"
             )
-        return as_written()
+        return eager()
 
     def state_dict(self) -> dict[str, Any]:
         """What the checks found, in JSON values: nothing if nothing was checked."""
@@ -209,7 +209,7 @@ class Engine:
         """The gradients from one backward to the outputs of all uses."""
         with record:  # with gradient checkpointing the forward runs again in here
             total = loss.sum()
-            record.graph = passes.look_through(total).names
+            record.graph = passes.check_autograd_graph(total).names
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
@@ -229,11 +229,11 @@ class Engine:
         """The gradients of a first pass after which everything is put back.
 
         Raises:
-            NotCoveredError: They cannot be had exactly; ``coverage`` says of which parameters.
+            NotCoveredError: They cannot be computed exactly; ``coverage`` says of which parameters.
             ValueError: m does not divide the number of examples.
         """
         try:
-            with as_written():
+            with eager():
                 output, record = self.first(passes)
                 return self.gradients(passes, record, losses_of(output), m)
         finally:

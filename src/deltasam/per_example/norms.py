@@ -34,7 +34,7 @@ def per_example_grad_norms(
         runtime: How a loss becomes gradients; plain PyTorch unless given.
 
     Raises:
-        NotCoveredError: The norms cannot be had exactly; names the parameters.
+        NotCoveredError: The norms cannot be computed exactly; names the parameters.
         ValueError: m does not divide the number of examples.
     """
     checked = _CHECKED.setdefault(model, Checked()) if check else None

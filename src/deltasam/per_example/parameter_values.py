@@ -75,8 +75,8 @@ def of_parameter(p: nn.Parameter) -> ParameterExpr:
 def computed(
     value: Tensor,
     function: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
+    args: object,
+    kwargs: object,
     found: Mapping[int, ParameterExpr],
     *,
     item: int | None = None,
@@ -90,7 +90,7 @@ def computed(
         function: What was called.
         args: Its arguments; the shared ones are found among them, in lists and tuples too.
         kwargs: Its keyword arguments.
-        found: ParameterExpr values by the id of their tensor.
+        found: Shared values by the id of their tensor.
         item: Which item of the result is meant, if it is not the result itself.
         call: The number of the call, if several items of its result are kept: it is then done once for all of them.
         lookup: See ``ParameterExpr``.
@@ -105,7 +105,7 @@ def computed(
     number = new_call() if call is None else call
 
     def again(values: Values) -> Tensor:
-        def replace(argument: Any) -> Any:
+        def replace(argument: Tensor) -> Tensor:
             shared = found.get(id(argument))
             return argument if shared is None else shared.function(values)
 
@@ -137,20 +137,20 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else version_of(tensor)
 
 
-def parameters_of(args: Any, kwargs: Any, found: Mapping[int, ParameterExpr]) -> tuple[nn.Parameter, ...]:
+def parameters_of(args: object, kwargs: object, found: Mapping[int, ParameterExpr]) -> tuple[nn.Parameter, ...]:
     """The parameters that the shared values among the arguments depend on, each once."""
     parameters = {id(p): p for t in tensors_in((args, kwargs)) if id(t) in found for p in found[id(t)].parameters}
     return tuple(parameters.values())
 
 
-def tensors_in(arguments: Any) -> list[Tensor]:
+def tensors_in(arguments: object) -> list[Tensor]:
     """The tensors among arguments, in lists, tuples and dictionaries too."""
     tensors: list[Tensor] = []
     _collect(arguments, tensors)
     return tensors
 
 
-def tensors_of_call(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+def tensors_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call: most of them are no lists."""
     tensors: list[Tensor] = []
     for argument in (*args, *kwargs.values()) if kwargs else args:
@@ -161,7 +161,7 @@ def tensors_of_call(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     return tensors
 
 
-def tensors_given(arguments: Any) -> list[Tensor]:
+def tensors_given(arguments: object) -> list[Tensor]:
     """The tensors that a model is given or returns: in mappings of any kind and dataclasses as well, however deep."""
     if isinstance(arguments, Tensor):
         return [arguments]
@@ -174,18 +174,18 @@ def tensors_given(arguments: Any) -> list[Tensor]:
     return [t for argument in arguments for t in tensors_given(argument)]
 
 
-def map_tensors(function: Callable[[Any], Any], arguments: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], arguments: object) -> Any:
     """The arguments with every tensor among them replaced by its image."""
     if isinstance(arguments, Tensor):
         return function(arguments)
-    if type(arguments) in (list, tuple):
+    if isinstance(arguments, (list, tuple)) and type(arguments) in (list, tuple):
         return type(arguments)(map_tensors(function, a) for a in arguments)
     if type(arguments) is dict:
         return {key: map_tensors(function, a) for key, a in arguments.items()}
     return arguments
 
 
-def _collect(arguments: Any, tensors: list[Tensor]) -> None:
+def _collect(arguments: object, tensors: list[Tensor]) -> None:
     if isinstance(arguments, Tensor):
         tensors.append(arguments)
     elif isinstance(arguments, (list, tuple)):

@@ -16,7 +16,7 @@ from deltasam.core.torch_internals.modes import unseen
 from deltasam.core.torch_internals.tensors import version_of
 from deltasam.per_example import outer_products as outer
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.functions import Function
+from deltasam.per_example.functions import Args, Function, Kwargs
 from deltasam.per_example.outer_products import GramCache, is_small
 from deltasam.per_example.parameter_gradient import ParameterGradient
 from deltasam.per_example.recorder import NotCoveredError, Record
@@ -171,7 +171,7 @@ class Perturbed(ParameterTracer):
         x = product.input_rows(self._groups)
         return product.output(_MultiplyEach.apply(x, product.weight, _matrices(moved), bias, product.axis))
 
-    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Args, kwargs: Kwargs, result: object) -> None:
         """Note whose rows were picked."""
         self._moves.see(function.name, function.rows, args, kwargs, result, self._uses)
 

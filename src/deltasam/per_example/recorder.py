@@ -17,7 +17,7 @@ from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.modes import unseen
 from deltasam.core.torch_internals.tensors import base_of, number_of_hooks
 from deltasam.core.vectors import HALVES
-from deltasam.per_example.functions import Function
+from deltasam.per_example.functions import Args, Function, Kwargs
 from deltasam.per_example.parameter_values import tensors_given, tensors_in
 from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Affine, MatmulUse, is_parameter
@@ -27,10 +27,10 @@ _SMALL = 8
 
 
 class NotCoveredError(RuntimeError):
-    """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do.
+    """Per-example gradients cannot be computed exactly; the message says of which parameters, why, and what to do.
 
     Attributes:
-        specs: Methods that can do it, as text: for who does not write Python.
+        specs: Methods that can do it, as text: for users who do not write Python.
     """
 
     def __init__(self, message: str, *, specs: Sequence[str] = ()) -> None:
@@ -129,7 +129,7 @@ class Record(ParameterTracer):
         return not dtypes.isdisjoint(HALVES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
 
     def refuse_packed(self) -> None:
-        """To be called after the forward, in which the device shall not be waited for.
+        """To be called after the forward, which should not wait for the device.
 
         Raises:
             ValueError: What the model was given are several examples in a row.
@@ -144,7 +144,7 @@ class Record(ParameterTracer):
             losses: One loss [], or one per example [n].
 
         Raises:
-            NotCoveredError: It cannot be told.
+            NotCoveredError: It cannot be determined.
         """
         batches = self._batches()
         if len(batches) == 1 and losses.shape == (1,) and next(iter(batches)) > 1:
@@ -157,7 +157,7 @@ class Record(ParameterTracer):
         if len(batches) != 1:
             seen = f"was called with {sorted(batches)} of them" if batches else "itself was not called"
             raise NotCoveredError(
-                f"how many examples there are cannot be told from a scalar loss, because the model {seen}; "
+                f"how many examples there are cannot be determined from a scalar loss, because the model {seen}; "
                 f"return one loss per example, for example F.cross_entropy(logits, labels, reduction='none')"
             )
         return next(iter(batches))
@@ -232,12 +232,12 @@ class Record(ParameterTracer):
         if self._open and torch.is_autocast_enabled(device):
             self.lowered.add(torch.get_autocast_dtype(device))
 
-    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+    def met(self, parameters: Iterable[nn.Parameter], result: object) -> None:
         """Note the precision of the result: in a model of float64 some layers compute in float32."""
         if self._open and isinstance(result, Tensor) and result.is_floating_point():
             self.lowered.add(result.dtype)
 
-    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Args, kwargs: Kwargs, result: object) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
         if not self._open:
             return
@@ -275,7 +275,7 @@ class Record(ParameterTracer):
             self.uses.append(Use(output, y.shape, y.dtype, parameters, product, _sources(product)))
             self._number_of_uses += 1
 
-    def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _see_inputs(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         if self._open:
             with unseen():  # now, since a forward may change what it is given
                 self._signs += signs_of_packing([args, kwargs])
@@ -285,7 +285,7 @@ class Record(ParameterTracer):
             self._calls.add(frozenset(len(t) for t in given))
             self._lengths |= set(given[0].shape[1:2])
 
-    def _see_outputs(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see_outputs(self, module: nn.Module, args: object, output: object) -> None:
         self.returned += tensors_of(output)
         self._returned_rows |= {len(t) for t in self.returned if t.ndim}
 
@@ -315,7 +315,7 @@ def _sources(product: MatmulUse | Affine | None) -> tuple[tuple[Any, int], ...]:
     return tuple((t.grad_fn, t.output_nr) for t in given if t.grad_fn is not None)
 
 
-def _told(argument: Any, count: int) -> object:
+def _told(argument: object, count: int) -> object:
     """What an argument says, where that is no length: small numbers, whether one is 0 or 1, a mode.
 
     Args:
@@ -328,7 +328,7 @@ def _told(argument: Any, count: int) -> object:
         return argument if -_SMALL < argument < _SMALL else (count > 1 and argument % count == 0)
     if isinstance(argument, float):
         return argument if argument in (0.0, 1.0) else "number"
-    if type(argument) in (list, tuple):
+    if isinstance(argument, (list, tuple)) and type(argument) in (list, tuple):
         return tuple(_told(a, count) for a in argument) if len(argument) < _SMALL else len(argument) > 0
     return None
 
@@ -343,7 +343,7 @@ def _without(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> dict[
     return {name: p for name, p in parameters.items() if name not in gone}
 
 
-def tensors_of(output: Any) -> list[Tensor]:
+def tensors_of(output: object) -> list[Tensor]:
     """The tensors with a graph in what a model returned."""
     return [t for t in tensors_given(output) if t.grad_fn is not None]
 

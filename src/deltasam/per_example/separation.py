@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,9 @@ from deltasam.core.closeness import rounding_of_repeats
 from deltasam.core.torch_internals.modes import unseen
 from deltasam.core.torch_internals.tensors import version_of
 from deltasam.core.vectors import wide
+from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed_forward import Perturbed
+from deltasam.per_example.recorder import Record
 from deltasam.per_example.rules import MatmulUse
 
 _FEW = 7
@@ -108,8 +109,8 @@ class Looks:
 class RowsOfUses(Perturbed):
     """A perturbed forward that notes the rows of every result in which examples met parameters."""
 
-    def __init__(self, *args: Any, looks: Looks) -> None:
-        super().__init__(*args)
+    def __init__(self, record: Record, perturbations: ExampleGradients, *, looks: Looks) -> None:
+        super().__init__(record, perturbations)
         self.rows: list[Rows] = []
         self._looks, self._noting = looks, False
 
@@ -128,7 +129,7 @@ class RowsOfUses(Perturbed):
         self.met(product.parameters, product.x)
         return super().product(run, product)
 
-    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+    def met(self, parameters: Iterable[nn.Parameter], result: object) -> None:
         """Note it."""
         if self._noting and isinstance(result, Tensor) and result.is_floating_point() and result.ndim:
             names = tuple(self.names[id(p)] for p in parameters if id(p) in self.names)

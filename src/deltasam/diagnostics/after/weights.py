@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltasam.core.restore import WeightStore
 from deltasam.core.sharding import is_sharded
 from deltasam.core.torch_internals import foreach
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.batches import restoring_state
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Runs a model as it is on some data, and gives its metrics."""
@@ -53,7 +53,7 @@ def evaluated(owner: str, model: nn.Module, evaluate: Evaluate) -> dict[str, flo
     Raises:
         ValueError: It gives no metric.
     """
-    with put_back(model):
+    with restoring_state(model):
         found = {name: float(value) for name, value in evaluate().items()}
     if not found:
         raise ValueError(f"{owner}: evaluate() gave no metric; return a mapping from names to numbers")

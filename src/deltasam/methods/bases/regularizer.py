@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from deltasam.core.passes import Passes
-from deltasam.core.torch_internals.compiled import as_written, is_compiled
+from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.warn import warn
 from deltasam.method import Method, Step
 
@@ -30,5 +30,5 @@ class AsWritten(Method):
                 f"{type(self).__name__} runs the compiled model as it was written: compiled code does not show what "
                 f"it must see of a forward; to train at the speed of compiled code use SAM or ASAM"
             )
-        with as_written():
+        with eager():
             return super()._fill_from(micro_batches)

@@ -91,7 +91,7 @@ class ReweightedAscent(SharedAscent):
         return wanted and (self._uncovered is None or self._uncovered != self._engine.trainable_names())
 
     def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.as_written(type(self).__name__) if self._tries_norms() else nullcontext():
+        with self._engine.eager(type(self).__name__) if self._tries_norms() else nullcontext():
             return super()._fill_from(micro_batches)
 
     def _ascent(self, passes: Passes) -> Ascent:

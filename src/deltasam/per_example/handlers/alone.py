@@ -19,7 +19,7 @@ def keep(tracer: Tracer, call: Call) -> Any:
     return _kept(tracer, call, call.run())
 
 
-def _kept(tracer: Tracer, call: Call, result: Any) -> Any:
+def _kept(tracer: Tracer, call: Call, result: object) -> Any:
     first = next(value for value in tracer.shared_in(call.tensors).values())
     product = read(PRODUCTS.get(call.func), call.args, call.kwargs) if first.is_parameter else None
     tracer.keep(call, result, product if isinstance(product, Lookup) else None)

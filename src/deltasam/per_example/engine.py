@@ -189,6 +189,8 @@ class Engine:
         with ExitStack() as passes_without:
             reasons = without or self._find_uncovered(record, loss)
             while reasons:
+                if not self._skip:
+                    self._refuse(record, reasons)
                 loss = passes_without.enter_context(self._pass_without(reasons, passes, record))
                 reasons = self._find_uncovered(record, loss)
             return loss, self._differentiate(passes, record, loss, groups)
@@ -196,8 +198,6 @@ class Engine:
     @contextmanager
     def _pass_without(self, reasons: Mapping[str, str], passes: Passes, record: Record) -> Iterator[Tensor]:
         """The recorded pass once more, with some parameters taken for constants from the beginning."""
-        if not self._skip:
-            self._refuse(record, reasons)
         self._skipped.update(reasons)
         record.start_over(self._skipped)
         with ExitStack() as stack:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.compiled import is_compiled
+from deltasam.core.torch_internals.modes import DispatchMode
+from deltasam.core.torch_internals.modules import Dropout
 
 # To look into every operation costs a hundredth of a forward pass; masks are drawn in these functions. What others draw
 # comes out of the generator.
@@ -44,7 +45,7 @@ class DropoutMasks:
 
     def __init__(self, structure: Structure) -> None:
         modules = structure.modules.values()
-        drops = any(m.training and m.p > 0 for m in modules if isinstance(m, nn.modules.dropout._DropoutNd))
+        drops = any(m.training and m.p > 0 for m in modules if isinstance(m, Dropout))
         on_cpu = drops and all(p.device.type == "cpu" for p in structure.parameters.values())
         self._active = on_cpu and not is_compiled(modules)
         self._masks: list[_Mask] = []
@@ -59,7 +60,7 @@ class DropoutMasks:
 
 
 class _WhereDrawn(TorchFunctionMode):
-    def __init__(self, mode: TorchDispatchMode) -> None:
+    def __init__(self, mode: DispatchMode) -> None:
         super().__init__()
         self._mode = mode
 
@@ -71,15 +72,7 @@ class _WhereDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Mode(TorchDispatchMode):
-    """On only inside of one function, which is not compiled: it needs no wrapper that keeps the compiler out."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # the wrapper costs ten times what the mode does
-
-
-class _Record(_Mode):
+class _Record(DispatchMode):
     def __init__(self, masks: list[_Mask]) -> None:
         super().__init__()
         self._masks = masks
@@ -91,7 +84,7 @@ class _Record(_Mode):
         return result
 
 
-class _Replay(_Mode):
+class _Replay(DispatchMode):
     def __init__(self, masks: list[_Mask]) -> None:
         super().__init__()
         self._rest = iter(masks)

@@ -25,6 +25,8 @@ from deltasam.core.sharding import local, refuse_unreduced, reshard
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.core.torch_internals.graph import REENTRANT, Graph, graph_of
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import runs_after_gradient, version_of
 from deltasam.core.vectors import Length, Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -174,14 +176,14 @@ class Passes:
             RuntimeError: It would be wrong: reentrant checkpoints between the loss and tensors that are no parameters,
                 inner backwards where gradients are reduced over processes, the first graph of a static one.
         """
-        graph = self.look_through(loss)
+        graph = self.check_autograd_graph(loss)
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
         # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
         # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
         whole = (leaf for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter))
         known = self._numbers.keys() | set(map(id, whole))
         others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
-        plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
+        plain_only = graph.reentrant or any(map(runs_after_gradient, others))
         if plain_only:
             self._refuse_where_no_plain_backward(wrt)
         by_backward = plain_only or (wrt is None and self.sharded)
@@ -213,7 +215,7 @@ class Passes:
             raise self._independent()
         return gradients
 
-    def look_through(self, loss: Tensor) -> Graph:
+    def check_autograd_graph(self, loss: Tensor) -> Graph:
         """Walk once through the graph of a pass.
 
         Raises:
@@ -225,7 +227,7 @@ class Passes:
 
     def _refuse_where_no_plain_backward(self, wrt: Sequence[Any] | None) -> None:
         """Refuse what a plain backward does not give: reentrant checkpoints run in no other."""
-        hooks = any(p._post_accumulate_grad_hooks for p in self.params)
+        hooks = any(map(runs_after_gradient, self.params))
         if self.sharded or hooks or not all(id(w) in self._numbers for w in wrt or ()):
             raise RuntimeError(REENTRANT)
         refuse_reduction(self._model)
@@ -348,17 +350,17 @@ class Passes:
 def _versions(params: Iterable[Tensor]) -> list[int]:
     """How often each was written into; 0 where PyTorch does not count."""
     params = list(params)
-    with torch._C.DisableTorchFunction():  # to look at it is no use of a parameter
+    with unseen():  # to look at it is no use of a parameter
         try:
-            return [p._version for p in params]
+            return [version_of(p) for p in params]
         except RuntimeError:
-            return [0 if p.is_inference() else p._version for p in params]
+            return [0 if p.is_inference() else version_of(p) for p in params]
 
 
 def _written(params: Iterable[Tensor]) -> list[tuple[int, int]]:
     """Which ``.grad`` each has, and how often it was written into."""
-    with torch._C.DisableTorchFunction():
-        return [(0, 0) if g is None else (id(g), g._version) for g in (p.grad for p in params)]
+    with unseen():
+        return [(0, 0) if g is None else (id(g), version_of(g)) for g in (p.grad for p in params)]
 
 
 def radius_ratio(radius: Tensor, rho: float) -> Tensor:

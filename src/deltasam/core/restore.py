@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.collectives import alone
 from deltasam.core.sharding import is_sharded, local
+from deltasam.core.torch_internals import foreach
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.modules import own_buffers
+from deltasam.core.torch_internals.tensors import set_version, version_of
 
 _BLOCK = 1 << 20
 
@@ -68,18 +72,15 @@ class Buffers:
     """The buffers of modules (BatchNorm statistics, caches) as they were when this was made."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # `_buffers` itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
+        # The dictionary itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
         self._saved = [
-            (
-                module._buffers,
-                {k: (b, None if b is None else b.detach().clone()) for k, b in module._buffers.items()},
-            )
+            (own, {k: (b, None if b is None else b.detach().clone()) for k, b in own.items()})
             for module in modules
-            if module._buffers
+            if (own := own_buffers(module))
         ]
         # Of several processes DDP writes those of the first into the buffers of all, in every forward.
         buffers = [] if alone() else [b for _, saved in self._saved for b, _ in saved.values() if type(b) is Tensor]
-        self._versions = [(b, b._version) for b in buffers if not b.is_inference()]
+        self._versions = [(b, version_of(b)) for b in buffers if not b.is_inference()]
 
     def restore_written(self) -> None:
         """Give the buffers that are still there their values back, so that a forward does again what it did.
@@ -98,17 +99,8 @@ class Buffers:
             current.update((name, buffer) for name, (buffer, _) in saved.items())
         self.restore_written()
         for buffer, version in self._versions:  # what it holds is again what a graph that saved it expects
-            if buffer._version != version:
-                _set_version(buffer, version)
-
-
-def _set_version(tensor: Tensor, version: int) -> None:
-    """Say that a tensor was written into as many times as before: it holds the same values."""
-    set_version: Any = torch._C._autograd._unsafe_set_version_counter
-    try:
-        set_version((tensor,), (version,))
-    except TypeError:  # PyTorch 2.6 takes one tensor
-        set_version(tensor, version)
+            if version_of(buffer) != version:
+                set_version(buffer, version)
 
 
 class WeightStore:
@@ -161,7 +153,7 @@ class WeightStore:
         places = [p.data_ptr() for p in params]
         if places != self._copied:
             self._saved, self._copied = _memory_like(params, self._saved), []
-            torch._foreach_copy_(self._saved, list(params))
+            foreach.copy_(self._saved, list(params))
             self._copied = places
         return self._saved
 
@@ -223,22 +215,22 @@ def moved(
         yield [], []
         return
     weights = [p for p, _ in pairs]
-    with torch._C.DisableTorchFunction():  # whoever watches functions: this is no part of a pass
+    with unseen():  # whoever watches functions: this is no part of a pass
         saved = store.copy_of(weights)
     store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
     try:
-        with torch._C.DisableTorchFunction():
+        with unseen():
             vectors.add(weights, [v for _, v in pairs], factor)
         del pairs, steps, vector  # whoever gave the vector away gives back its memory before the pass
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield weights, saved
     finally:
-        with torch._C.DisableTorchFunction():
-            store.bring_back(torch._foreach_copy_)
+        with unseen():
+            store.bring_back(foreach.copy_)
 
 
 def copy_one_by_one(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """As ``torch._foreach_copy_``, which may itself have been what failed."""
+    """As ``foreach.copy_``, which may itself have been what failed."""
     for tensor, value in zip(to, values, strict=True):
         tensor.copy_(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from deltasam.core.sharding import sharded_modules
+from deltasam.core.torch_internals.modules import own_buffers, own_modules, own_parameters
 
 
 class Structure:
@@ -33,14 +34,14 @@ class Structure:
             seen.add(id(module))
             self.modules[name] = module
             prefix = f"{name}." if name else ""
-            if own := module._parameters:
+            if own := own_parameters(module):
                 for key, p in own.items():
                     if p is not None and id(p) not in seen:
                         seen.add(id(p))
                         self.parameters[prefix + key] = p
-            if module._buffers:
-                self.buffers += [b for b in module._buffers.values() if b is not None]
-            if inner := module._modules:
+            if buffers := own_buffers(module):
+                self.buffers += [b for b in buffers.values() if b is not None]
+            if inner := own_modules(module):
                 children = [(prefix + key, child) for key, child in inner.items() if child is not None]
                 children.reverse()
                 waiting += children

@@ -14,18 +14,15 @@ from operator import methodcaller
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils import _python_dispatch
 from torch.utils.hooks import RemovableHandle
 
 from deltasam.core.torch_internals.compiled import set_stance, stance
+from deltasam.core.torch_internals.modes import Modes, accelerator_kinds
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__)
-_C: Any = torch._C
 
 
 class UndoneOnError:
@@ -44,7 +41,9 @@ class UndoneOnError:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             return
         if not self._done:
@@ -81,40 +80,18 @@ class Surroundings:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._grad = torch.is_grad_enabled()
-        self._function = _C._is_torch_function_enabled()
-        self._function_modes = _get_current_function_mode_stack()
-        self._dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack()
-        self._dispatch_flags = {k: v for k, v in vars(_python_dispatch).items() if k.startswith("_is_in_")}
-        self._levels = _levels()
+        self._modes = Modes()
         self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
-        kinds = {"cpu", *([torch._C._get_accelerator().type] if torch.accelerator.is_available() else [])}
-        self._autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
-        self._saving = _saved_tensors_hooks()
+        self._autocast = [
+            (k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in {"cpu", *accelerator_kinds()}
+        ]
         self._stance = stance()
         self._next_hook = RemovableHandle.next_id
 
     def restore(self) -> None:
         """Set all of it again."""
-        torch._C._set_grad_enabled(self._grad)
-        if self._function:
-            _C.DisableTorchFunction().__exit__(None, None, None)  # one that was not entered has found it enabled
-        for _ in range(_levels() - self._levels):
-            _C._functorch.pop_dynamic_layer_stack()
-        if _get_current_function_mode_stack() != self._function_modes:
-            for _ in range(_C._len_torch_function_stack()):
-                _C._pop_torch_function_stack()
-            for mode in self._function_modes:
-                _C._push_on_torch_function_stack(mode)
-        if _python_dispatch._get_current_dispatch_mode_stack() != self._dispatch_modes:
-            for _ in range(_C._len_torch_dispatch_stack()):
-                _C._pop_torch_dispatch_stack(None)
-            for mode in self._dispatch_modes:
-                _C._push_on_torch_dispatch_stack(mode)
-        vars(_python_dispatch).update(self._dispatch_flags)
+        self._modes.restore()
         self._restore_autocast()
-        while (found := _saved_tensors_hooks()) is not None and found != self._saving:
-            _C._autograd._pop_saved_tensors_default_hooks()
         set_stance(self._stance)
         self._remove_hooks()
 
@@ -152,20 +129,6 @@ def finish_suspended(error: BaseException) -> None:
             if frame.f_code.co_filename.startswith(_OURS):
                 with contextlib.suppress(RuntimeError):  # it is still running
                     frame.clear()
-
-
-def _levels() -> int:
-    """How many ``vmap`` and the like are going on."""
-    return len(_C._functorch.get_interpreter_stack() or ())
-
-
-def _saved_tensors_hooks() -> Any:
-    """The innermost hooks on tensors that a graph saves, as those of gradient checkpointing; None where there are none.
-
-    Also where PyTorch is too old to say.
-    """
-    innermost = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if innermost is None else innermost(True)
 
 
 def _autocast_nesting() -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltasam.core.sharding import is_sharded, local, norm_of_parts
+from deltasam.core.torch_internals import foreach
 
 Vector = Sequence[Tensor | None]
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -55,7 +56,7 @@ def length(vector: Vector) -> Length:
 def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     if not any(map(is_sharded, tensors)):
         return _norm_of_all(tensors, dtype)
-    norms = torch._foreach_norm([local(t) for t in tensors], 2, dtype)
+    norms = foreach.norm([local(t) for t in tensors], 2, dtype)
     return norm_of_parts([n.to(tensors[0].device) for n in norms], tensors)
 
 
@@ -68,14 +69,14 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
             large.append(t)
         else:
             small.setdefault((t.device, t.dtype), []).append(t.flatten())
-    norms = torch._foreach_norm([*large, *map(torch.cat, small.values())], 2, dtype)
+    norms = foreach.norm([*large, *map(torch.cat, small.values())], 2, dtype)
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
 def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
     """``a + factor * b``. Not in place: autograd may give one tensor as the gradient of two parameters."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
+    sums = iter(foreach.add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
 
     def entry(x: Tensor | None, y: Tensor | None) -> Tensor | None:
         if x is None or y is None:
@@ -88,7 +89,7 @@ def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
 def times(vector: Vector, factor: float) -> list[Tensor | None]:
     """A vector times a number; not in place either."""
     there = [t for t in vector if t is not None]
-    products = iter(torch._foreach_mul(there, factor) if there else ())
+    products = iter(foreach.mul(there, factor) if there else ())
     return [None if t is None else next(products) for t in vector]
 
 
@@ -109,10 +110,10 @@ def distance(
     norms: list[list[Tensor]] = [[] for _ in ends]
     for owners, rows in _groups(ends, starts, *([scales] if scales else []), together=not sharded):
         there, here, *units = ([t if t.dtype == dtype else t.to(dtype) for t in row] for row in rows)
-        differences = torch._foreach_sub(there, here)
+        differences = foreach.sub(there, here)
         for unit in units:
-            differences = torch._foreach_div(differences, unit)
-        for owner, part in zip(owners, torch._foreach_norm(differences), strict=True):
+            differences = foreach.div(differences, unit)
+        for owner, part in zip(owners, foreach.norm(differences), strict=True):
             norms[owner].append(part.to(ends[0].device))
     if not sharded:
         parts = [n for parts in norms for n in parts]
@@ -183,7 +184,7 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
             size = pair[1].numel()
         groups[-1].append(pair)
     for group in groups:  # steps in half precision are widened: all at once they would be twice the model's size
-        torch._foreach_add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
+        foreach.add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
 
 
 def wide(x: Tensor) -> Tensor:

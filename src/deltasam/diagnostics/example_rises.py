@@ -34,7 +34,7 @@ class ExampleRises:
         """The mean rise of each group of a batch.
 
         Raises:
-            NotCoveredError: It cannot be had exactly; names the parameters.
+            NotCoveredError: It cannot be computed exactly; names the parameters.
             ValueError: The loss of one example depends on another.
         """
         passes, owner = self._batches.passes(number), self._batches.owner

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from deltasam.core.torch_internals.trees import tree_map
 from deltasam.integrations.missing import missing
 
 try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.checks import positive
 from deltasam.core.passes import Passes
+from deltasam.core.torch_internals import foreach
 from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
 
 
@@ -54,9 +55,9 @@ class ASAM(BatchPerturbation, name="asam"):
         # Autograd may give one tensor as the gradient of two parameters: only what is new is changed in place.
         known = [(i, g, units[i]) for i, g in enumerate(ascent) if g is not None]
         which, gradients, its = (list(column) for column in zip(*known, strict=True))
-        scaled = torch._foreach_mul(gradients, its)
+        scaled = foreach.mul(gradients, its)
         length = vectors.length(scaled)
-        torch._foreach_mul_(scaled, its)
+        foreach.mul_(scaled, its)
         direction: list[Tensor | None] = [None] * len(ascent)
         for i, step in zip(which, scaled, strict=True):
             direction[i] = step
@@ -67,7 +68,7 @@ class ASAM(BatchPerturbation, name="asam"):
         units = {name: p.new_ones(()) for name, p in params.items() if "weight" not in name}
         weights = {name: p for name, p in params.items() if "weight" in name}
         if weights:
-            sizes = torch._foreach_abs(list(weights.values()))
-            torch._foreach_add_(sizes, self.eta)
+            sizes = foreach.abs_of(list(weights.values()))
+            foreach.add_(sizes, self.eta)
             units.update(zip(weights, sizes, strict=True))
         return [units[name] for name in params]

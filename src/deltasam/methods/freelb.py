@@ -63,7 +63,7 @@ class FreeLB(Regularizer, name="freelb"):
         offset = EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator))
         with offset.added():
             loss = loss_of(passes.first())
-            passes.look_through(loss)
+            passes.check_autograd_graph(loss)
             self._descend(passes, loss, offset)
         last = loss
         for _ in range(self.steps - 1):

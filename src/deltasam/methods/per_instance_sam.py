@@ -80,7 +80,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         if closure is not None:
             self._engine = Engine(self.model, skip=self.unsupported == "skip")
             with suppress(NotCoveredError):
-                self._engine.look(Passes(self.model, closure, Runtime(), self._store), self.m)
+                self._engine.dry_run(Passes(self.model, closure, Runtime(), self._store), self.m)
         if self._engine.coverage is None:
             raise RuntimeError(
                 "which parameters are covered shows when the model runs: give a closure, coverage(lambda: ...), or "
@@ -113,7 +113,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             return super().fill_step(micro_batches)
 
     def fill(self, passes: Passes) -> Step:
-        if self._alone is not None and self._alone == self._engine.trained():
+        if self._alone is not None and self._alone == self._engine.trainable_names():
             losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
             return Step(losses.mean(), self._descend_one_by_one(passes, losses))
         output, record = self._engine.first(passes)
@@ -130,7 +130,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             with passes.at(guarded=True) as point:  # unwatched: what watching made of the model may not be what it is
                 losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
             metrics = self._descend_one_by_one(passes, losses)
-            self._alone = self._engine.trained()
+            self._alone = self._engine.trainable_names()
         return Step(losses.detach().mean(), metrics)
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class R3F(PredictionRegularizer, name="r3f"):
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "R3F")
         if predictions.are_numbers:
             return Step(passes.backward(loss))

@@ -49,7 +49,7 @@ class RDrop(PredictionRegularizer, name="r_drop"):
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "RDrop")
         with watched(self.model) as seen, passes.at(fresh=True) as point:
             again = loss_of(point.output)

@@ -107,7 +107,7 @@ class SMART(PredictionRegularizer, name="smart"):
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "SMART")
         metrics = {"divergence_loss": torch.zeros_like(loss.detach())}
         total = loss

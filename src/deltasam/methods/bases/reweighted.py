@@ -88,7 +88,7 @@ class ReweightedPerturbation(BatchPerturbation):
 
     def _use_exact_norms(self) -> bool:
         wanted = self.weights in self.engine_weightings
-        return wanted and (self._uncovered is None or self._uncovered != self._engine.trained())
+        return wanted and (self._uncovered is None or self._uncovered != self._engine.trainable_names())
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         with self._engine.eager(type(self).__name__) if self._use_exact_norms() else nullcontext():
@@ -116,7 +116,7 @@ class ReweightedPerturbation(BatchPerturbation):
             if self.weights != "auto" or is_of_changes(reason) or of_this_process:
                 message = f"{type(self).__name__}(weights={self.weights!r}): {reason}\nWays out: weights='slopes'"
                 raise NotCoveredError(message, specs=[f"{self.name}:weights=slopes"]) from None
-            self._uncovered = self._engine.trained()
+            self._uncovered = self._engine.trainable_names()
             warn(f"{type(self).__name__} estimates slopes by a forward pass: {reason}")
             with passes.at() as point:  # unwatched: what watching made of the model may not be what it is
                 return self._by_forwards(passes, example_losses_of(point.output, type(self).__name__))

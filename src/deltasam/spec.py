@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+import deltasam.methods  # noqa: F401  # registers them
 from deltasam.method import Method, hyperparameters
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltasam.errors import UserError
-from deltasam.method import Method
+from deltasam.spec import method_names
 
 VARIABLE = "DELTASAM_PLUGINS"
 
@@ -57,7 +57,7 @@ def _named() -> list[Path]:
 
 
 def _run(path: Path) -> str:
-    before = set(Method.registry)
+    before = method_names()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -73,7 +73,7 @@ def _run(path: Path) -> str:
         where = next((f", line {f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
                       if f.filename == str(path)), "")  # fmt: skip
         raise UserError(f"--plugin {path}{where}: {type(error).__name__}: {error}; correct it") from error
-    if before == set(Method.registry):
+    if before == method_names():
         raise UserError(
             f"--plugin {path}: defines no method; write class Mine(deltasam.Method, name='mine'), "
             f"as in docs/extend/method.md"

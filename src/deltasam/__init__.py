@@ -37,7 +37,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names, and the methods, for type checkers and editors; a test keeps them complete
-    from deltasam.core import vectors as weight_space
+    from deltasam.core import vectors
     from deltasam.core.closure import Output as Output
     from deltasam.core.passes import in_later_pass as in_later_pass
     from deltasam.core.runtime import Runtime as Runtime
@@ -63,7 +63,7 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
     from deltasam.spec import method_names as method_names
     from deltasam.spec import split_specs as split_specs
 
-    __all__ = [*_PUBLIC]
+    weight_space = vectors
 else:
 
     def __getattr__(name: str) -> object:

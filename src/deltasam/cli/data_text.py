@@ -1,4 +1,4 @@
-"""What data is made of, and what can be had without learning from it, a line each."""
+"""Lines for the terminal about data: its rows and labels, and the accuracy of predicting the majority class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data_line(data: TextData, sizes: Sequence[int]) -> str:
     return f"{data.name}: {rows}; {_labels(data)}"
 
 
-def no_better_line(data: TextData, accuracies: Sequence[float | None]) -> str | None:
+def majority_class_note(data: TextData, accuracies: Sequence[float | None]) -> str | None:
     """That runs do no better than one class for all rows; None where all do, or there are no classes.
 
     Args:

@@ -28,7 +28,7 @@ from deltasam.errors import UserError
 from deltasam.lab.data.dataset import SELECTED, Data
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.batches import shuffled
-from deltasam.lab.train.config import TrainConfig, refuse_difference
+from deltasam.lab.train.config import TrainConfig, check_same_options
 from deltasam.lab.train.device import own_device
 from deltasam.lab.train.distributed import SilentPasses, average_gradients, start_as_main
 from deltasam.lab.train.example_records import extremes
@@ -238,7 +238,7 @@ class Run:
             remedy = "start every process with the same options and the same data"
             first, *others = processes.gather(self.identity())
             for other in others:
-                refuse_difference(first, other, "the run of process 0", remedy)
+                check_same_options(first, other, "the run of process 0", remedy)
 
     def _record(
         self, metrics: dict[str, Tensor], rows: list[int], mine: dict[str, Tensor], share: float

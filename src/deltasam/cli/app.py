@@ -27,7 +27,7 @@ from deltasam.errors import UserError
 
 
 class Commands(TyperGroup):
-    """Turns what the user can put right into one line on stderr and exit code 2."""
+    """Turns errors that the user can correct into one line on stderr and exit code 2."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # click's context is typer's
         """Run the chosen command."""

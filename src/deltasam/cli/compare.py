@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +16,13 @@ from deltasam.errors import UserError
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
-    from deltasam.lab.compare.grid import Grid
-    from deltasam.lab.compare.launchers import Launcher
-    from deltasam.lab.data.dataset import TextData
     from deltasam.lab.data.setting import Setting
     from deltasam.lab.train.results import RunResult
 
 REPORT = "report.html"
 ALL = "all"
 SIZE = 320
-"""Training examples per run unless told: so many, or all where there are fewer."""
+"""Training examples per run by default; all where the data has fewer."""
 _TRAINING = TrainConfig(epochs=2, learning_rate=2e-4, device="auto")
 
 
@@ -107,27 +105,47 @@ sam:rho=0.1 --output runs/rivals
     deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
     """
     with interruptible(lambda: "go on with the same command"):
+        from deltasam.cli.data_text import data_line, majority_class_note
+        from deltasam.cli.progress import GridBars
+        from deltasam.lab.compare.grid import Grid, read_results
+        from deltasam.lab.folders.output import check_folder, create_run_folder
         from deltasam.lab.train import distributed as processes
+        from deltasam.lab.train.provenance import provenance
+        from deltasam.lab.train.variant import full_spec
+        from deltasam.spec import split_specs
 
-        source = options.source_of(source, data)
         training = options.with_device(training)
-        axes: dict[str, list[Any]] = {"train_size": _sizes(train_size), "label_noise": _noises(label_noise)}
-        recorded = {name: _recorded(values) for name, values in axes.items()}
-        several = {"methods": _methods(methods), "seeds": _seeds(seeds), **recorded}
-        choices = options.resolved(ctx.params, training, data=source, **several)
+        specs = options.distinct([full_spec(spec) for spec in split_specs(methods)], "--methods")
+        sizes, noises = _sizes(train_size), _noises(label_noise)
+        choices = options.resolved(
+            ctx.params,
+            training,
+            data=options.source_of(source, data),
+            methods=specs,
+            seeds=_seeds(seeds),
+            train_size=_recorded(sizes),
+            label_noise=_recorded(noises),
+        )
         if processes.count() > 1 and (launch.launcher != "local" or launch.workers not in (None, 1)):
             raise UserError(
                 "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
             )
         launcher, trackers = launch.find(training.device)
-        _compare(output, choices, axes, columns, training, checkpoint_every, launcher, trackers)
-
-
-def _methods(text: str) -> list[str]:
-    from deltasam.lab.train.variant import full_spec
-    from deltasam.spec import split_specs
-
-    return options.distinct([full_spec(spec) for spec in split_specs(text)], "--methods")
+        processes.on_main(lambda: check_folder(output, choices))
+        rows = columns.load(choices["data"])
+        settings = _settings(len(rows.train), sizes, noises, noisy_selection)
+        grid = Grid(rows, training, specs, choices["seeds"], settings, checkpoint_every, after=after)
+        grid.check()
+        recorded = {**choices, PROVENANCE: provenance(rows)}
+        processes.on_main(lambda: create_run_folder(output, recorded))
+        if processes.is_main():
+            print(data_line(rows, [setting.train_size for setting in settings]), file=sys.stderr)
+        with GridBars(len(list(grid.run_keys())), len(read_results(output))) as bars:
+            results = grid.run(output, watch=bars.show, launcher=launcher, trackers=trackers)
+        if processes.is_main():
+            _show(output, results, recorded)
+            if note := majority_class_note(rows, [run.metrics.get("accuracy") for run in results]):
+                print(note, file=sys.stderr)
 
 
 def _seeds(text: str) -> list[int]:
@@ -146,60 +164,19 @@ def _noises(text: str | None) -> list[float]:
     return options.numbers(text or "0", "--label-noise", float, "shares separated by commas, as in 0,0.2,0.4")
 
 
-def _recorded(values: list[Any]) -> Any:
-    """A single value as itself, and no noise as nothing: what folders hold from before these could be several."""
+def _recorded(values: Sequence[int | float | str | None]) -> object:
+    """A single value as itself, and no noise as None: the form of folders from before several could be given."""
     return values if len(values) > 1 else (values[0] or None)
 
 
-def _settings(data: TextData, axes: dict[str, list[Any]], noisy_selection: bool) -> list[Setting]:
+def _settings(
+    rows: int, sizes: Sequence[int | str | None], noises: Sequence[float], noisy_selection: bool
+) -> list[Setting]:
     from deltasam.lab.data.setting import Setting
 
-    rows = len(data.train)
-    special = {ALL: rows, None: min(SIZE, rows)}
-    sizes = options.distinct([special.get(size, size) for size in axes["train_size"]], "--train-size")
-    return [Setting(size, noise, noisy_selection) for size in sizes for noise in axes["label_noise"]]
-
-
-def _compare(
-    output: Path,
-    choices: dict[str, Any],
-    axes: dict[str, list[Any]],
-    columns: options.DataOptions,
-    training: TrainConfig,
-    checkpoint_every: int,
-    launcher: Launcher,
-    trackers: tuple[str, ...],
-) -> None:
-    from deltasam.cli.data_text import data_line, majority_class_note
-    from deltasam.lab.compare.grid import Grid
-    from deltasam.lab.folders.output import check_folder, create_run_folder
-    from deltasam.lab.train import distributed as processes
-    from deltasam.lab.train.provenance import provenance
-
-    processes.on_main(lambda: check_folder(output, choices))
-    data = columns.load(choices["data"])
-    settings = _settings(data, axes, choices["noisy_selection"])
-    grid = Grid(
-        data, training, choices["methods"], choices["seeds"], settings, checkpoint_every, after=choices["after"]
-    )
-    grid.check()
-    recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: create_run_folder(output, recorded))
-    if processes.is_main():
-        print(data_line(data, [setting.train_size for setting in settings]), file=sys.stderr)
-    results = _run(grid, output, launcher, trackers)
-    if processes.is_main():
-        _show(output, results, recorded)
-        if note := majority_class_note(data, [run.metrics.get("accuracy") for run in results]):
-            print(note, file=sys.stderr)
-
-
-def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:
-    from deltasam.cli.progress import GridBars
-    from deltasam.lab.compare.grid import read_results
-
-    with GridBars(len(list(grid.run_keys())), len(read_results(output))) as bars:
-        return grid.run(output, watch=bars.show, launcher=launcher, trackers=trackers)
+    known = [rows if size == ALL else min(SIZE, rows) if size is None else int(size) for size in sizes]
+    distinct = options.distinct(known, "--train-size")
+    return [Setting(size, noise, noisy_selection) for size in distinct for noise in noises]
 
 
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from deltasam.lab.train.config import PROVENANCE
 
 
 def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make the options in a YAML file the defaults of the command at work.
+    """Make the options in a YAML file the defaults of the running command.
 
     Raises:
         UserError: The file cannot be read, or has a key that is no option of the command.

@@ -17,11 +17,11 @@ _MOST_CLASSES = 6
 def data_line(data: TextData, sizes: Sequence[int]) -> str:
     """Rows and labels: ``my.csv: 320 training rows of 800, 200 evaluation rows; classes: 'no' 43 %, 'yes' 57 %``.
 
-    Evaluation rows that measure memory (their text is in the training rows), and classes without any, are named.
+    Names evaluation rows whose text is also a training row, and classes without an evaluation row.
 
     Args:
         data: All of it.
-        sizes: How many of the training rows a run takes; several where there are several settings.
+        sizes: Training rows of a run, one number per setting.
     """
     taken = ", ".join(map(str, dict.fromkeys(sizes)))
     rows = f"{taken} training rows of {len(data.train)}, {len(data.evaluation)} evaluation rows{_remarks(data)}"
@@ -29,7 +29,7 @@ def data_line(data: TextData, sizes: Sequence[int]) -> str:
 
 
 def majority_class_note(data: TextData, accuracies: Sequence[float | None]) -> str | None:
-    """That runs do no better than one class for all rows; None where all do, or there are no classes.
+    """A sentence on runs no better than predicting the majority class; None without such runs, or without classes.
 
     Args:
         data: What they were evaluated on.

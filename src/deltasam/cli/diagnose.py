@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from deltasam.errors import UserError, did_you_mean
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
-    from deltasam.lab.diagnose import Diagnosis, Settings
+    from deltasam.lab.diagnose import Diagnosis
 
 PAGE = "diagnosis.html"
 
@@ -89,7 +89,13 @@ def diagnose(
     deltasam diagnose out --data reviews.csv --split training --examples 64 --skip fidelity,cost
     """
     with interruptible(lambda: _what_is_kept(output)):
-        from deltasam.lab.diagnose import Settings
+        import matplotlib  # noqa: F401  # before any work: it may not be installed
+
+        from deltasam.cli.progress import DiagnosisBar
+        from deltasam.lab import diagnose as diagnoses
+        from deltasam.lab.folders.output import check_folder, create_run_folder
+        from deltasam.lab.train.provenance import provenance
+        from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
 
         options.check_one_process("diagnose")
         options.check_radius(rho)
@@ -99,7 +105,7 @@ def diagnose(
         specs = None if methods is None else options.methods_at(methods, rho)
         checkpoints = options.distinct(checkpoints, "CHECKPOINT")
         choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
-        settings = Settings(
+        settings = diagnoses.Settings(
             split=split,
             examples=examples,
             batch_size=training.batch_size,
@@ -110,7 +116,18 @@ def diagnose(
             methods=None if specs is None else tuple(specs),
             seed=seed,
         )
-        _diagnose(checkpoints, names, settings, columns, output, choices)
+        check_folder(output, choices)
+        rows = columns.load(data)
+        subjects = diagnoses.load_subjects(checkpoints, rows, settings)
+        weights = {subject.name: subject.weights_digest() for subject in subjects}
+        recorded = {**choices, PROVENANCE: {**provenance(rows), "weights_sha256": weights}}
+        create_run_folder(output, recorded)
+        seed_everything(seed)
+        with DiagnosisBar(diagnoses.count(subjects, names)) as bar, deterministic_algorithms():
+            diagnosis = diagnoses.diagnose(subjects, names, output, recorded, bar.show)
+            bar.end("writing the page")
+            diagnoses.write_diagnosis_page(diagnosis, output / PAGE)
+        _show(diagnosis, output)
 
 
 def _what_is_kept(output: Path) -> str:
@@ -141,36 +158,6 @@ def _known(text: str, option: str, known: list[str]) -> list[str]:
                 f"{option} {name}: no such diagnostic; there are {', '.join(known)}{did_you_mean(name, known)}"
             )
     return options.distinct(names, option)
-
-
-def _diagnose(
-    checkpoints: list[str],
-    names: list[str],
-    settings: Settings,
-    columns: options.DataOptions,
-    output: Path,
-    choices: dict[str, Any],
-) -> None:
-    import matplotlib  # noqa: F401  (before any work: it may not be installed)
-
-    from deltasam.cli.progress import DiagnosisBar
-    from deltasam.lab.diagnose import count, diagnose, load_subjects, write_diagnosis_page
-    from deltasam.lab.folders.output import check_folder, create_run_folder
-    from deltasam.lab.train.provenance import provenance
-    from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
-
-    check_folder(output, choices)
-    data = columns.load(choices["data"])
-    subjects = load_subjects(checkpoints, data, settings)
-    weights = {subject.name: subject.weights_digest() for subject in subjects}
-    recorded = {**choices, PROVENANCE: {**provenance(data), "weights_sha256": weights}}
-    create_run_folder(output, recorded)
-    seed_everything(settings.seed)
-    with DiagnosisBar(count(subjects, names)) as bar, deterministic_algorithms():
-        diagnosis = diagnose(subjects, names, output, recorded, bar.show)
-        bar.end("writing the page")
-        write_diagnosis_page(diagnosis, output / PAGE)
-    _show(diagnosis, output)
 
 
 def _show(diagnosis: Diagnosis, output: Path) -> None:

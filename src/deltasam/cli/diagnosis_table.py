@@ -1,4 +1,4 @@
-"""What ``deltasam diagnose`` found, for the terminal: the main numbers, and what they mean."""
+"""Results of ``deltasam diagnose`` in the terminal: the main numbers, and what they mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``deltasam examples`` found, as tables for the terminal."""
+"""Results of ``deltasam examples`` as tables in the terminal."""
 
 from __future__ import annotations
 

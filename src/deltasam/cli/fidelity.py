@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,7 +20,6 @@ from deltasam.lab.train.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
     from deltasam.core.closure import Output
-    from deltasam.diagnostics import Fidelity
     from deltasam.lab.data.dataset import TextData
     from deltasam.lab.train.run import Run
 
@@ -73,49 +72,37 @@ def fidelity(
     deltasam fidelity reviews.csv --model out --warmup-steps 0 --batches 20 --output runs/fidelity
     """
     with interruptible(lambda: "nothing is kept, start again"):
+        from deltasam import diagnostics
+        from deltasam.cli.fidelity_table import fidelity_table, meaning
+        from deltasam.core.files import write_atomically
+        from deltasam.lab.folders.output import check_folder, create_run_folder
+        from deltasam.lab.train.jsonable import plain
+        from deltasam.lab.train.provenance import provenance
+        from deltasam.lab.train.random_state import deterministic_algorithms
+
         options.check_one_process("fidelity")
         options.check_radius(rho)
         options.check_seed(seed)
-        source = options.source_of(source, data)
         training = options.with_device(training)
-        choices = options.resolved(ctx.params, training, data=source, methods=options.methods_at(methods, rho))
-        _measure_and_show(output, choices, columns, training)
-
-
-def _measure_and_show(
-    output: Path | None, choices: dict[str, Any], columns: options.DataOptions, training: TrainConfig
-) -> None:
-    from deltasam.cli.fidelity_table import fidelity_table, meaning
-    from deltasam.core.files import write_atomically
-    from deltasam.lab.folders.output import check_folder, create_run_folder
-    from deltasam.lab.train.jsonable import plain
-    from deltasam.lab.train.provenance import provenance
-
-    if output is not None:
-        check_folder(output, choices)
-    data = columns.load(choices["data"])
-    results = _measure(data, training, choices)
-    if output is not None:
-        create_run_folder(output, {**choices, PROVENANCE: provenance(data)})
-        found = plain(results)  # each with its means and spreads
-        write_atomically(output / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
-    Console().print(fidelity_table(results, choices["batches"]))
-    Console().print(meaning(results), markup=False, highlight=False)
-    if output is not None:
-        print(f"Numbers: {output / RESULTS}")
-
-
-def _measure(data: TextData, training: TrainConfig, choices: dict[str, Any]) -> list[Fidelity]:
-    from deltasam.diagnostics import fidelity
-    from deltasam.lab.train.random_state import deterministic_algorithms
-
-    with deterministic_algorithms():
-        run = _trained(data, training, choices["warmup_steps"], choices["seed"])
-        closures = _closures(run, choices["batches"])
-        try:
-            return fidelity(run.model, closures, choices["methods"], rho=choices["rho"], floor=choices["floor"])
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        specs = options.methods_at(methods, rho)
+        choices = options.resolved(ctx.params, training, data=options.source_of(source, data), methods=specs)
+        if output is not None:
+            check_folder(output, choices)
+        rows = columns.load(choices["data"])
+        with deterministic_algorithms():
+            run = _trained(rows, training, warmup_steps, seed)
+            try:
+                results = diagnostics.fidelity(run.model, _closures(run, batches), specs, rho=rho, floor=floor)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        if output is not None:
+            create_run_folder(output, {**choices, PROVENANCE: provenance(rows)})
+            found = plain(results)  # each with its means and spreads
+            write_atomically(output / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
+        Console().print(fidelity_table(results, batches))
+        Console().print(meaning(results), markup=False, highlight=False)
+        if output is not None:
+            print(f"Numbers: {output / RESULTS}")
 
 
 def _trained(data: TextData, training: TrainConfig, steps: int, seed: int) -> Run:

@@ -1,4 +1,4 @@
-"""What ``deltasam fidelity`` found, as a table for the terminal, and what its numbers mean."""
+"""Results of ``deltasam fidelity`` as a table in the terminal, and what the numbers mean."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
 
 
 def meaning(results: Sequence[Fidelity]) -> str:
-    """What the numbers are, and beside which radius."""
+    """What the numbers measure, and relative to which radius."""
     return (
         f"Error and cosine are of what a method adds to the plain gradient, beside what one perturbation of length "
         f"{results[0].exact_rho:g} per example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no "

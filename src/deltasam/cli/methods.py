@@ -1,4 +1,4 @@
-"""``deltasam methods``: what there is to choose from."""
+"""``deltasam methods``: the methods and their hyper-parameters."""
 
 from __future__ import annotations
 

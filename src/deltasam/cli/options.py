@@ -76,11 +76,7 @@ class DataOptions:
     task: Annotated[str, _data(help="classification, or regression for scores.")] = "classification"
 
     def load(self, source: str) -> TextData:
-        """The data.
-
-        Raises:
-            UserError: It cannot be read so.
-        """
+        """The data of a source; a UserError says why it cannot be read."""
         from deltasam.lab.data import load_data
 
         return load_data(source, **dataclasses.asdict(self))
@@ -109,14 +105,7 @@ class LaunchOptions:
     track: Track = None
 
     def find(self, device: str) -> tuple[Launcher, tuple[str, ...]]:
-        """The launcher, and the trackers.
-
-        Args:
-            device: What each run is done on.
-
-        Raises:
-            UserError: One cannot be used here.
-        """
+        """The launcher and the trackers of runs on a device; a UserError says why one cannot be used here."""
         from deltasam.lab.compare.launchers import find_launcher
 
         launcher = find_launcher(self.launcher, self.workers, gpu=device.startswith("cuda"))
@@ -183,22 +172,14 @@ def _options(default: Any) -> Iterator[inspect.Parameter]:
 
 
 def with_device(training: TrainConfig) -> TrainConfig:
-    """The training options with the device found.
-
-    Raises:
-        UserError: It cannot be used here.
-    """
+    """The training options with the device found; a UserError says why it cannot be used here."""
     from deltasam.lab.train.device import find_device
 
     return dataclasses.replace(training, device=find_device(training.device))
 
 
 def full_spec(spec: str) -> str:
-    """A method's spec with every hyper-parameter, so that equal methods have equal names.
-
-    Raises:
-        UserError: There is no such method, or a hyper-parameter is wrong.
-    """
+    """A spec with every hyper-parameter, as ``deltasam.spec`` gives it; a UserError says what is wrong with it."""
     from deltasam import spec as specs
 
     try:
@@ -232,32 +213,20 @@ def methods_at(text: str | None, rho: float) -> list[str]:
 
 
 def check_seed(seed: int, option: str = "--seed") -> int:
-    """A seed, checked.
-
-    Raises:
-        UserError: NumPy, with which rows are drawn, does not take it.
-    """
+    """A seed that NumPy takes, with which rows are drawn; another is a UserError."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"{option} {seed}: must be a whole number from 0 to {LARGEST_SEED}")
     return seed
 
 
 def check_radius(rho: float) -> None:
-    """Check that gradients can be measured at a radius.
-
-    Raises:
-        UserError: It is no finite number above 0.
-    """
+    """Check that gradients can be measured at a radius; a UserError says if not."""
     if not 0 < rho < math.inf:
         raise UserError(f"--rho {rho}: must be a finite number above 0")
 
 
 def check_one_process(command: str) -> None:
-    """Check that a command which shares no work was not started by torchrun.
-
-    Raises:
-        UserError: It was.
-    """
+    """Check that torchrun has not started several processes of a command that cannot share its work."""
     from deltasam.lab.train import distributed as processes
 
     if processes.count() > 1:
@@ -265,27 +234,23 @@ def check_one_process(command: str) -> None:
 
 
 def source_of(argument: str | None, option: str | None) -> str:
-    """Where the data is: given as SOURCE or as ``--data``, else the demo.
-
-    Raises:
-        UserError: It is given twice.
-    """
+    """Where the data is: given as SOURCE or as ``--data``, else the demo; a UserError if given twice."""
     if argument is not None and option is not None:
         raise UserError(f"the data is given twice, {argument} and --data {option}; give one")
     return argument or option or "demo"
 
 
 def numbers(text: str, option: str, read: Callable[[str], Any], form: str) -> list[Any]:
-    """The numbers of a list option.
+    """The values of a list option, ``0,1,2``.
 
     Args:
-        text: As it was given: numbers with commas between them.
-        option: Its name.
-        read: Makes a number of a text.
-        form: What to write, for the message.
+        text: As it was given.
+        option: Its name, for messages.
+        read: Makes a value of a part of the text, or raises ValueError.
+        form: What to write, for messages.
 
     Raises:
-        UserError: One is no number, or there twice.
+        UserError: A part is no such value, or there twice.
     """
     try:
         values = [read(part.strip()) for part in text.split(",")]
@@ -295,11 +260,7 @@ def numbers(text: str, option: str, read: Callable[[str], Any], form: str) -> li
 
 
 def distinct(values: list[Any], option: str) -> list[Any]:
-    """The values of a list option, checked.
-
-    Raises:
-        UserError: There is none, or one is there twice.
-    """
+    """The values of a list option; a UserError if there is none, or one is there twice."""
     if not values:
         raise UserError(f"{option}: give at least one")
     for value in values:
@@ -309,15 +270,7 @@ def distinct(values: list[Any], option: str) -> list[Any]:
 
 
 def trackers(text: str | None, *, files: bool = True) -> tuple[str, ...]:
-    """The trackers of a list option.
-
-    Args:
-        text: As it was given: names with commas between them.
-        files: Whether those that write files have a place to write to.
-
-    Raises:
-        UserError: One cannot be used, or is there twice.
-    """
+    """The trackers that ``--track`` names, checked as ``check_trackers`` does."""
     from deltasam.lab.train.tracking import check_trackers
 
     names = distinct([name.strip() for name in text.split(",")], "--track") if text else []

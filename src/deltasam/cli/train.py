@@ -64,7 +64,19 @@ def train(
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
     with interruptible(lambda: _how_to_go_on(output)):
+        from deltasam.cli.data_text import data_line, majority_class_note
+        from deltasam.cli.progress import RunBar
+        from deltasam.lab.data.setting import Setting
+        from deltasam.lab.folders.output import create_run_folder
         from deltasam.lab.train import distributed as processes
+        from deltasam.lab.train.checkpoint import train_resumably
+        from deltasam.lab.train.provenance import provenance
+        from deltasam.lab.train.run import Run
+        from deltasam.lab.train.saved_model import save_model
+
+        def keep_best(run: Run) -> None:
+            if processes.is_main() and run.best is run.evaluations[-1]:
+                save_model(output, run)
 
         options.check_seed(seed)
         spec = options.full_spec(method)
@@ -72,7 +84,30 @@ def train(
         choices = options.resolved(ctx.params, training, method=spec, label_noise=label_noise or None)
         trackers = options.trackers(track)
         processes.on_main(lambda: _check_output(output, choices, resume))
-        _train(output, choices, columns, training, checkpoint_every, trackers)
+        clean = columns.load(data)
+        setting = Setting(len(clean.train), label_noise or 0.0, noisy_selection)
+        rows = setting.with_noise(clean, seed)
+        run = Run(rows, training, spec, seed)
+        recorded = {**choices, PROVENANCE: provenance(rows)}
+        processes.on_main(lambda: create_run_folder(output, recorded))
+        if processes.is_main():
+            print(data_line(rows, [len(rows.train)]), file=sys.stderr)
+        checkpoint = output / "checkpoint.pt"
+        with RunBar() as bar:
+            result = train_resumably(
+                run,
+                checkpoint,
+                every=checkpoint_every,
+                name=output.name,
+                trackers=trackers,
+                on_progress=bar.show,
+                on_evaluation=keep_best,
+            )
+        if processes.is_main():
+            best = _finish(output, run, dataclasses.replace(result, setting=setting))
+            if note := majority_class_note(rows, [best.get("accuracy")]):
+                print(note, file=sys.stderr)
+            checkpoint.unlink(missing_ok=True)
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
@@ -96,57 +131,6 @@ def _how_to_go_on(output: Path) -> str:
     if (output / CONFIG).exists():
         return f"go on with the same command and --resume (output {output})"
     return "nothing is kept yet, start again with the same command"
-
-
-def _train(
-    output: Path,
-    choices: dict[str, Any],
-    columns: options.DataOptions,
-    training: TrainConfig,
-    checkpoint_every: int,
-    trackers: tuple[str, ...],
-) -> None:
-    from deltasam.cli.data_text import data_line, majority_class_note
-    from deltasam.cli.progress import RunBar
-    from deltasam.lab.data.setting import Setting
-    from deltasam.lab.folders.output import create_run_folder
-    from deltasam.lab.train import distributed as processes
-    from deltasam.lab.train.checkpoint import train_resumably
-    from deltasam.lab.train.provenance import provenance
-    from deltasam.lab.train.run import Run
-
-    loaded, seed = columns.load(choices["data"]), choices["seed"]
-    setting = Setting(len(loaded.train), choices["label_noise"] or 0.0, choices["noisy_selection"])
-    data = setting.with_noise(loaded, seed)
-    run = Run(data, training, choices["method"], seed)
-    recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: create_run_folder(output, recorded))
-    if processes.is_main():
-        print(data_line(data, [len(data.train)]), file=sys.stderr)
-    checkpoint = output / "checkpoint.pt"
-    with RunBar() as bar:
-        result = train_resumably(
-            run,
-            checkpoint,
-            every=checkpoint_every,
-            name=output.name,
-            trackers=trackers,
-            on_progress=bar.show,
-            on_evaluation=lambda run: _keep_best(output, run),
-        )
-    if processes.is_main():
-        best = _finish(output, run, dataclasses.replace(result, setting=setting))
-        if note := majority_class_note(data, [best.get("accuracy")]):
-            print(note, file=sys.stderr)
-        checkpoint.unlink(missing_ok=True)
-
-
-def _keep_best(output: Path, run: Run) -> None:
-    from deltasam.lab.train import distributed as processes
-    from deltasam.lab.train.saved_model import save_model
-
-    if processes.is_main() and run.best is run.evaluations[-1]:
-        save_model(output, run)
 
 
 def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Every method with every seed in every setting; what is finished is kept at once."""
+"""Every method with every seed in every setting; each finished run is written at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Grid:
         methods: Full specs.
         seeds: One run of each method per seed.
         settings: One comparison for each.
-        checkpoint_every: Steps between checkpoints of a run at work; 0: every epoch.
+        checkpoint_every: Steps between checkpoints of a run; 0: every epoch.
         keeps_examples: Whether the table of each run's training examples is kept.
         after: Whether each final model is measured with its weights rounded, pruned and with noise too.
     """
@@ -90,12 +90,12 @@ class Grid:
         return [results[key] for key in order]
 
     def finished(self, folder: Path) -> list[RunResult]:
-        """Its runs that a folder holds, in order."""
+        """The finished runs of this grid in a folder, in order."""
         results = self._held(folder)
         return [results[key] for key in self.run_keys() if key in results]
 
     def _held(self, folder: Path) -> dict[RunKey, RunResult]:
-        """What a folder holds; results from before there were settings are of the only one."""
+        """The finished runs in a folder; results from before there were settings belong to the only one."""
         found = read_results(folder)
         if len(self.settings) == 1:
             found = [dataclasses.replace(r, setting=r.setting or self.settings[0]) for r in found]
@@ -128,7 +128,7 @@ def _forget_checkpoint(folder: Path, key: RunKey) -> None:
 
 
 def checkpoint_path(folder: Path, key: RunKey) -> Path:
-    """Where a run is kept while it is at work: no other run has the same, and any system takes it for a file name."""
+    """The checkpoint of an unfinished run: unique, and a valid file name on any system."""
     return folder / f"checkpoint-{_file_name(key)}.pt"
 
 

@@ -30,7 +30,7 @@ def train_resumably(
 
     Args:
         run: The run.
-        checkpoint: Where it is saved meanwhile, in the folder that trackers write to; None: nowhere.
+        checkpoint: File to save it in, beside what trackers write; None: it is not saved.
         every: Steps between checkpoints; 0: every epoch.
         name: What trackers call the run.
         trackers: As ``check_trackers`` takes them.

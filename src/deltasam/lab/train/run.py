@@ -57,7 +57,7 @@ class Run:
         seed: Of the head, the data order and dropout.
 
     Raises:
-        UserError: The model cannot be had or does not fit the configuration.
+        UserError: The model cannot be loaded or does not fit the configuration.
     """
 
     def __init__(self, data: Data, config: TrainConfig, method: str, seed: int) -> None:
@@ -155,8 +155,8 @@ class Run:
 
         Args:
             rows: Counted from 0.
-            share: What each counts: where processes have unequally many rows, the mean of their means is
-                with these the mean over all rows.
+            share: Weight of each row: where processes have unequal numbers of rows, it makes the mean of their
+                means the mean over all rows.
             watch: Shown each output before that.
         """
 

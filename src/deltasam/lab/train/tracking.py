@@ -28,7 +28,7 @@ FOLDER = "tracking"
 
 
 def check_trackers(names: Sequence[str], *, files: bool = True) -> None:
-    """Check, before any work, that the trackers can be had.
+    """Check, before any work, that the trackers can be used.
 
     Args:
         names: As Accelerate calls them: ``tensorboard``, ``wandb``.

@@ -1,4 +1,4 @@
-"""A run in a process that is not the one that asked for it: what comes back, and what is lost with the process."""
+"""A run in another process: how results and errors are sent back, and what happens when the process dies."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def do_apart(work: RunFn, key: RunKey, watch: ProgressCallback, threads: int) ->
 
 
 class CrashCounter:
-    """Counts the workers that each run has lost: a run that takes its worker along every time is not begun for ever."""
+    """Counts the crashes of each run's workers, so that a run which kills its worker is not restarted for ever."""
 
     def __init__(self) -> None:
         self._lost: Counter[RunKey] = Counter()

@@ -65,13 +65,13 @@ class WorkerPool:
                 worker.kill()
 
     def _threads(self) -> int:
-        """For each worker its share of what a single run would use, unless the user has said how many."""
+        """Threads of a worker: its share of those of a single run, unless the user has chosen a number."""
         threads = torch.get_num_threads()
         return threads if "OMP_NUM_THREADS" in os.environ else max(1, threads // self._workers)
 
 
 class _Worker:
-    """A process, the pipe to it, and the run it is at work on."""
+    """A process, the pipe to it, and its current run."""
 
     def __init__(self, work: RunFn, threads: int) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
@@ -90,7 +90,7 @@ class _Worker:
         return self.pipe
 
     def receive(self) -> Any:
-        """A progress, or what comes back of the run; None: the process is gone."""
+        """A progress report, or the outcome of the run; None: the process is gone."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):

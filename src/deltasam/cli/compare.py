@@ -104,16 +104,16 @@ sam:rho=0.1 --output runs/rivals
 
     deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
     """
-    with interruptible(lambda: "go on with the same command"):
-        from deltasam.cli.data_text import data_line, majority_class_note
-        from deltasam.cli.progress import GridBars
-        from deltasam.lab.compare.grid import Grid, read_results
-        from deltasam.lab.folders.output import check_folder, create_run_folder
-        from deltasam.lab.train import distributed as processes
-        from deltasam.lab.train.provenance import provenance
-        from deltasam.lab.train.variant import full_spec
-        from deltasam.spec import split_specs
+    from deltasam.cli.data_text import data_line, majority_class_note
+    from deltasam.cli.progress import GridBars
+    from deltasam.lab.compare.grid import Grid, read_results
+    from deltasam.lab.folders.output import check_folder, create_run_folder
+    from deltasam.lab.train import distributed as processes
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.variant import full_spec
+    from deltasam.spec import split_specs
 
+    with interruptible(lambda: "go on with the same command"):
         training = options.with_device(training)
         specs = options.distinct([full_spec(spec) for spec in split_specs(methods)], "--methods")
         sizes, noises = _sizes(train_size), _noises(label_noise)

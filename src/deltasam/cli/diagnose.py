@@ -88,15 +88,15 @@ def diagnose(
 
     deltasam diagnose out --data reviews.csv --split training --examples 64 --skip fidelity,cost
     """
+    import matplotlib  # noqa: F401  # before any work: it may not be installed
+
+    from deltasam.cli.progress import DiagnosisBar
+    from deltasam.lab import diagnose as diagnoses
+    from deltasam.lab.folders.output import check_folder, create_run_folder
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
+
     with interruptible(lambda: _what_is_kept(output)):
-        import matplotlib  # noqa: F401  # before any work: it may not be installed
-
-        from deltasam.cli.progress import DiagnosisBar
-        from deltasam.lab import diagnose as diagnoses
-        from deltasam.lab.folders.output import check_folder, create_run_folder
-        from deltasam.lab.train.provenance import provenance
-        from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
-
         options.check_one_process("diagnose")
         options.check_radius(rho)
         options.check_seed(seed)

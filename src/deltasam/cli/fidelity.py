@@ -71,15 +71,15 @@ def fidelity(
 
     deltasam fidelity reviews.csv --model out --warmup-steps 0 --batches 20 --output runs/fidelity
     """
-    with interruptible(lambda: "nothing is kept, start again"):
-        from deltasam import diagnostics
-        from deltasam.cli.fidelity_table import fidelity_table, meaning
-        from deltasam.core.files import write_atomically
-        from deltasam.lab.folders.output import check_folder, create_run_folder
-        from deltasam.lab.train.jsonable import plain
-        from deltasam.lab.train.provenance import provenance
-        from deltasam.lab.train.random_state import deterministic_algorithms
+    from deltasam import diagnostics
+    from deltasam.cli.fidelity_table import fidelity_table, meaning
+    from deltasam.core.files import write_atomically
+    from deltasam.lab.folders.output import check_folder, create_run_folder
+    from deltasam.lab.train.jsonable import plain
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.random_state import deterministic_algorithms
 
+    with interruptible(lambda: "nothing is kept, start again"):
         options.check_one_process("fidelity")
         options.check_radius(rho)
         options.check_seed(seed)
@@ -97,8 +97,8 @@ def fidelity(
                 raise UserError(str(error)) from error
         if output is not None:
             create_run_folder(output, {**choices, PROVENANCE: provenance(rows)})
-            found = plain(results)  # each with its means and spreads
-            write_atomically(output / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
+            text = json.dumps(plain(results), indent=2, allow_nan=False)  # each with its means and spreads
+            write_atomically(output / RESULTS, text + "\n")
         Console().print(fidelity_table(results, batches))
         Console().print(meaning(results), markup=False, highlight=False)
         if output is not None:

@@ -63,21 +63,21 @@ def train(
 
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
+    from deltasam.cli.data_text import data_line, majority_class_note
+    from deltasam.cli.progress import RunBar
+    from deltasam.lab.data.setting import Setting
+    from deltasam.lab.folders.output import create_run_folder
+    from deltasam.lab.train import distributed as processes
+    from deltasam.lab.train.checkpoint import train_resumably
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.run import Run
+    from deltasam.lab.train.saved_model import save_model
+
+    def keep_best(run: Run) -> None:
+        if processes.is_main() and run.best is run.evaluations[-1]:
+            save_model(output, run)
+
     with interruptible(lambda: _how_to_go_on(output)):
-        from deltasam.cli.data_text import data_line, majority_class_note
-        from deltasam.cli.progress import RunBar
-        from deltasam.lab.data.setting import Setting
-        from deltasam.lab.folders.output import create_run_folder
-        from deltasam.lab.train import distributed as processes
-        from deltasam.lab.train.checkpoint import train_resumably
-        from deltasam.lab.train.provenance import provenance
-        from deltasam.lab.train.run import Run
-        from deltasam.lab.train.saved_model import save_model
-
-        def keep_best(run: Run) -> None:
-            if processes.is_main() and run.best is run.evaluations[-1]:
-                save_model(output, run)
-
         options.check_seed(seed)
         spec = options.full_spec(method)
         training = options.with_device(training)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -21,6 +21,8 @@ from deltasam.lab.train.config import TrainConfig
 if TYPE_CHECKING:
     from deltasam.lab.compare.launchers import Launcher
     from deltasam.lab.data.dataset import TextData
+
+T = TypeVar("T")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -240,7 +242,7 @@ def source_of(argument: str | None, option: str | None) -> str:
     return argument or option or "demo"
 
 
-def numbers(text: str, option: str, read: Callable[[str], Any], form: str) -> list[Any]:
+def numbers(text: str, option: str, read: Callable[[str], T], form: str) -> list[T]:
     """The values of a list option, ``0,1,2``.
 
     Args:
@@ -259,7 +261,7 @@ def numbers(text: str, option: str, read: Callable[[str], Any], form: str) -> li
     return distinct(values, option)
 
 
-def distinct(values: list[Any], option: str) -> list[Any]:
+def distinct(values: list[T], option: str) -> list[T]:
     """The values of a list option; a UserError if there is none, or one is there twice."""
     if not values:
         raise UserError(f"{option}: give at least one")

@@ -46,11 +46,11 @@ def train_resumably(
 
     def after_step(run: Run) -> None:
         on_progress(run)
-        tracking.send()
+        send()
         if checkpoint:
             save_when_due(checkpoint, run, every)
 
-    with tracked(run, name, trackers, checkpoint and checkpoint.parent) as tracking:
+    with tracked(run, name, trackers, checkpoint and checkpoint.parent) as send:
         return train_run(run, on_step=after_step, on_evaluation=on_evaluation)
 
 

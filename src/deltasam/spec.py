@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from typing import Any
 
 from torch import nn
 
+import deltasam.methods  # noqa: F401  # registers them
+from deltasam.errors import did_you_mean
 from deltasam.method import Method, hyperparameters
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
@@ -106,6 +107,4 @@ def _schedule(text: str, spec: str) -> Schedule:
 
 
 def _suggestion(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{hint} (there are: {', '.join(known) or 'none'})"
+    return f"{did_you_mean(name, known)} (there are: {', '.join(known) or 'none'})"

@@ -1,14 +1,14 @@
-"""What ``deltasam examples`` found, as tables for the terminal."""
+"""Results of ``deltasam examples`` as tables in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from deltasam.cli.tables import empty_table
 from deltasam.diagnostics.examples import NUMBERS
 from deltasam.lab.compare.statistics import formatting as rounding
 from deltasam.lab.data.setting import Setting
@@ -39,8 +39,10 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         top: How many to show.
     """
     first = ranked.iloc[0]
-    table = _table(f"{first['method']} seed {first['seed']}{_setting(first)}")
-    table.caption = Text(f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}")
+    table = empty_table(
+        f"{first['method']} seed {first['seed']}{_setting(first)}",
+        f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
+    )
     # Runs of one folder need not have the same columns: those of others are empty here.
     columns = [name for name in ("label", "clean_label", "prediction") if name in ranked and ranked[name].notna().any()]
     counted = "correct_visits" in ranked and ranked["correct_visits"].notna().any()
@@ -57,19 +59,12 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
 
 def detection_table(title: str, methods: Sequence[MethodSummary]) -> Table:
     """How well each mean finds wrong labels, by method: AUROC with its 95 % interval over seeds."""
-    table = _table(title)
-    table.caption = Text("± 95 % interval over seeds")
+    table = empty_table(title, "± 95 % interval over seeds")
     table.add_column("method", overflow="fold")
     for by in NUMBERS:
         table.add_column(f"AUROC of {by}", justify="right", no_wrap=True)
     for method in methods:
         table.add_row(Text(method.method), *(Text(rounding.mean_margin(method.auroc.get(by))) for by in NUMBERS))
-    return table
-
-
-def _table(title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.title, table.title_justify, table.caption_justify = Text(title), "left", "left"
     return table
 
 

@@ -1,4 +1,4 @@
-"""What ``deltasam fidelity`` found, as a table for the terminal, and what its numbers mean."""
+"""Results of ``deltasam fidelity`` as a table in the terminal, and what the numbers mean."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from deltasam.cli.tables import empty_table
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.floor import FLOOR
 from deltasam.lab.compare.statistics import formatting as rounding
@@ -30,9 +30,8 @@ _COLUMNS = {
 
 def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
     """One row per method: means over the batches, and below each its standard deviation."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     counted = "1 batch" if batches == 1 else f"{batches} batches; ±: standard deviation over them"
-    table.caption, table.caption_justify = Text(f"{counted}; cost: time per step over sam"), "left"
+    table = empty_table(caption=f"{counted}; cost: time per step over sam")
     table.add_column("method", overflow="fold")
     for title in (*_COLUMNS.values(), "cost"):
         table.add_column(Text(title), justify="right", no_wrap=True)
@@ -43,7 +42,7 @@ def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
 
 
 def meaning(results: Sequence[Fidelity]) -> str:
-    """What the numbers are, and beside which radius."""
+    """What the numbers measure, and relative to which radius."""
     return (
         f"Error and cosine are of what a method adds to the plain gradient, beside what one perturbation of length "
         f"{results[0].exact_rho:g} per example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no "

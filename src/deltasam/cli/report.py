@@ -41,18 +41,18 @@ def report(
     from deltasam.lab.report import write_comparisons, write_report, write_table_page
 
     path = _path(runs, output)
-    found = gather(runs)
-    for note in found.notes:
+    contents = gather(runs)
+    for note in contents.notes:
         print(f"note: {note}", file=sys.stderr)
-    if found.table:
-        table = found.table
+    if contents.table:
+        table = contents.table
         facts = {"about": table.about["about"], **table.facts}
         write_table_page(table.rows, table.about["title"], facts, path)
-    elif found.whole:
-        results = [run for gathered in found.comparisons for run in gathered.results]
-        write_report(results, found.comparisons[0].options, path)
+    elif contents.whole:
+        results = [run for gathered in contents.comparisons for run in gathered.results]
+        write_report(results, contents.comparisons[0].options, path)
     else:
-        write_comparisons(found.comparisons, found.notes, path)
+        write_comparisons(contents.comparisons, contents.notes, path)
     print(f"Report: {path}")
 
 

@@ -18,7 +18,9 @@ from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, 
 from deltasam.diagnostics.floor import BestWeights
 from deltasam.diagnostics.measure import Harness, Measurement
 from deltasam.method import Method, hyperparameters
-from deltasam.methods import ERM, SAM, PerInstanceSAM
+from deltasam.methods.erm import ERM
+from deltasam.methods.per_instance_sam import PerInstanceSAM
+from deltasam.methods.sam import SAM
 from deltasam.scheduled import Scheduled
 from deltasam.spec import make_method, method_names, short_spec, split_specs
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from deltasam.diagnostics.examples.csv_file import read_examples
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import RESULTS, examples_path, read_results
-from deltasam.lab.compare.launchers import Cell
+from deltasam.lab.compare.launchers import RunKey
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.variant import full_spec, short_spec
 
@@ -69,7 +69,7 @@ def _runs(folder: Path) -> list[KeptRun]:
     if (folder / HISTORY).is_file():
         return [KeptRun(RunResult.from_json((folder / HISTORY).read_text(encoding="utf-8")), folder / EXAMPLES)]
     if found := read_results(folder):
-        return [KeptRun(r, examples_path(folder, Cell(r.seed, r.method, r.setting))) for r in found]
+        return [KeptRun(r, examples_path(folder, RunKey(r.seed, r.method, r.setting))) for r in found]
     inside = sorted(str(path.parent) for path in folder.glob(f"**/{RESULTS}")) if folder.is_dir() else []
     hint = f"; inside it there are {', '.join(inside)}" if inside else ""
     raise UserError(

@@ -10,7 +10,7 @@ import yaml
 
 from deltasam.core.files import write_atomically
 from deltasam.errors import UserError
-from deltasam.lab.train.config import refuse_difference
+from deltasam.lab.train.config import check_same_options
 
 CONFIG = "config.yaml"
 
@@ -45,11 +45,11 @@ def check_folder(folder: Path, options: dict[str, Any]) -> bool:
     saved = read_options(folder)
     if (made := _command(saved)) != _command(options) and made:
         raise UserError(f"the folder {folder} is one of deltasam {made}; {remedy}")
-    refuse_difference({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
+    check_same_options({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
     return True
 
 
-def claim_folder(folder: Path, options: dict[str, Any]) -> None:
+def create_run_folder(folder: Path, options: dict[str, Any]) -> None:
     """Write the resolved options, as YAML that ``--config`` takes, unless the same are there already.
 
     Raises:
@@ -75,7 +75,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """What ``claim_folder`` wrote.
+    """What ``create_run_folder`` wrote.
 
     Raises:
         UserError: It cannot be read.

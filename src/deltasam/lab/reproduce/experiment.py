@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.lab.compare.grid import Grid, read_results
-from deltasam.lab.compare.launchers import Launcher, Watch
+from deltasam.lab.compare.launchers import Launcher, ProgressCallback
 from deltasam.lab.compare.overview import TableRow
 from deltasam.lab.data.dataset import Data
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.folders.output import check_folder, claim_folder, read_options
+from deltasam.lab.folders.output import check_folder, create_run_folder, read_options
 from deltasam.lab.reproduce.preset import Preset, RowPreset
 from deltasam.lab.reproduce.search import candidates, choose, widened
 from deltasam.lab.reproduce.sources import TABLES
@@ -28,7 +28,7 @@ from deltasam.lab.train.results import RunResult
 SEARCH, FINAL = "search", "final"
 MACHINE = "machine"
 
-Show = Callable[[str, int, int], AbstractContextManager[Watch]]
+Show = Callable[[str, int, int], AbstractContextManager[ProgressCallback]]
 """Shows a stage at work, given its title, how many runs it has and how many are finished."""
 
 
@@ -95,7 +95,7 @@ class Experiment:
 
     def _is_chosen(self, row: RowPreset) -> bool:
         source = self.preset.source(row)
-        return len(self.runs(source, SEARCH)) == len(list(self._search(source).cells()))
+        return len(self.runs(source, SEARCH)) == len(list(self._search(source).run_keys()))
 
     def table(self) -> list[TableRow]:
         """Every row as far as it is."""
@@ -112,7 +112,7 @@ class Experiment:
     def _stage(
         self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None, trackers: Sequence[str]
     ) -> None:
-        there, done = len(list(grid.cells())), len(grid.finished(folder))
+        there, done = len(list(grid.run_keys())), len(grid.finished(folder))
         if done == there:
             return
         with show(title, there, done) as watch:
@@ -177,4 +177,4 @@ class Experiment:
     def _claim(self, row: RowPreset) -> None:
         options = self._options(row)
         if not check_folder(self._of(row), options):
-            claim_folder(self._of(row), {**options, MACHINE: machine()})
+            create_run_folder(self._of(row), {**options, MACHINE: machine()})

@@ -10,7 +10,6 @@ import inspect
 import itertools
 import pickle
 import random
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +43,8 @@ MASKS = 5  # a seed for the dropout masks of a pass that draws its own
 
 
 def oracle_of(name: str) -> Callable[..., Any]:
-    """The reference of a method: the function of its name in ``reference``, or beside a class of one's own."""
-    cls = Method.registry[name]
-    found = getattr(reference, name, None) or getattr(sys.modules[cls.__module__], name, None)
-    if found is None:
-        raise LookupError(
-            f"there is no function {name}(losses, w, ...) beside the class {cls.__name__}, nor in deltasam.reference; "
-            f"write it from the equation, for the method to be compared with"
-        )
-    return found
+    """The reference of a method, which is in ``reference`` or beside its class."""
+    return reference.reference_of(Method.registry[name])
 
 
 def case_for(name: str, case_name: str) -> str:

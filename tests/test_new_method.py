@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extend" / "method.md").read_text(encoding="utf-8")
 CARD = """
+    Looks ahead before it climbs.
+
     Cost: three passes.
 
     Source: made up, for this test.

@@ -10,6 +10,7 @@ of the weights of its own: there a model is a function ``losses([w_1, ..., w_k])
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -454,3 +455,22 @@ def smart(
     smoothness = (shares * symmetric_kl(x, again(w, delta)[1])).sum()
     proximity = (shares * symmetric_kl(x, predict(average)[1].detach())).sum()
     return gradient(losses.mean() + alpha * smoothness + mu * proximity, w)
+
+
+def reference_of(method: type) -> Callable[..., Weights]:
+    """The reference of a method: the function of its name here, or beside its class.
+
+    Args:
+        method: A subclass of ``Method`` with a name.
+
+    Raises:
+        LookupError: There is no such function.
+    """
+    name: str = method.name  # type: ignore[attr-defined]
+    found = globals().get(name) or getattr(sys.modules[method.__module__], name, None)
+    if found is None:
+        raise LookupError(
+            f"there is no function {name}(losses, w, ...) beside the class {method.__name__}, nor in deltasam.reference; "
+            f"write it from the equation, for the method to be compared with"
+        )
+    return found

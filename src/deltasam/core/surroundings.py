@@ -1,8 +1,9 @@
-"""What a call finds around it, and leaves there however it ends: modes of PyTorch, hooks of the model.
+"""Restore PyTorch's modes and the model's hooks after an error or an interrupt.
 
 An interrupt (Ctrl-C) may fall between any two instructions of Python: before ``__exit__`` is called, inside it, or
-inside a ``finally``. So context managers alone put nothing back for sure. What they should leave is noted before the
-call; after an error it is set again, all of it, whatever they did, and once more if an interrupt falls into that too.
+inside a ``finally``. So context managers alone cannot guarantee that state is restored. The state is saved before the
+call; after an error all of it is set again, whatever the context managers did, and once more if an interrupt falls into
+that too.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ _C: Any = torch._C
 
 
 class UndoneOnError:
-    """After an error of what runs inside, calls a function; ``with u, u:`` calls it again if it was broken off.
+    """Call a function after an error inside the context; ``with u, u:`` calls it again if it was interrupted.
 
-    A class, since a generator that an interrupt leaves suspended would go on when nobody expects it any more.
+    A class, since a generator that an interrupt leaves suspended would resume at an unexpected time.
 
     Args:
-        undo: What to call.
+        undo: The function, called with the error.
     """
 
     def __init__(self, undo: Callable[[BaseException], None]) -> None:
         self._undo, self._done = undo, False
-        self._handled = sys.exc_info()[1]  # it is no part of what happens inside
+        self._handled = sys.exc_info()[1]  # an earlier error, not one from inside the context
 
     def __enter__(self) -> None:
         pass
@@ -52,15 +53,15 @@ class UndoneOnError:
             self._done = True
         interrupt = interrupt_behind(error, self._handled)
         if interrupt is not None and interrupt is not error:
-            raise interrupt  # what it has left of a context manager was an error as well, and has hidden it
+            raise interrupt  # a context manager that it interrupted raised an error of its own, which hides it
 
 
 def interrupt_behind(error: BaseException, handled: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C that an error came of, if it did.
+    """The KeyboardInterrupt that caused an error, if any.
 
     Args:
         error: The error.
-        handled: What was being handled before, of which it did not come.
+        handled: The error that was already being handled, which is not a cause.
     """
     link: BaseException | None = error
     while link is not None and link is not handled:
@@ -71,12 +72,12 @@ def interrupt_behind(error: BaseException, handled: BaseException | None) -> Key
 
 
 class Surroundings:
-    """Grad mode, autocast, function and dispatch modes, and all else that is on or off for a while; a model's hooks.
+    """Snapshot of grad mode, autocast, function and dispatch modes and other temporary state, and of a model's hooks.
 
-    As they were when this was made. To make one costs microseconds.
+    Taking one costs microseconds.
 
     Args:
-        model: Hooks that are registered on it or its modules from now on are removed by ``restore``.
+        model: The model; ``restore`` removes hooks that were registered on it or its modules after the snapshot.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,10 +96,11 @@ class Surroundings:
         self._next_hook = RemovableHandle.next_id
 
     def restore(self) -> None:
-        """Set all of it again."""
+        """Restore the snapshot."""
         torch._C._set_grad_enabled(self._grad)
         if self._function:
-            _C.DisableTorchFunction().__exit__(None, None, None)  # one that was not entered has found it enabled
+            # There is no setter: an instance that was never entered restores "enabled" on exit.
+            _C.DisableTorchFunction().__exit__(None, None, None)
         for _ in range(_levels() - self._levels):
             _C._functorch.pop_dynamic_layer_stack()
         if _get_current_function_mode_stack() != self._function_modes:
@@ -135,10 +137,10 @@ class Surroundings:
 
 
 def finish_suspended(error: BaseException) -> None:
-    """Let the context managers that an interrupt left suspended run to their ends now.
+    """Run the context managers that an interrupt left suspended to their ends now.
 
-    Else a generator that is held by the traceback alone would do so when that is freed: it would put back what was
-    there before, over what has come since. An ordinary error leaves none, and its frames are kept for a debugger.
+    Otherwise a generator held by the traceback alone would finish when the traceback is freed, and overwrite later
+    state with what it had saved. An ordinary error leaves none suspended, and its frames are kept for a debugger.
     """
     links: list[BaseException | None] = [error]
     seen: set[BaseException] = set()
@@ -155,20 +157,21 @@ def finish_suspended(error: BaseException) -> None:
 
 
 def _levels() -> int:
-    """How many ``vmap`` and the like are going on."""
+    """Number of active functorch transforms (``vmap`` and the like)."""
     return len(_C._functorch.get_interpreter_stack() or ())
 
 
 def _saved_tensors_hooks() -> Any:
-    """The innermost hooks on tensors that a graph saves, as those of gradient checkpointing; None where there are none.
+    """The innermost saved-tensor hooks, such as those of gradient checkpointing; None if there are none.
 
-    Also where PyTorch is too old to say.
+    Also None where PyTorch is too old to report them.
     """
     innermost = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if innermost is None else innermost(True)
 
 
 def _autocast_nesting() -> int:
-    # In one instruction, which no interrupt falls into: the second undoes the first.
+    # Only a change of the nesting returns it; the second call undoes the first, in one instruction that no interrupt
+    # can split.
     _, nesting = map(methodcaller("__call__"), (torch.autocast_increment_nesting, torch.autocast_decrement_nesting))
     return int(nesting)

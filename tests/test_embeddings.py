@@ -185,7 +185,10 @@ class Twice(Linear):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Linear(2, 2), r"of Linear to perturb cannot be told: it has 0 nn.Embedding.*get_input_embeddings\(\)"),
+        (
+            nn.Linear(2, 2),
+            r"of Linear to perturb cannot be determined: it has 0 nn.Embedding.*get_input_embeddings\(\)",
+        ),
         (TwoTables(), r"it has 2 nn.Embedding modules"),
         (Transposed(), r"given other ids than the model"),
         (Twice(), r"Twice reads its input embeddings several times"),
@@ -210,7 +213,7 @@ def test_images_are_an_error() -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
     )
     model = transformers.ViTForImageClassification(config)
-    with pytest.raises(ValueError, match="only those of token ids"):
+    with pytest.raises(ValueError, match="only embeddings of token ids"):
         deltasam.FreeLB(model).backward(
             lambda: model(pixel_values=torch.randn(2, 3, 8, 8), labels=torch.zeros(2).long())
         )
@@ -219,7 +222,7 @@ def test_images_are_an_error() -> None:
 def test_other_masks_are_an_error() -> None:
     model, given = bert(), batch()
     mask = given["attention_mask"][:, None, None, :].expand(N, 1, T, T)
-    with pytest.raises(ValueError, match=r"attention_mask must have one entry for every token"):
+    with pytest.raises(ValueError, match=r"attention_mask must have one entry per token"):
         deltasam.FreeLB(model).backward(
             lambda: model(given["input_ids"], attention_mask=mask, labels=torch.zeros(N).long())
         )
@@ -291,7 +294,7 @@ def test_without_an_average_none_is_kept() -> None:
 def test_an_average_that_is_not_kept_or_does_not_fit_is_an_error() -> None:
     model, given = Linear(), batch()
     method = deltasam.SMART(model)
-    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\) once before training, or give mu=0"):
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\) once before training, or use mu=0"):
         method.backward(lambda: F.cross_entropy(model(**given), torch.tensor([0, 1, 2])))
     with pytest.raises(ValueError, match="of other parameters"):
         method.load_state_dict({"weight_average": {"head.weight": torch.ones(1)}})

@@ -1,4 +1,4 @@
-"""The one error that means: what was given cannot be used, and here is what to do."""
+"""The error for unusable input, whose message says what to do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something outside the code is wrong: a file, a column, an option.
+    """An input is wrong: a file, a column, an option.
 
-    The message is one line that says what was wrong, where, and what to do. The command line prints it
-    without a traceback and exits with code 2.
+    The message is one line that says what is wrong, where, and what to do. The command line prints it without a
+    traceback and exits with code 2.
     """
 
 

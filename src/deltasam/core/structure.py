@@ -1,4 +1,4 @@
-"""What a model consists of, from one walk through it: a step asks for it a dozen times."""
+"""Modules, parameters and buffers of a model, collected in one traversal: a step needs them a dozen times."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from deltasam.core.torch_internals.modules import own_buffers, own_modules, own_
 
 
 class Structure:
-    """The modules and parameters of a model as they are when this is made, each once, in the order of PyTorch.
+    """Snapshot of the modules and parameters of a model, each once, in PyTorch's order.
 
     Attributes:
         model: The model.
-        modules: By name; the model itself is "".
-        parameters: By name.
-        trained: Those that are trained now, by name.
-        buffers: Of all modules.
-        sharded: The modules that FSDP2 has cut up between processes.
+        modules: Modules by name; the model itself is "".
+        parameters: Parameters by name.
+        trained: Parameters that require a gradient, by name.
+        buffers: Buffers of all modules.
+        sharded: The modules that FSDP2 shards across processes.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""What a call finds around it, and leaves there however it ends: modes of PyTorch, hooks of the model.
+"""Restore PyTorch's modes and the model's hooks after an error or an interrupt.
 
 An interrupt (Ctrl-C) may fall between any two instructions of Python: before ``__exit__`` is called, inside it, or
-inside a ``finally``. So context managers alone put nothing back for sure. What they should leave is noted before the
-call; after an error it is set again, all of it, whatever they did, and once more if an interrupt falls into that too.
+inside a ``finally``. So context managers alone cannot guarantee that state is restored. The state is saved before the
+call; after an error all of it is set again, whatever the context managers did, and once more if an interrupt falls into
+that too.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ _OURS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), conte
 
 
 class UndoneOnError:
-    """After an error of what runs inside, calls a function; ``with u, u:`` calls it again if it was broken off.
+    """Call a function after an error inside the context; ``with u, u:`` calls it again if it was interrupted.
 
-    A class, since a generator that an interrupt leaves suspended would go on when nobody expects it any more.
+    A class, since a generator that an interrupt leaves suspended would resume at an unexpected time.
 
     Args:
-        undo: What to call.
+        undo: The function, called with the error.
     """
 
     def __init__(self, undo: Callable[[BaseException], None]) -> None:
         self._undo, self._done = undo, False
-        self._handled = sys.exc_info()[1]  # it is no part of what happens inside
+        self._handled = sys.exc_info()[1]  # an earlier error, not one from inside the context
 
     def __enter__(self) -> None:
         pass
@@ -51,15 +52,15 @@ class UndoneOnError:
             self._done = True
         interrupt = interrupt_behind(error, self._handled)
         if interrupt is not None and interrupt is not error:
-            raise interrupt  # what it has left of a context manager was an error as well, and has hidden it
+            raise interrupt  # a context manager that it interrupted raised an error of its own, which hides it
 
 
 def interrupt_behind(error: BaseException, handled: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C that an error came of, if it did.
+    """The KeyboardInterrupt that caused an error, if any.
 
     Args:
         error: The error.
-        handled: What was being handled before, of which it did not come.
+        handled: The error that was already being handled, which is not a cause.
     """
     link: BaseException | None = error
     while link is not None and link is not handled:
@@ -70,12 +71,12 @@ def interrupt_behind(error: BaseException, handled: BaseException | None) -> Key
 
 
 class Surroundings:
-    """Grad mode, autocast, function and dispatch modes, and all else that is on or off for a while; a model's hooks.
+    """Snapshot of grad mode, autocast, function and dispatch modes and other temporary state, and of a model's hooks.
 
-    As they were when this was made. To make one costs microseconds.
+    Taking one costs microseconds.
 
     Args:
-        model: Hooks that are registered on it or its modules from now on are removed by ``restore``.
+        model: The model; ``restore`` removes hooks that were registered on it or its modules after the snapshot.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,7 +90,7 @@ class Surroundings:
         self._next_hook = RemovableHandle.next_id
 
     def restore(self) -> None:
-        """Set all of it again."""
+        """Restore the snapshot."""
         self._modes.restore()
         self._restore_autocast()
         set_stance(self._stance)
@@ -112,10 +113,10 @@ class Surroundings:
 
 
 def finish_suspended(error: BaseException) -> None:
-    """Let the context managers that an interrupt left suspended run to their ends now.
+    """Run the context managers that an interrupt left suspended to their ends now.
 
-    Else a generator that is held by the traceback alone would do so when that is freed: it would put back what was
-    there before, over what has come since. An ordinary error leaves none, and its frames are kept for a debugger.
+    Otherwise a generator held by the traceback alone would finish when the traceback is freed, and overwrite later
+    state with what it had saved. An ordinary error leaves none suspended, and its frames are kept for a debugger.
     """
     links: list[BaseException | None] = [error]
     seen: set[BaseException] = set()
@@ -132,6 +133,7 @@ def finish_suspended(error: BaseException) -> None:
 
 
 def _autocast_nesting() -> int:
-    # In one instruction, which no interrupt falls into: the second undoes the first.
+    # Only a change of the nesting returns it; the second call undoes the first, in one instruction that no interrupt
+    # can split.
     _, nesting = map(methodcaller("__call__"), (torch.autocast_increment_nesting, torch.autocast_decrement_nesting))
     return int(nesting)

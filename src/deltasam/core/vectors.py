@@ -15,20 +15,20 @@ from deltasam.core.torch_internals import foreach
 Vector = Sequence[Tensor | None]
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-# Differences are formed this many elements at a time, without memory of the model's size: on a CPU in its cache,
-# elsewhere in few launches.
+# Differences are computed in chunks of this many elements, without memory of the model's size: on a CPU they fit in
+# its cache, elsewhere they take few kernel launches.
 _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 
-# So few numbers are copied in less time than an operation takes to launch.
+# Up to this many elements, a copy takes less time than a kernel launch.
 _SMALL = 1 << 12
 
 
 TINY = 1e-15
-"""The square of a smaller norm may be 0 in float32."""
+"""The square of a smaller norm may underflow to 0 in float32."""
 
 
 class Length(NamedTuple):
-    """A norm [], and what it is: the device is waited for once."""
+    """A norm [], and its value as a number: one device sync for both."""
 
     norm: Tensor
     value: float
@@ -40,14 +40,14 @@ def norm(vector: Vector) -> Tensor:
 
 
 def length(vector: Vector) -> Length:
-    """The same with its value."""
+    """Euclidean norm over all entries, as a tensor and as a number."""
     tensors = [_real(t.detach()) for t in vector if t is not None and t.numel()]
     if not tensors:
         return Length(torch.zeros(()), 0.0)
     result = _norm(tensors, _accumulation_dtype(tensors))
     value = result.item()
     if (not math.isfinite(value) or value < TINY) and result.device.type != "mps":  # which has no float64
-        # With a large loss scale squares may be infinite where gradients are not, and 0 with a small one.
+        # With a large loss scale squares may overflow where gradients do not; with a small one they may underflow.
         result = _norm(tensors, torch.float64)
         value = result.item()
     return Length(result, value)
@@ -61,7 +61,7 @@ def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Euclidean norm [] over all tensors; small ones are put together, which costs less than a launch for each."""
+    """Euclidean norm [] over all tensors; small ones are concatenated, which is cheaper than a launch for each."""
     large: list[Tensor] = []
     small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for t in tensors:
@@ -74,7 +74,7 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
-    """``a + factor * b``. Not in place: autograd may give one tensor as the gradient of two parameters."""
+    """``a + factor * b``. Not in place: autograd may return one tensor as the gradient of two parameters."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     sums = iter(foreach.add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
 
@@ -87,7 +87,7 @@ def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
 
 
 def times(vector: Vector, factor: float) -> list[Tensor | None]:
-    """A vector times a number; not in place either."""
+    """A vector multiplied by a number; not in place."""
     there = [t for t in vector if t is not None]
     products = iter(foreach.mul(there, factor) if there else ())
     return [None if t is None else next(products) for t in vector]
@@ -100,10 +100,10 @@ def distance(
     """Euclidean norm [] of ``(end - start) / scale`` over all parameters.
 
     Args:
-        ends: One tensor per parameter; this process's part of it, where it is sharded.
-        starts: Likewise.
-        scales: Likewise.
-        of: The parameters, where some may be sharded.
+        ends: End points, one tensor per parameter; this process's shard where it is sharded.
+        starts: Starting points, in the same form.
+        scales: Units, in the same form; None: 1.
+        of: The parameters; needed where some may be sharded.
     """
     ends, starts = ([_real(t) for t in tensors] for tensors in (ends, starts))
     dtype, sharded = _accumulation_dtype(ends), any(map(is_sharded, of))
@@ -125,15 +125,15 @@ def distance(
 def _groups(
     ends: Sequence[Tensor], *others: Sequence[Any], together: bool
 ) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """Tensors and what belongs to each, so many at a time as make a chunk; one that is larger is cut.
+    """Group tensors, and companions of each, into chunks; a tensor larger than a chunk is split.
 
     Args:
         ends: The tensors.
-        *others: What belongs to each; broadcast against it.
-        together: Small ones are put together, and given out as the first of them.
+        *others: Companions of each tensor; broadcast against it.
+        together: Whether small tensors are concatenated, and yielded under the index of the first.
 
     Yields:
-        The numbers of the tensors, and the pieces of each argument.
+        The indices of the tensors, and the pieces of each argument.
     """
     columns = [
         ends,
@@ -163,7 +163,7 @@ def _groups(
 
 
 def length_to(radius: float, norm: Tensor | Length) -> float:
-    """The factor that brings a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
+    """The factor that scales a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
 
     No small constant is added to the norm, so any positive scale of the loss cancels exactly.
     """
@@ -183,7 +183,7 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
             groups.append([])
             size = pair[1].numel()
         groups[-1].append(pair)
-    for group in groups:  # steps in half precision are widened: all at once they would be twice the model's size
+    for group in groups:  # steps in half precision are upcast: all at once they would take twice the model's size
         foreach.add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
 
 

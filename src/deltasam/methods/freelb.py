@@ -1,4 +1,4 @@
-"""FreeLB: adversarial input embeddings, whose every step is also a step of training."""
+"""FreeLB: adversarial perturbations of the input embeddings; every ascent step also contributes to the gradient."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class FreeLB(Regularizer, name="freelb"):
     """Mean gradient along an ascent in the input embeddings: ``mean_t grad L(w, x + delta_t)``, t = 1 to steps.
 
     ``delta_1`` is uniform noise, ``delta_{t+1} = delta_t + adv_lr * g_t / |g_t|`` with ``g_t`` the gradient of the loss
-    with respect to it, for each example by itself, brought back to length max_norm where it is longer. All steps see
-    the same dropout masks. Needs a loss only, no logits. ``loss`` among the metrics is that at ``delta_1``, and so are
-    the statistics of BatchNorm; ``perturbed_loss`` is that at the last.
+    with respect to it, normalised per example and projected to norm max_norm where it is longer. All steps see the same
+    dropout masks. Needs a loss only, no logits. The metric ``loss`` and the statistics of BatchNorm are those at
+    ``delta_1``; ``perturbed_loss`` is the loss at the last delta.
 
     Cost: as many passes as ``steps``.
 
     Source: Zhu et al., "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", ICLR 2020
     (arXiv 1909.11764), algorithm 1.
 
-    When: robustness to small changes of the input words is what you want, rather than flatness in the weights. It needs
-    no logits, so it works with any loss.
+    When: you want robustness to small changes of the input words rather than flatness in the weights. It needs no
+    logits, so it works with any loss.
 
-    When not: inputs that are no token ids (images, ``inputs_embeds``): refused. Settings of a paper are per task and
-    range widely: it wants a search.
+    When not: inputs are not token ids (images, ``inputs_embeds``): refused. The paper's settings are per task and range
+    widely: it needs a search.
 
     Args:
         model: The model to train.
-        steps: How many gradients are averaged.
-        adv_lr: How far an ascent step goes, in the Euclidean norm over all tokens of an example.
-        init_mag: Size of the noise at the start: uniform between plus and minus init_mag over the root of (tokens times
-            width), so about 0.6 init_mag long. With adv_lr=0 and init_mag=0 it is plain training.
-        max_norm: The longest an offset may be. 0: any length.
+        steps: Number of gradients that are averaged.
+        adv_lr: Length of an ascent step, in the Euclidean norm over all tokens of an example.
+        init_mag: Magnitude of the initial noise: uniform between plus and minus init_mag / sqrt(tokens * width), so
+            its norm is about 0.6 init_mag. With adv_lr=0 and init_mag=0 it is plain training.
+        max_norm: Largest norm of an offset. 0: unbounded.
 
     Raises:
-        ValueError: steps is below 1, or another is negative, NaN or infinite.
+        ValueError: steps is below 1, or another argument is negative, NaN or infinite.
     """
 
     neutral: ClassVar[dict[str, float]] = {"adv_lr": 0.0, "init_mag": 0.0}

@@ -1,4 +1,4 @@
-"""R3F: a little noise in the embeddings shall not change the prediction."""
+"""R3F: predictions should not change under a little noise in the embeddings."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
 class R3F(PredictionRegularizer, name="r3f"):
-    """A second forward with noise in the embeddings, pulled to the first: ``grad [L + lam * D(p, p_noisy)]``.
+    """Consistency with a forward that has noise in the embeddings: ``grad [L + lam * D(p, p_noisy)]``.
 
     D is the mean over the predictions of ``KL(p, p_noisy) + KL(p_noisy, p)``, each weighted as in the loss. In the
-    noisy forward the embeddings get no gradient. For regression there is no D, as in the authors' code, and it is plain
-    training.
+    noisy forward the embeddings receive no gradient. For regression there is no D, as in the authors' code, and it is
+    plain training.
 
-    Cost: two forwards and a backward of both.
+    Cost: two forwards and a backward through both.
 
     Source: Aghajanyan et al., "Better Fine-Tuning by Reducing Representational Collapse", ICLR 2021 (arXiv 2008.03156);
-    fresh masks and the missing gradient are the authors' code.
+    fresh masks and the missing gradient follow the authors' code.
 
-    When: fine-tuning a pretrained language model to classes or tokens, as a baseline without an ascent.
+    When: fine-tuning a pretrained language model to predict classes or tokens, as a baseline without an ascent.
 
-    When not: regression: it does nothing there. Inputs that are no token ids (images, ``inputs_embeds``): refused.
+    When not: regression, where it has no effect. Inputs are not token ids (images, ``inputs_embeds``): refused.
 
     Args:
         model: The model to train.
-        eps: Size of the noise.
+        eps: Magnitude of the noise.
         lam: Weight of D. 0 is plain training.
-        noise: ``uniform``: between plus and minus eps; or ``normal``: with standard deviation eps.
-        dropout: ``fresh``: the noisy forward has other dropout masks, as in the authors' code, so with dropout D
-            is mostly R-Drop's; or ``same``: the noise is all that differs, as the equation has it.
+        noise: Distribution: ``uniform`` between plus and minus eps, or ``normal`` with standard deviation eps.
+        dropout: ``fresh``: the noisy forward draws other dropout masks, as in the authors' code, so with dropout D
+            is mostly R-Drop's; or ``same``: only the noise differs, as in the equation.
 
     Raises:
-        ValueError: eps or lam is negative, NaN or infinite, or there is no such noise or dropout.
+        ValueError: eps or lam is negative, NaN or infinite, or noise or dropout is unknown.
     """
 
     neutral: ClassVar[dict[str, float]] = {"lam": 0.0}

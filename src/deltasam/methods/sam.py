@@ -12,7 +12,7 @@ from deltasam.methods.bases.batch_perturbation import BatchPerturbation
 class SAM(BatchPerturbation, name="sam"):
     """Gradient at the adversarial weights of the batch: ``grad L(w + rho * g / |g|)``, ``g = grad L(w)``.
 
-    Minimises the largest loss within distance rho of the weights, to first order, the perturbation held
+    Minimises the largest loss within distance rho of the weights, to first order, with the perturbation treated as a
     constant.
 
     Cost: two passes.
@@ -20,16 +20,16 @@ class SAM(BatchPerturbation, name="sam"):
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021
     (arXiv 2010.01412), equation 2 and algorithm 1.
 
-    When: always the first to try, on any model and any loss. A scalar loss is enough, and most of what is published on
-    sharpness-aware training is about this method, so its radius is the easiest to guess.
+    When: always the first to try, on any model and any loss. A scalar loss is enough, and most publications on
+    sharpness-aware training are about this method, so its radius is the easiest to guess.
 
     When not: training is so short that the data is not fitted when it ends: a perturbation slows learning down. With
-    sharded weights only as ``share=global``.
+    sharded weights use it with ``share=global`` only.
 
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        share: Who shares a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
+        share: Scope of a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
             on one process), or ``global`` (all of them on all processes).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Base classes of the methods that leave the weights where they are and regularise what the model predicts."""
+"""Base classes of the methods that regularise the model's predictions and do not move the weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from deltasam.method import Method, Step
 
 
 class Regularizer(Method):
-    """A method that looks into the forward pass; at its neutral hyper-parameters it runs one plain pass.
+    """A method that hooks into the forward pass; with its neutral hyper-parameters it runs one plain pass.
 
-    A compiled model is run eagerly, with a warning: compiled code shows neither logits nor embeddings.
+    A compiled model is run eagerly, with a warning: hooks see neither logits nor embeddings in compiled code.
 
     Args:
         model: The model to train.
     """
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
-        """Fill ``.grad`` from micro-batches, the model run eagerly."""
+        """Fill ``.grad`` from micro-batches, running the model eagerly."""
         if is_compiled(self.model.modules()):
             self.warn_once(
-                f"{type(self).__name__} runs the compiled model as it was written: compiled code does not show what "
-                f"it must see of a forward; to train at the speed of compiled code use SAM or ASAM"
+                f"{type(self).__name__} runs the compiled model as it was written: compiled code does not expose what "
+                f"it needs to see of a forward; to train at the speed of compiled code use SAM or ASAM"
             )
         with eager():
             return super().fill_step(micro_batches)
@@ -38,14 +38,14 @@ class Regularizer(Method):
 
     @abc.abstractmethod
     def regularize(self, passes: Passes) -> Step:
-        """Fill ``.grad`` with the gradient of the loss and its regularisation."""
+        """Fill ``.grad`` with the gradient of the regularised loss."""
 
 
 class PredictionRegularizer(Regularizer):
     """A regulariser that compares the predictions of two forwards.
 
     Attributes:
-        dropout: ``fresh``: the later forwards draw other dropout masks than the first; ``same``: they replay its own.
+        dropout: ``fresh``: the later forwards draw new dropout masks; ``same``: they replay those of the first.
     """
 
     dropout: str = "fresh"
@@ -57,5 +57,5 @@ class PredictionRegularizer(Regularizer):
 
     @property
     def fresh_dropout(self) -> bool:
-        """As ``dropout`` says."""
+        """Whether ``dropout`` is ``fresh``."""
         return self.dropout == "fresh"

@@ -24,7 +24,7 @@ class SentenceTask(Task):
     """A pretrained encoder that is to know a sentence among the others of its batch.
 
     A sentence's two views differ in dropout and in a span that is masked in one of them. The model is called once for
-    each view, so that a sentence is one row of both calls: for a method that looks at single examples the example is
+    each view, so that a sentence is one row of both calls: for a per-example method the example is
     the sentence, and both its views have its own copy of the weights. Negatives are the other sentences of the batch;
     where several processes share a batch, those of the own process. A sentence that is alone has a loss of 0.
     """

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from deltasam.lab.data.setting import Setting
     from deltasam.lab.train.results import RunResult
 
-REPORT = "report.html"
 ALL = "all"
 SIZE = 320
 """Training examples per run unless told: so many, or all where there are fewer."""
@@ -171,15 +170,15 @@ def _compare(
     trackers: tuple[str, ...],
 ) -> None:
     from deltasam.lab.compare.grid import Grid
-    from deltasam.lab.folders.output import check_folder, claim_folder
+    from deltasam.lab.folders.config import check_folder, create_run_folder
 
-    processes.on_main(lambda: check_folder(output, choices))
+    processes.on_main(lambda: check_folder(output, "compare", choices))
     data = options.load(choices)
     settings = _settings(data, axes, choices["noisy_selection"])
     grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every, after=choices["after"])
     grid.check()
     recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: claim_folder(output, recorded))
+    processes.on_main(lambda: create_run_folder(output, "compare", recorded))
     if processes.is_main():
         print(data_line(data, [setting.train_size for setting in settings]), file=sys.stderr)
     results = _run(grid, output, launcher, trackers)
@@ -191,7 +190,7 @@ def _compare(
 
 def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:
     from deltasam.cli.progress import GridProgress
-    from deltasam.lab.compare.grid import read_results
+    from deltasam.lab.folders.files import read_results
 
     with GridProgress(len(list(grid.cells())), len(read_results(output))) as progress:
         return grid.run(output, watch=progress.show, launcher=launcher, trackers=trackers)
@@ -201,21 +200,23 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
     from rich.console import Console
 
     from deltasam.lab.compare.after_rows import after_rows
-    from deltasam.lab.compare.statistics.statistics import compare, conclusion
-    from deltasam.lab.compare.statistics.terminal import after_table, comparison_table
-    from deltasam.lab.report import write_report
+    from deltasam.lab.compare.statistics.compare import compare_runs
+    from deltasam.lab.compare.statistics.conclusion import row_conclusion
+    from deltasam.lab.compare.text_tables import after_table, row_table
+    from deltasam.lab.folders.files import PAGE
+    from deltasam.lab.report.page import write_report
     from deltasam.lab.train.results import by_setting
 
-    write_report(results, recorded, output / REPORT)
+    write_report(results, recorded, output / PAGE)
     console, settings = Console(), by_setting([r.labelled() for r in results])
     for setting, runs in settings.items():
-        comparison = compare(runs)
+        row = compare_runs(runs)
         if setting and len(settings) > 1:
             console.print(f"\n{setting.title}", style="bold", highlight=False)
-        console.print(comparison_table(comparison))
-        console.print(conclusion(comparison), markup=False, highlight=False)
-        if rows := after_rows(comparison, runs):
+        console.print(row_table(row))
+        console.print(row_conclusion(row), markup=False, highlight=False)
+        if changed := after_rows(row, runs):
             console.print()
-            console.print(after_table(comparison, rows))
-    console.print(f"Report: {output / REPORT}", markup=False, highlight=False, soft_wrap=True)
+            console.print(after_table(row, changed))
+    console.print(f"Report: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Training examples: deltasam examples {output}", markup=False, highlight=False, soft_wrap=True)

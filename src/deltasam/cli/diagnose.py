@@ -159,15 +159,15 @@ def _diagnose(
 
     from deltasam.cli.progress import DiagnosisProgress
     from deltasam.lab.diagnose import count, diagnose, load_subjects, write_diagnosis_page
-    from deltasam.lab.folders.output import check_folder, claim_folder
+    from deltasam.lab.folders.config import check_folder, create_run_folder
     from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
 
-    check_folder(output, choices)
+    check_folder(output, "diagnose", choices)
     data = options.load(choices)
     subjects = load_subjects(checkpoints, data, settings)
     weights = {subject.name: subject.weights_digest() for subject in subjects}
     recorded = {**choices, PROVENANCE: {**provenance(data), "weights_sha256": weights}}
-    claim_folder(output, recorded)
+    create_run_folder(output, "diagnose", recorded)
     seed_everything(settings.seed)
     with DiagnosisProgress(count(subjects, names)) as progress, deterministic_algorithms():
         diagnosis = diagnose(subjects, names, output, recorded, progress.show)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from deltasam.diagnostics.examples import NUMBERS
-from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics import formatting
+from deltasam.lab.compare.text_tables import rich_table
 from deltasam.lab.data.setting import Setting
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltasam.lab.compare.statistics.comparison import MethodSummary
+    from deltasam.lab.compare.statistics.table import Cell
 
 MEANING = {
     "weight": "weight: how much the example counts in the perturbation, on average over its visits; 1 is average.",
@@ -39,8 +39,10 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         top: How many to show.
     """
     first = ranked.iloc[0]
-    table = _table(f"{first['method']} seed {first['seed']}{_setting(first)}")
-    table.caption = Text(f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}")
+    table = rich_table(
+        title=f"{first['method']} seed {first['seed']}{_setting(first)}",
+        caption=f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
+    )
     # Runs of one folder need not have the same columns: those of others are empty here.
     columns = [name for name in ("label", "clean_label", "prediction") if name in ranked and ranked[name].notna().any()]
     counted = "correct_visits" in ranked and ranked["correct_visits"].notna().any()
@@ -48,28 +50,21 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         table.add_column(name.replace("clean_label", "label was"), overflow="fold")
     table.add_column("text", overflow="fold", ratio=1)
     for row in ranked.head(top).to_dict("records"):
-        cells = [str(row["row"]), rounding.plain(row[f"mean_{by}"])]
+        cells = [str(row["row"]), formatting.format_number(row[f"mean_{by}"])]
         cells += [_was(row) if name == "clean_label" else _plain(row[name]) for name in columns]
         cells += [f"{row['correct_visits']:.0f} of {row['visits']:.0f}"] if counted else []
         table.add_row(*map(Text, cells), Text(_short(row["text"])))  # Text: no markup
     return table
 
 
-def detection_table(title: str, methods: Sequence[MethodSummary]) -> Table:
+def detection_table(title: str, methods: Sequence[Cell]) -> Table:
     """How well each mean finds wrong labels, by method: AUROC with its 95 % interval over seeds."""
-    table = _table(title)
-    table.caption = Text("± 95 % interval over seeds")
+    table = rich_table(title=title, caption="± 95 % interval over seeds")
     table.add_column("method", overflow="fold")
     for by in NUMBERS:
         table.add_column(f"AUROC of {by}", justify="right", no_wrap=True)
     for method in methods:
-        table.add_row(Text(method.method), *(Text(rounding.mean_margin(method.auroc.get(by))) for by in NUMBERS))
-    return table
-
-
-def _table(title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.title, table.title_justify, table.caption_justify = Text(title), "left", "left"
+        table.add_row(Text(method.method), *(Text(formatting.mean_margin(method.auroc.get(by))) for by in NUMBERS))
     return table
 
 

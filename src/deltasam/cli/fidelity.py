@@ -98,10 +98,10 @@ def _measure_and_show(output: Path | None, choices: dict[str, Any], settings: Tr
     from rich.console import Console
 
     from deltasam.cli.fidelity_table import fidelity_table, meaning
-    from deltasam.lab.folders.output import check_folder
+    from deltasam.lab.folders.config import check_folder
 
     if output is not None:
-        check_folder(output, choices)
+        check_folder(output, "fidelity", choices)
     data = options.load(choices)
     results = _measure(data, settings, choices)
     if output is not None:
@@ -159,9 +159,9 @@ def _progress(steps: Iterable[int], what: str, total: int) -> Iterable[int]:
 
 def _save(output: Path, results: list[Fidelity], recorded: dict[str, Any]) -> None:
     from deltasam.core.files import write_atomically
-    from deltasam.lab.folders.output import claim_folder
-    from deltasam.lab.train.jsonable import plain
+    from deltasam.lab.folders.config import create_run_folder
+    from deltasam.lab.train.jsonable import to_jsonable
 
-    claim_folder(output, recorded)
-    found = plain(results)  # each with its means and spreads
+    create_run_folder(output, "fidelity", recorded)
+    found = to_jsonable(results)  # each with its means and spreads
     write_atomically(output / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")

@@ -15,6 +15,7 @@ from deltasam.cli import options
 from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.lab.folders.files import METRICS
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
 from deltasam.lab.train.provenance import provenance
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from deltasam.lab.data.dataset import TextData
     from deltasam.lab.train.results import RunResult
     from deltasam.lab.train.run import Run
-
-METRICS = "metrics.json"
 
 
 def train(
@@ -104,9 +103,9 @@ def _data(choices: dict[str, Any]) -> TextData:
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
-    from deltasam.lab.folders.output import check_folder
+    from deltasam.lab.folders.config import check_folder
 
-    begun = check_folder(output, choices)
+    begun = check_folder(output, "train", choices)
     if resume and not begun:
         raise UserError(f"there is nothing to resume in {output}; leave out --resume")
     if begun and (output / METRICS).exists():
@@ -117,7 +116,7 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
 
 def _how_to_go_on(output: Path) -> str:
     """What is kept of a training that was stopped, and which command goes on."""
-    from deltasam.lab.folders.output import CONFIG
+    from deltasam.lab.folders.files import CONFIG
 
     if (output / METRICS).exists():
         return f"the training is finished; model in {output}"
@@ -136,15 +135,16 @@ def _fit(
 ) -> None:
     from deltasam.cli.progress import RunProgress
     from deltasam.lab.data.setting import Setting
-    from deltasam.lab.folders.output import claim_folder
+    from deltasam.lab.folders.config import create_run_folder
+    from deltasam.lab.folders.files import CHECKPOINT
     from deltasam.lab.train.checkpoint import resume_run, save_when_due
     from deltasam.lab.train.run import Run, train_run
     from deltasam.lab.train.tracking import tracked
 
     run = Run(data, settings, choices["method"], choices["seed"])
     recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: claim_folder(output, recorded))
-    checkpoint = output / "checkpoint.pt"
+    processes.on_main(lambda: create_run_folder(output, "train", recorded))
+    checkpoint = output / CHECKPOINT
     if processes.on_main(checkpoint.exists):
         resume_run(checkpoint, run)
 
@@ -178,7 +178,7 @@ def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:
     """Write the record; gives the metrics of the model that was kept."""
     from deltasam.core.files import write_atomically
     from deltasam.diagnostics.examples.csv_file import write_csv
-    from deltasam.lab.compare.kept_examples import EXAMPLES, HISTORY
+    from deltasam.lab.folders.files import EXAMPLES, HISTORY
 
     if run.diverged:
         raise UserError(

@@ -1,22 +1,20 @@
-"""The tables of training examples that finished runs have left, found by the folder of the runs."""
+"""The tables of training examples that finished runs have left."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltasam.diagnostics.examples.csv_file import read_examples
+from deltasam.diagnostics.examples.recorder import ranking
 from deltasam.errors import UserError
-from deltasam.lab.compare.grid import RESULTS, examples_path, read_results
-from deltasam.lab.compare.launchers import Cell
+from deltasam.lab.compare.launchers.launcher import Cell
+from deltasam.lab.folders.files import EXAMPLES, RESULTS, examples_path, read_history, read_results
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.variant import full_spec, short_spec
 
 if TYPE_CHECKING:
     import pandas as pd
-
-HISTORY, EXAMPLES = "history.json", "examples.csv"
-"""What ``deltasam train`` leaves beside the model: the result, and the table of examples."""
 
 
 class KeptRun(NamedTuple):
@@ -26,15 +24,51 @@ class KeptRun(NamedTuple):
     path: Path
 
     def read(self) -> pd.DataFrame:
-        """The table of its examples.
+        """The table of its examples: first which run it is, then what was recorded.
 
         Raises:
             UserError: It cannot be read.
         """
+        import pandas as pd
+
         try:
-            return read_examples(self.path)
+            table = read_examples(self.path)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.path} ({error}); run again to another --output") from error
+        known: dict[str, Any] = {"method": short_spec(self.result.method), "seed": self.result.seed}
+        if setting := self.result.setting:
+            known |= {"train_size": setting.train_size, "label_noise": setting.label_noise}
+        return pd.concat([pd.DataFrame(known, index=table.index), table], axis=1)
+
+
+def inspect_examples(
+    folder: str | Path, *, by: str | None = None, method: str | None = None, seed: int | None = None
+) -> pd.DataFrame:
+    """Every training example of every run in a folder: one row per run and example.
+
+    First which run it is: ``method`` (the short spec), ``seed``, ``train_size``, ``label_noise``. Then the columns of
+    ``ExampleRecorder.frame`` (``docs/how-to/inspect_examples.md``), as far as a run has them.
+
+    Args:
+        folder: The output of ``deltasam train`` or ``compare``, or the folder ``final`` of a row of ``reproduce``.
+        by: ``weight``, ``norm`` or ``loss``: the examples of each run by this mean, largest first, without those that
+            have none. None: all of them, in the order of the data.
+        method: Only runs of this method: its name, or its spec.
+        seed: Only runs with this seed.
+
+    Raises:
+        UserError: There are no such runs, none with a table of examples, or none with such a mean.
+    """
+    import pandas as pd
+
+    runs = kept_runs(Path(folder), method, seed)
+    tables = [run.read() for run in runs]
+    if by is not None:
+        tables = [table.loc[ranking(table, by)] for table in tables if f"mean_{by}" in table]
+    if not tables:
+        methods = ", ".join(dict.fromkeys(short_spec(run.result.method) for run in runs))
+        raise UserError(f"no run of {methods} in {folder} has a {by} of its examples; every run has a loss")
+    return pd.concat(tables, ignore_index=True)
 
 
 def kept_runs(folder: Path, method: str | None = None, seed: int | None = None) -> list[KeptRun]:
@@ -66,10 +100,10 @@ def kept_runs(folder: Path, method: str | None = None, seed: int | None = None) 
 
 
 def _runs(folder: Path) -> list[KeptRun]:
-    if (folder / HISTORY).is_file():
-        return [KeptRun(RunResult.from_json((folder / HISTORY).read_text(encoding="utf-8")), folder / EXAMPLES)]
-    if found := read_results(folder):
-        return [KeptRun(r, examples_path(folder, Cell(r.seed, r.method, r.setting))) for r in found]
+    if alone := read_history(folder):
+        return [KeptRun(alone, folder / EXAMPLES)]
+    if results := read_results(folder):
+        return [KeptRun(run, examples_path(folder, Cell(run.seed, run.method, run.setting))) for run in results]
     inside = sorted(str(path.parent) for path in folder.glob(f"**/{RESULTS}")) if folder.is_dir() else []
     hint = f"; inside it there are {', '.join(inside)}" if inside else ""
     raise UserError(

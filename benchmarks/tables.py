@@ -16,8 +16,10 @@ import radius_of_m
 from cost import LOOP, PEER, ratio
 from deltasam.diagnostics import at_radius
 from deltasam.diagnostics.floor import FLOOR
-from deltasam.lab.compare.overview import conclusion, markdown_table, survey
-from deltasam.lab.reproduce import read_record
+from deltasam.lab.compare.statistics.compare import compare
+from deltasam.lab.compare.statistics.conclusion import conclusion
+from deltasam.lab.compare.text_tables import markdown_table
+from deltasam.lab.folders.record import read_record
 from deltasam.spec import full_spec, short_spec
 from norms import OPACUS, PLAIN
 from overhead import COMPILED, WRITTEN
@@ -36,11 +38,11 @@ MODELS = {"minilm": "MiniLM-L6 (6 layers, width 384)", "wide": "4 layers of BERT
 def record_table(name: str) -> str:
     """What the file of a table shows: the conclusion, the numbers, and the hyper-parameters that were chosen."""
     record = read_record(RESULTS / f"{name}.jsonl")
-    overview = survey(record.rows)
+    found = compare(record.rows)
     rows = {row.name: ", ".join(f"`{short_spec(spec)}`" for spec in row.labels) for row in record.rows}
     together = {specs: [row for row, found in rows.items() if found == specs] for specs in rows.values()}
     chosen = "\n".join(f"- {'; '.join(names)}: {specs}" for specs, names in together.items())
-    return f"{conclusion(overview)}\n\n{markdown_table(overview)}\nRun with\n\n{chosen}\n"
+    return f"{conclusion(found)}\n\n{markdown_table(found)}\nRun with\n\n{chosen}\n"
 
 
 def choose() -> str:

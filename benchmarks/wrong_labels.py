@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from deltasam import Method
-from deltasam.lab.compare.overview import TableRow
 from deltasam.lab.compare.statistics.paired import Difference, holm, paired_difference
-from deltasam.lab.reproduce import read_record
+from deltasam.lab.compare.statistics.run_group import RunGroup
+from deltasam.lab.folders.record import read_record
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.variant import short_spec
 
@@ -71,13 +71,13 @@ def difference(ours: dict[int, RunResult], theirs: dict[int, RunResult], metric:
     return found
 
 
-def told(found: Difference) -> str:
+def describe(found: Difference) -> str:
     """The mean and its interval."""
     e = found.estimate
     return f"{e.mean:+.1f} [{e.low:.1f}, {e.high:.1f}]"
 
 
-def lines_of(row: TableRow) -> list[Line]:
+def lines_of(row: RunGroup) -> list[Line]:
     """All methods of a row, in its order."""
     runs: dict[str, dict[int, RunResult]] = {spec: {} for spec in row.labels}
     for run in row.results:
@@ -103,7 +103,7 @@ def table_rows(path: Path) -> Iterator[tuple[str, ...]]:
         judged = ("", "")
         if line.label != BASELINE:
             p = next(corrected)
-            judged = (told(line.difference()), "< 0.001" if p < 0.001 else f"{p:.3f}")
+            judged = (describe(line.difference()), "< 0.001" if p < 0.001 else f"{p:.3f}")
         yield (
             name,
             line.label if line.label in Method.registry else f"{line.label} (rival)",
@@ -121,7 +121,7 @@ def against_rivals(path: Path) -> list[str]:
     for row in read_record(path).rows:
         lines = lines_of(row)
         rival = best_rival(lines)
-        each = [f"`{x.label}` {told(difference(x.runs, rival.runs, CHOSEN))}" for x in lines if x.label in METHODS]
+        each = [f"`{x.label}` {describe(difference(x.runs, rival.runs, CHOSEN))}" for x in lines if x.label in METHODS]
         found.append(f"{row.name}, minus {rival.label} (`{short_spec(rival.spec)}`): {'; '.join(each)}.")
     return found
 
@@ -139,9 +139,9 @@ def in_a_line(path: Path) -> str:
         for d, (more, less, noise) in zip((gain, over), words, strict=True)
     )
     return (
-        f"**{row.name}:** `{short_spec(best.spec)}` {word} {told(gain)} points of accuracy over plain training at the "
-        f"epoch that noisy rows choose, {told(last)} at the last epoch ({len(best.runs)} paired seeds, 95 % "
-        f"intervals). Over the best rival, {rival.label}: {told(over)}, {beside}."
+        f"**{row.name}:** `{short_spec(best.spec)}` {word} {describe(gain)} points of accuracy over plain training at "
+        f"the epoch that noisy rows choose, {describe(last)} at the last epoch ({len(best.runs)} paired seeds, 95 % "
+        f"intervals). Over the best rival, {rival.label}: {describe(over)}, {beside}."
     )
 
 

@@ -842,7 +842,7 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
         "diagnostics/test_fidelity.py",
     ),
     "the page leaves out that nothing was learned": (
-        "lab/report/part.py",
+        "lab/report/page.py",
         "learned = runs_no_better(self.results)",
         "learned = None",
         "no_better_than_one_class",

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from command_line import Cli
-from deltasam.lab.compare.grid import read_results
 from deltasam.lab.data import load_data
 from deltasam.lab.data.setting import Setting
+from deltasam.lab.folders.files import read_results
 
 
 def test_ends_in_table_conclusion_and_report(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 import deltasam.cli.demo
 from command_line import Cli
-from deltasam.lab.compare.grid import read_results
+from deltasam.lab.folders.files import read_results
 
 OPTIONS = yaml.safe_load((resources.files("deltasam.cli") / "demo.yaml").read_text(encoding="utf-8"))
 

@@ -13,8 +13,9 @@ from command_line import Cli
 from deltasam.cli.app import app
 from deltasam.diagnostics.examples import inspect_examples, read_examples
 from deltasam.errors import UserError
-from deltasam.lab.compare.grid import read_results
-from deltasam.lab.compare.statistics.statistics import compare, estimate
+from deltasam.lab.compare.statistics.compare import compare_runs
+from deltasam.lab.compare.statistics.paired import estimate
+from deltasam.lab.folders.files import read_results
 
 METHODS = "erm,delta_sam,per_instance_sam"
 
@@ -90,7 +91,7 @@ def test_what_the_result_keeps_is_of_the_table(compared: Path) -> None:
 
 def test_detection_over_the_seeds(compared: Path) -> None:
     results = read_results(compared)
-    for summary in compare(results).methods:
+    for summary in compare_runs(results).begun:
         runs = [r for r in results if r.method == summary.method]
         assert summary.auroc.keys() == summary.average_precision.keys() == runs[0].detection.keys()
         for by, found in summary.auroc.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Cli
-from deltasam.lab.compare.grid import read_results
+from deltasam.lab.folders.files import read_results
 
 ROOT = Path(__file__).parents[2]
 

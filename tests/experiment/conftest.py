@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deltasam.diagnostics.examples.detection import Detection, detection
-from deltasam.lab.compare.overview import TableRow
+from deltasam.lab.compare.statistics.run_group import RunGroup
 from deltasam.lab.data import TextData, load_data
 from deltasam.lab.data.setting import Setting
 from deltasam.lab.train.config import TrainConfig
@@ -52,7 +52,7 @@ def make_results() -> Factory:
 
 
 @pytest.fixture(scope="session")
-def make_rows() -> Callable[..., list[TableRow]]:
+def make_rows() -> Callable[..., list[RunGroup]]:
     return _rows
 
 
@@ -109,7 +109,7 @@ def _rows(
     effects: Mapping[str, float] | None = None,
     rng: int = 0,
     metrics: tuple[str, ...] = ("accuracy",),
-) -> list[TableRow]:
+) -> list[RunGroup]:
     """A table in paired design: all methods share the seed's noise, and ``effects`` are added to some."""
     noise = np.random.default_rng(rng)
     labels = ["erm", *(f"m{i}" for i in range(1, methods))] if isinstance(methods, int) else list(methods)
@@ -124,7 +124,7 @@ def _rows(
                  metrics=dict.fromkeys(metrics, float(values[i, s]) + (effects or {}).get(label, 0.0)) | {"loss": 0.4})
             for s in range(seeds) for i, (spec, label) in enumerate(specs.items())
         ]  # fmt: skip
-        rows.append(TableRow(name, metrics, results, specs))
+        rows.append(RunGroup(name, metrics, results, specs))
     return rows
 
 

@@ -16,11 +16,11 @@ from deltasam.diagnostics import after_noise
 from deltasam.lab.compare.after_rows import after_rows
 from deltasam.lab.compare.after_training import measure_after
 from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics.compare import compare_runs
 from deltasam.lab.compare.statistics.paired import Estimate, estimate
-from deltasam.lab.compare.statistics.statistics import compare
-from deltasam.lab.compare.statistics.terminal import after_table
+from deltasam.lab.compare.text_tables import after_table
 from deltasam.lab.data import TextData
-from deltasam.lab.report import write_report
+from deltasam.lab.report.page import write_report
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.run import Run, train_run
@@ -102,7 +102,7 @@ def near(found: Estimate | None, values: list[float]) -> bool:
 
 def test_differences_are_paired_by_seed(make_run: Callable[..., RunResult]) -> None:
     results = [RunResult.from_json(run.to_json()) for run in runs_of(make_run)]
-    rows = after_rows(compare(results), results)
+    rows = after_rows(compare_runs(results), results)
     assert [(row.change, row.method) for row in rows] == [
         ("as trained", "erm"), ("as trained", "sam"), ("4 bits", "erm"), ("4 bits", "sam")
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_differences_are_paired_by_seed(make_run: Callable[..., RunResult]) -> N
     assert near(found.estimate, [0.71, 0.77, 0.86])
     assert found.difference
     assert near(found.difference.estimate, [0.01, 0.02, 0.06])
-    assert not after_rows(compare(results), [dataclasses.replace(run, after={}) for run in results])
+    assert not after_rows(compare_runs(results), [dataclasses.replace(run, after={}) for run in results])
 
 
 def test_seeds_that_only_one_has_and_numbers_that_are_not_finite_are_left_out(
@@ -120,7 +120,7 @@ def test_seeds_that_only_one_has_and_numbers_that_are_not_finite_are_left_out(
     results = runs_of(make_run)
     results[0] = dataclasses.replace(results[0], after={})
     results[1].after["4 bits"]["accuracy"] = float("nan")
-    found = after_rows(compare(results), results)[3].cells["accuracy"]
+    found = after_rows(compare_runs(results), results)[3].cells["accuracy"]
     assert found.difference
     assert found.difference.by_seed == pytest.approx({2: 0.06})
     assert near(found.estimate, [0.71, 0.77, 0.86])
@@ -128,7 +128,7 @@ def test_seeds_that_only_one_has_and_numbers_that_are_not_finite_are_left_out(
 
 def test_the_terminal_and_the_page_show_them(make_run: Callable[..., RunResult], tmp_path: Path) -> None:
     results = runs_of(make_run)
-    comparison = compare(results)
+    comparison = compare_runs(results)
     rows = after_rows(comparison, results)
     mean, interval = rounding.signed_interval(rows[3].cells["accuracy"].difference.estimate)  # type: ignore[union-attr]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -8,63 +8,60 @@ from pathlib import Path
 
 import pytest
 
+from deltasam.lab.compare.statistics.compare import compare_runs, compare_together
 from deltasam.lab.compare.statistics.paired import holm
-from deltasam.lab.compare.statistics.statistics import compare
-from deltasam.lab.folders import Gathered
-from deltasam.lab.report import write_comparisons
-from deltasam.lab.report.together import judge
+from deltasam.lab.compare.statistics.run_group import RunGroup
+from deltasam.lab.report.page import write_comparisons
 
 METHODS = ["erm", "sam", "asam:rho=5"]
 HOSTILE = "</a><img src=x onerror=window.hacked=1>{{ 7*7 }}"
 
 
-def gathered(title: str, results: list, seeds: int = 3) -> Gathered:
+def group(title: str, results: list, seeds: int = 3) -> RunGroup:
     methods = dict.fromkeys(run.method for run in results)
-    return Gathered(title, results, {m: tuple(range(seeds)) for m in methods}, {"data": title})
+    return RunGroup.by_method(title, results, {m: tuple(range(seeds)) for m in methods}, {"data": title})
 
 
 @pytest.fixture(scope="module")
-def three(make_results) -> list[Gathered]:
+def three(make_results) -> list[RunGroup]:
     """A whole comparison, one of other methods that lacks runs, and one that has no erm."""
     whole, other = make_results(METHODS, 3), make_results(["erm", "delta_sam"], 2)
     without = make_results(["sam", "asam:rho=5"], 3)
-    return [gathered("runs/one", whole), gathered(HOSTILE, other), gathered("runs/three", without)]
+    return [group("runs/one", whole), group(HOSTILE, other), group("runs/three", without)]
 
 
 def test_every_difference_is_corrected_for_all_of_the_page(three):
-    overview, comparisons = judge(three)
-    assert overview.comparisons == 4  # sam and asam to erm; delta_sam, which is not finished; asam to sam
-    alone = [compare(g.results) for g in three]
+    table = compare_together(three)
+    assert table.comparisons == 4  # sam and asam to erm; delta_sam, which is not finished; asam to sam
+    alone = [compare_runs(g.results) for g in three]
     raw = [m.difference.p_value for c in (alone[0], alone[2]) for m in c.others]
     expected = holm([*raw, 1.0])[:3]
-    found = [m.difference.holm for c in (comparisons[0], comparisons[2]) for m in c.others]
+    found = [m.difference.holm for row in (table.rows[0], table.rows[2]) for m in row.others]
     assert found == pytest.approx(expected)
     assert all(p > m.difference.holm for p, m in zip(found, alone[0].others, strict=False))
-    table = [
-        c.summary.difference.holm for row in overview.rows for c in row.cells if c.summary and c.summary.difference
-    ]
-    assert [p for p in table if p is not None] == found  # the table and the parts say the same
+    everywhere = [cell.difference.holm for _, cell in table.cells if cell.difference]
+    assert [p for p in everywhere if p is not None] == found  # the table and the parts say the same
 
 
 def test_what_is_not_finished_is_not_judged(three):
-    overview, comparisons = judge(three)
-    (delta,) = comparisons[1].others
+    table = compare_together(three)
+    (delta,) = table.rows[1].others
     assert delta.difference.p_value is not None
-    assert (delta.verdict, delta.difference.holm, delta.difference.seeds_needed) == ("unknown", None, None)
-    verdicts = {cell.method: cell.verdict for cell in overview.rows[1].cells}
+    assert (delta.judgement, delta.difference.holm, delta.difference.seeds_needed) == ("unknown", None, None)
+    verdicts = {cell.method: cell.verdict for cell in table.rows[1].cells}
     assert verdicts == {"erm": "unfinished", "sam": "absent", "asam:rho=5": "absent", "delta_sam": "unfinished"}
 
 
 def test_one_whole_comparison_is_judged_as_if_alone(three):
-    _, (together,) = judge(three[:1])
-    assert together == compare(three[0].results)
+    (together,) = compare_together(three[:1]).rows
+    assert dataclasses.replace(together, name="") == compare_runs(three[0].results)
 
 
 def test_each_comparison_has_its_own_baseline(three):
-    overview, comparisons = judge(three)
-    assert [c.baseline for c in comparisons] == ["erm", "erm", "sam"]
-    assert overview.baseline == "the baseline"
-    assert [cell.method for cell in overview.rows[2].cells if cell.is_baseline] == ["sam"]
+    table = compare_together(three)
+    assert [row.baseline for row in table.rows] == ["erm", "erm", "sam"]
+    assert table.baseline == "the baseline"
+    assert [cell.method for cell in table.rows[2].cells if cell.is_baseline] == ["sam"]
 
 
 def test_one_comparison_has_no_table_of_comparisons(three, tmp_path: Path):
@@ -82,17 +79,14 @@ def test_where_the_baseline_alone_is_finished_the_others_are_still_to_come(three
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Only erm has finished runs so far: there is nothing to compare it with yet." in text
     assert "Only erm was run" not in text
-    write_comparisons([dataclasses.replace(begun, planned={"erm": (0, 1, 2)})], [], tmp_path / "page.html")
+    write_comparisons([group("runs/one", begun.results)], [], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Only erm was run: there is nothing to compare it with." in text
     assert "corrected" not in text
 
 
 def test_one_difference_needs_no_correction(three, tmp_path: Path):
-    planned = dict.fromkeys(("erm", "sam"), (0, 1, 2))
-    pair = dataclasses.replace(
-        three[0], results=[run for run in three[0].results if run.method in planned], planned=planned
-    )
+    pair = group("runs/one", [run for run in three[0].results if run.method in ("erm", "sam")])
     write_comparisons([pair], [], tmp_path / "page.html")
     assert "1 differences" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 

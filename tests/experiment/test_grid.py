@@ -10,10 +10,11 @@ import pytest
 
 from deltasam.core.files import write_atomically
 from deltasam.errors import UserError
-from deltasam.lab.compare.grid import Grid, read_results
+from deltasam.lab.compare.grid import Grid
 from deltasam.lab.compare.launchers import RunKey, RunProgress
 from deltasam.lab.data import TextData
 from deltasam.lab.data.setting import Setting
+from deltasam.lab.folders.files import read_results
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.results import ExampleRecord, RunResult
 

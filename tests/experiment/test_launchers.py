@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.grid import Grid, checkpoint_path, read_results
+from deltasam.lab.compare.grid import Grid
 from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher
 from deltasam.lab.compare.launchers.worker import Warned, do_apart
 from deltasam.lab.compare.launchers.worker_pool import WorkerPool
 from deltasam.lab.data import TextData
 from deltasam.lab.data.setting import Setting
+from deltasam.lab.folders.files import checkpoint_path, read_results
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.results import RunResult
 from sabotage import Killed, NotHere, Sabotaged, short_work

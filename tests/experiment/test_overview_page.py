@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.overview import TableRow, answer, survey
-from deltasam.lab.report import write_table_page
+from deltasam.lab.compare.statistics.compare import compare
+from deltasam.lab.compare.statistics.conclusion import answer
+from deltasam.lab.compare.statistics.run_group import RunGroup
+from deltasam.lab.report.page import write_table_page
 from deltasam.lab.train.majority_class import OneClass
 
 HOSTILE = [
@@ -24,7 +26,7 @@ HOSTILE = [
 ]
 
 
-def running(make_rows) -> list[TableRow]:
+def running(make_rows) -> list[RunGroup]:
     """Four tasks: whole with a run that diverged, half done, not begun, and with a method left out."""
     rows = make_rows(4, 4, effects={"m2": 0.05})
     rows[0].results[5] = dataclasses.replace(rows[0].results[5], metrics={"accuracy": math.nan, "loss": math.inf})
@@ -47,7 +49,7 @@ KINDS = {
 CHARTS = {"large": 12, "noise": 5, "one task": 1, "one seed": 5, "running": 3, "nothing yet": 0, "hostile": 6}
 
 
-def searched(rows: list[TableRow]) -> list[TableRow]:
+def searched(rows: list[RunGroup]) -> list[RunGroup]:
     return [dataclasses.replace(row, searched=dict.fromkeys(row.labels, "rho in 0.01, 0.02")) for row in rows]
 
 
@@ -71,7 +73,7 @@ def test_charts_and_size(pages, kind):
 
 def test_the_answer_comes_first_and_the_table_next(make_rows, pages):
     text = (pages / "large.html").read_text(encoding="utf-8")
-    first = html.escape(answer(survey(KINDS["large"](make_rows))), quote=False).replace("'", "&#39;")
+    first = html.escape(answer(compare(KINDS["large"](make_rows))), quote=False).replace("'", "&#39;")
     assert 0 < text.index(first) < text.index("<table") < text.index("<figure")
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from deltasam.lab.train.jsonable import plain
+from deltasam.lab.train.jsonable import to_jsonable
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Whole:
 
 
 def test_everything_that_is_known_is_kept() -> None:
-    found = plain(Whole((Part(1.5), Part(math.nan)), {"a": Part(-math.inf)}))
+    found = to_jsonable(Whole((Part(1.5), Part(math.nan)), {"a": Part(-math.inf)}))
     assert found == {
         "parts": [{"value": 1.5, "double": 3.0}, {"value": None, "double": None}],
         "by_name": {"a": {"value": None, "double": None}},

@@ -13,10 +13,12 @@ import vl_convert
 
 from deltasam.errors import UserError
 from deltasam.lab.compare.statistics import formatting as rounding
-from deltasam.lab.compare.statistics.statistics import compare, conclusion
+from deltasam.lab.compare.statistics.compare import compare_runs
+from deltasam.lab.compare.statistics.conclusion import row_conclusion
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.report import series, write_report
+from deltasam.lab.report import series
 from deltasam.lab.report.charts import Charts
+from deltasam.lab.report.page import write_report
 from deltasam.lab.train.majority_class import OneClass
 from deltasam.lab.train.results import EvaluationRecord, ExampleRecord, RunResult, StepRecord, by_setting
 
@@ -46,7 +48,7 @@ def step(number: int, loss: float, perturbed: float = 0.0, seconds: float = 0.1)
 def test_the_answer_comes_first_and_the_table_next(make_results, tmp_path):
     results = make_results(METHODS, 3)
     text = page(results, tmp_path)
-    answer = html.escape(conclusion(compare(results)), quote=False).replace("'", "&#39;")
+    answer = html.escape(row_conclusion(compare_runs(results)), quote=False).replace("'", "&#39;")
     assert 0 < text.index(answer) < text.index("<table") < text.index("<figure")
 
 
@@ -130,7 +132,7 @@ def test_examples_are_ranked_by_all_there_is(make_results, tmp_path):
     ranked = runs[2].ranked("loss")
     for title, expected in (("Largest loss", ranked[:10]), ("Smallest loss", ranked[::-1][:10])):
         rows = found["delta_sam"][title]
-        assert [row[0] for row in rows] == [rounding.plain(e.loss) for e in expected]
+        assert [row[0] for row in rows] == [rounding.format_number(e.loss) for e in expected]
         assert [row[3] for row in rows] == [e.text for e in expected]
         assert [row[1] for row in rows] == [e.label for e in expected]  # nothing is flipped without noise
 
@@ -149,7 +151,7 @@ def test_how_well_wrong_labels_are_found(make_results, tmp_path):
     runs = make_results(METHODS, 3, noise=0.3)
     text = page(runs, tmp_path)
     rows = cells(text.split('<table class="stacking detection"')[1].split("<tbody")[1].split("</tbody>")[0])
-    for row, m in zip(rows, compare(runs).methods, strict=True):
+    for row, m in zip(rows, compare_runs(runs).begun, strict=True):
         assert row == [rounding.mean_margin(m.auroc.get(by)) for by in ("weight", "norm", "loss")]
     assert rows[0][0] == "–"  # erm has no weights
     drawn = data(text)["datasets"]["detection-weight"]
@@ -286,7 +288,7 @@ def test_each_setting_has_a_part_of_its_own(wide, tmp_path):
     assert titles == [s.title for s in dict.fromkeys(r.setting for r in wide)]
     first = text.split('<dl class="answers">')[1].split("</dl>")[0]
     answers = [html.unescape(answer) for answer in re.findall(r"<dd>(.*?)</dd>", first)]
-    assert answers == [conclusion(compare(runs)) for runs in by_setting(wide).values()]
+    assert answers == [row_conclusion(compare_runs(runs)) for runs in by_setting(wide).values()]
     assert answers[0] == answers[1] == answers[2] != answers[3]  # the other three are the same runs
     assert len(re.findall('<table class="methods ', text)) == 4
     drawn = parts(text)
@@ -302,7 +304,7 @@ def test_charts_over_the_axes(wide, tmp_path):
     assert len(over["charts"]) == 8  # level and difference: over noise at two sizes, over size with and without noise
     rows = over["datasets"]["axis-0-difference"]
     assert {row["place"] for row in rows} == {"0 %", "40 %"}
-    comparison = compare([r for r in wide if r.setting == Setting(100, 0.4)])
+    comparison = compare_runs([r for r in wide if r.setting == Setting(100, 0.4)])
     (sam,) = [m for m in comparison.others if m.method.startswith("sam")]
     (row,) = [r for r in rows if r["place"] == "40 %" and r["method"] == sam.method]
     assert row["mean"] == pytest.approx(sam.difference.estimate.mean, rel=1e-4)

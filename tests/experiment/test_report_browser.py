@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.report import write_report
+from deltasam.lab.report.page import write_report
 
 HOSTILE = [
     "<script>window.hacked=1</script>",

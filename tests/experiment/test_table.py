@@ -6,16 +6,16 @@ import pytest
 from rich.console import Console
 
 from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics.compare import compare_runs
 from deltasam.lab.compare.statistics.paired import Estimate
-from deltasam.lab.compare.statistics.statistics import compare
-from deltasam.lab.compare.statistics.terminal import comparison_table
+from deltasam.lab.compare.text_tables import row_table
 
 METHODS = ["erm", "sam:rho=0.05", "delta_sam:rho=0.05,tau=1", "asam:rho=5"]
 
 
 def printed(results, width: int) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(comparison_table(compare(results)))
+    console.print(row_table(compare_runs(results)))
     return console.export_text()
 
 
@@ -25,9 +25,9 @@ def test_every_number_is_whole_at_any_width(make_results, width, seeds):
     results = make_results(METHODS, seeds)
     text = printed(results, width)
     assert max(map(len, text.splitlines())) <= width
-    for m in compare(results).methods:
+    for m in compare_runs(results).begun:
         assert rounding.mean_margin(m.metric) in text
-        assert rounding.ratio(m.relative_seconds) in text
+        assert rounding.ratio(m.cost) in text
         if m.difference:
             assert all(part in text for part in rounding.signed_interval(m.difference.estimate))
 
@@ -80,15 +80,21 @@ def test_a_difference_keeps_its_digits_beside_a_wide_interval(mean, margin, text
 def test_means_and_difference_fit_together(make_run):
     """Also where the intervals of few seeds are wider than the metric's whole range."""
     values = {"erm": (0.85, 0.80), "sam": (0.85, 0.64)}
-    comparison = compare([make_run(m, seed, x) for m, of in values.items() for seed, x in enumerate(of)])
-    erm, sam = (float(rounding.mean_margin(m.metric).split(" ± ")[0]) for m in comparison.methods)
+    comparison = compare_runs([make_run(m, seed, x) for m, of in values.items() for seed, x in enumerate(of)])
+    erm, sam = (float(rounding.mean_margin(m.metric).split(" ± ")[0]) for m in comparison.begun)
     difference, _ = rounding.signed_interval(comparison.others[0].difference.estimate)
     assert float(difference) == pytest.approx(sam - erm) == pytest.approx(-0.08)
 
 
 def test_digits_without_uncertainty():
-    assert [rounding.plain(x) for x in (0.91234, 0.0231, 15.31, 0.0, None)] == ["0.912", "0.0231", "15.3", "0.000", "–"]
-    assert rounding.plain(math.inf) == "inf"
+    assert [rounding.format_number(x) for x in (0.91234, 0.0231, 15.31, 0.0, None)] == [
+        "0.912",
+        "0.0231",
+        "15.3",
+        "0.000",
+        "–",
+    ]
+    assert rounding.format_number(math.inf) == "inf"
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0004, "p < 0.001"), (0.0123, "p = 0.012"), (0.456, "p = 0.46")])

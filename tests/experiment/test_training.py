@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.statistics.statistics import compare
+from deltasam.lab.compare.statistics.compare import compare_runs
 from deltasam.lab.data import TextData, load_data
 from deltasam.lab.train.batches import check_length, shuffled
 from deltasam.lab.train.config import TrainConfig
@@ -142,7 +142,7 @@ def test_divergence_is_recorded_not_hidden(data: TextData, config: TrainConfig) 
     assert all(math.isnan(value) for value in result.metrics.values())
     assert run.best is None
     fine = finish(Run(data, config, "erm", 0))
-    summary = {m.method: m for m in compare([fine, RunResult.from_json(result.to_json())]).methods}
+    summary = {m.method: m for m in compare_runs([fine, RunResult.from_json(result.to_json())]).methods}
     assert summary[run.method.spec].diverged == (0,)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from deltasam.errors import UserError
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.folders import gather
+from deltasam.lab.folders.contents import read_folders
 from deltasam.lab.train.results import RunResult
 from deltasam.spec import full_spec
 
@@ -46,23 +46,23 @@ def train_folder(folder: Path, method: str, seed: int, sha: str = "a", finished:
 
 def held(folders: list[Path]) -> list[list[tuple[str, int]]]:
     """Method and seed of the runs of each comparison."""
-    return [[(run.method, run.seed) for run in g.results] for g in gather(folders).comparisons]
+    return [[(run.method, run.seed) for run in g.results] for g in read_folders(folders).groups]
 
 
 def test_a_finished_comparison_is_whole(tmp_path: Path) -> None:
     runs = [result(method, seed, Setting(16)) for seed in (0, 1) for method in ("erm", SAM)]
-    found = gather([compare_folder(tmp_path / "a", runs)])
+    found = read_folders([compare_folder(tmp_path / "a", runs)])
     assert found.whole
     assert found.notes == []
-    (comparison,) = found.comparisons
-    assert comparison.title == str(tmp_path / "a")
+    (comparison,) = found.groups
+    assert comparison.name == str(tmp_path / "a")
     assert comparison.missing == {}
     assert [run.method for run in comparison.results] == ["erm", "sam", "erm", "sam"]  # short specs
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    found = gather([compare_folder(tmp_path / "a", [result("erm", 0), result(SAM, 0), result("erm", 1)])])
-    (comparison,) = found.comparisons
+    found = read_folders([compare_folder(tmp_path / "a", [result("erm", 0), result(SAM, 0), result("erm", 1)])])
+    (comparison,) = found.groups
     assert not found.whole
     assert comparison.missing == {"sam": [1]}
     assert comparison.missing_note.startswith("Not finished: 1 of 4 runs are missing (sam with seed 1).")
@@ -75,8 +75,8 @@ def test_runs_that_were_not_asked_for_stay_out(tmp_path: Path) -> None:
 
 def test_each_setting_is_a_comparison(tmp_path: Path) -> None:
     runs = [result(method, 0, Setting(16, noise)) for noise in (0.0, 0.2) for method in ("erm", SAM)]
-    found = gather([compare_folder(tmp_path / "a", runs, seeds=[0], label_noise=[0.0, 0.2, 0.4])])
-    assert [g.title.partition(": ")[2] for g in found.comparisons] == [Setting(16).title, Setting(16, 0.2).title]
+    found = read_folders([compare_folder(tmp_path / "a", runs, seeds=[0], label_noise=[0.0, 0.2, 0.4])])
+    assert [g.name.partition(": ")[2] for g in found.groups] == [Setting(16).title, Setting(16, 0.2).title]
     assert found.notes == [f"{tmp_path / 'a'}: no run is finished yet in 1 of its settings"]
     assert not found.whole
 
@@ -109,15 +109,15 @@ def test_an_unfinished_training_is_missing_from_its_pool(tmp_path: Path) -> None
         train_folder(tmp_path / "two", SAM, 0, finished=False),
         train_folder(tmp_path / "alone", SAM, 0, finished=False, data="other.csv"),
     ]
-    found = gather(folders)
-    assert [g.missing for g in found.comparisons] == [{"sam": [0]}]
+    found = read_folders(folders)
+    assert [g.missing for g in found.groups] == [{"sam": [0]}]
     assert found.notes == [f"{tmp_path / 'alone'}: the training is not finished; left out"]
 
 
 def test_a_copy_counts_once(tmp_path: Path) -> None:
     one = train_folder(tmp_path / "one", "erm", 0)
-    found = gather([one, one, Path(shutil.copytree(one, tmp_path / "copy"))])
-    assert [len(g.results) for g in found.comparisons] == [1]
+    found = read_folders([one, one, Path(shutil.copytree(one, tmp_path / "copy"))])
+    assert [len(g.results) for g in found.groups] == [1]
     assert found.notes == [f"{tmp_path / 'copy'}: the same training as {one}; left out"]
 
 
@@ -132,8 +132,8 @@ def test_strangers_are_named_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("")
     (tmp_path / "folder").mkdir()
     strangers = [empty, broken, part, tmp_path / "page.html", tmp_path / "folder", tmp_path / "nothing"]
-    found = gather([*strangers, good])
-    assert [g.title for g in found.comparisons] == [str(good)]
+    found = read_folders([*strangers, good])
+    assert [g.name for g in found.groups] == [str(good)]
     assert len(found.notes) == len(strangers)
     for note, folder, word in zip(
         found.notes,
@@ -145,16 +145,16 @@ def test_strangers_are_named_and_left_out(tmp_path: Path) -> None:
         assert word in note
         assert note.endswith("left out")
     with pytest.raises(UserError, match=r"none of the folders holds a finished run; .*page\.html: a file"):
-        gather(strangers)
+        read_folders(strangers)
 
 
 def test_a_published_table_is_found_with_every_row(tmp_path: Path) -> None:
     shutil.copy(ROOT / "benchmarks/results/glue-small.jsonl", tmp_path / "runs.jsonl")
-    found = gather([tmp_path])
+    found = read_folders([tmp_path])
     assert found.table is not None
-    assert [row.name for row in found.table.rows] == [g.title.partition(": ")[2] for g in found.comparisons]
+    assert [row.name for row in found.table.rows] == [g.name.partition(": ")[2] for g in found.groups]
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     finals = [line for line in lines if line["kind"] == "run" and line["stage"] == "final"]
-    assert sum(len(g.results) for g in found.comparisons) == len(finals)
-    assert all(g.missing == {} for g in found.comparisons)
-    assert all(math.isfinite(run.metrics[run.metric]) for g in found.comparisons for run in g.results)
+    assert sum(len(g.results) for g in found.groups) == len(finals)
+    assert all(g.missing == {} for g in found.groups)
+    assert all(math.isfinite(run.metrics[run.metric]) for g in found.groups for run in g.results)

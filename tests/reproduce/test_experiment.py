@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deltasam.cli.app import app
 from deltasam.lab.data import load_data
 from deltasam.lab.data.load import load_glue
-from deltasam.lab.reproduce import read_record
+from deltasam.lab.folders.record import read_record
 from interrupted import numbers, signalled
 
 RUNS = {"cola/search": 2, "cola/final": 6, "mrpc-noisy/search": 2, "mrpc-noisy/final": 6, "cola-noisy/final": 6}

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from deltasam.errors import UserError
-from deltasam.lab.reproduce import load_preset, preset_text
-from deltasam.lab.reproduce.preset import scales
+from deltasam.lab.reproduce.preset import load_preset, preset_text, scales
 from deltasam.lab.reproduce.sources import TABLES
 from deltasam.lab.train.variant import full_spec
 

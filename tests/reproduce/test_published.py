@@ -10,8 +10,8 @@ import pytest
 
 import deltasam
 import tables
-from deltasam.lab.compare.overview import survey
-from deltasam.lab.reproduce import read_record
+from deltasam.lab.compare.statistics.compare import compare
+from deltasam.lab.folders.record import read_record
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks/results").glob("*.jsonl"))
@@ -39,9 +39,9 @@ def test_every_method_is_among_the_choices() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_run_is_there(path: Path) -> None:
-    overview = survey(read_record(path).rows)
-    assert overview.missing_runs == 0
-    assert all(len(cell.planned) >= 3 for _, cell in overview.cells)
+    table = compare(read_record(path).rows)
+    assert table.missing_runs == 0
+    assert all(len(cell.planned) >= 3 for _, cell in table.cells)
 
 
 @pytest.mark.parametrize("path", sorted(p for p in (ROOT / "benchmarks/results").rglob("*") if p.is_file()), ids=str)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from deltasam.lab.data.setting import Setting
     from deltasam.lab.train.results import RunResult
 
-REPORT = "report.html"
 ALL = "all"
 SIZE = 320
 """Training examples per run by default; all where the data has fewer."""
@@ -106,8 +105,9 @@ sam:rho=0.1 --output runs/rivals
     """
     from deltasam.cli.data_text import data_line, majority_class_note
     from deltasam.cli.progress import GridBars
-    from deltasam.lab.compare.grid import Grid, read_results
-    from deltasam.lab.folders.output import check_folder, create_run_folder
+    from deltasam.lab.compare.grid import Grid
+    from deltasam.lab.folders.config import check_folder, create_run_folder
+    from deltasam.lab.folders.files import read_results
     from deltasam.lab.train import distributed as processes
     from deltasam.lab.train.provenance import provenance
     from deltasam.lab.train.variant import full_spec
@@ -131,13 +131,13 @@ sam:rho=0.1 --output runs/rivals
                 "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
             )
         launcher, trackers = launch.find(training.device)
-        processes.on_main(lambda: check_folder(output, choices))
+        processes.on_main(lambda: check_folder(output, "compare", choices))
         rows = columns.load(choices["data"])
         settings = _settings(len(rows.train), sizes, noises, noisy_selection)
         grid = Grid(rows, training, specs, choices["seeds"], settings, checkpoint_every, after=after)
         grid.check()
         recorded = {**choices, PROVENANCE: provenance(rows)}
-        processes.on_main(lambda: create_run_folder(output, recorded))
+        processes.on_main(lambda: create_run_folder(output, "compare", recorded))
         if processes.is_main():
             print(data_line(rows, [setting.train_size for setting in settings]), file=sys.stderr)
         with GridBars(len(list(grid.run_keys())), len(read_results(output))) as bars:
@@ -181,21 +181,23 @@ def _settings(
 
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:
     from deltasam.lab.compare.after_rows import after_rows
-    from deltasam.lab.compare.statistics.statistics import compare, conclusion
-    from deltasam.lab.compare.statistics.terminal import after_table, comparison_table
-    from deltasam.lab.report import write_report
+    from deltasam.lab.compare.statistics.compare import compare_runs
+    from deltasam.lab.compare.statistics.conclusion import row_conclusion
+    from deltasam.lab.compare.text_tables import after_table, row_table
+    from deltasam.lab.folders.files import PAGE
+    from deltasam.lab.report.page import write_report
     from deltasam.lab.train.results import by_setting
 
-    write_report(results, recorded, output / REPORT)
+    write_report(results, recorded, output / PAGE)
     console, settings = Console(), by_setting([r.labelled() for r in results])
     for setting, runs in settings.items():
-        comparison = compare(runs)
+        row = compare_runs(runs)
         if setting and len(settings) > 1:
             console.print(f"\n{setting.title}", style="bold", highlight=False)
-        console.print(comparison_table(comparison))
-        console.print(conclusion(comparison), markup=False, highlight=False)
-        if rows := after_rows(comparison, runs):
+        console.print(row_table(row))
+        console.print(row_conclusion(row), markup=False, highlight=False)
+        if changed := after_rows(row, runs):
             console.print()
-            console.print(after_table(comparison, rows))
-    print(f"Report: {output / REPORT}")
+            console.print(after_table(row, changed))
+    print(f"Report: {output / PAGE}")
     print(f"Training examples: deltasam examples {output}")

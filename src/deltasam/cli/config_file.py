@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from deltasam.errors import UserError, did_you_mean
-from deltasam.lab.train.config import PROVENANCE
+from deltasam.lab.train.config import COMMAND, PROVENANCE
 
 
 def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -20,7 +20,7 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """
     if path is not None:
         options = {p.name for p in ctx.command.params if p.name is not None} - {"config"}
-        values = {str(k).replace("-", "_"): v for k, v in _read(path).items() if k != PROVENANCE}
+        values = {str(k).replace("-", "_"): v for k, v in _read(path).items() if k not in (COMMAND, PROVENANCE)}
         for key in values:
             if key not in options:
                 raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, options)}; --help lists all options")

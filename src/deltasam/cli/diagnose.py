@@ -92,7 +92,7 @@ def diagnose(
 
     from deltasam.cli.progress import DiagnosisBar
     from deltasam.lab import diagnose as diagnoses
-    from deltasam.lab.folders.output import check_folder, create_run_folder
+    from deltasam.lab.folders.config import check_folder, create_run_folder
     from deltasam.lab.train.provenance import provenance
     from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
 
@@ -116,12 +116,12 @@ def diagnose(
             methods=None if specs is None else tuple(specs),
             seed=seed,
         )
-        check_folder(output, choices)
+        check_folder(output, "diagnose", choices)
         rows = columns.load(data)
         subjects = diagnoses.load_subjects(checkpoints, rows, settings)
         weights = {subject.name: subject.weights_digest() for subject in subjects}
         recorded = {**choices, PROVENANCE: {**provenance(rows), "weights_sha256": weights}}
-        create_run_folder(output, recorded)
+        create_run_folder(output, "diagnose", recorded)
         seed_everything(seed)
         with DiagnosisBar(diagnoses.count(subjects, names)) as bar, deterministic_algorithms():
             diagnosis = diagnoses.diagnose(subjects, names, output, recorded, bar.show)

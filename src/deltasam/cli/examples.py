@@ -89,13 +89,13 @@ def _print_rankings(console: Console, ranked: pd.DataFrame, by: str, top: int) -
 def _print_detection(console: Console, folder: Path, method: str | None, seed: int | None) -> None:
     """A table for each setting with label noise."""
     from deltasam.cli.examples_table import DETECTION, detection_table
-    from deltasam.lab.compare.kept_examples import kept_runs
-    from deltasam.lab.compare.statistics.statistics import compare
+    from deltasam.lab.compare.statistics.compare import compare_runs
+    from deltasam.lab.folders.examples import kept_runs
     from deltasam.lab.train.results import by_setting
 
     results = [run.result.labelled() for run in kept_runs(folder, method, seed) if run.result.detection]
     for setting, runs in by_setting(results).items():
         console.print()
-        console.print(detection_table(setting.title if setting else "", compare(runs).methods))
+        console.print(detection_table(setting.title if setting else "", compare_runs(runs).begun))
     if results:
         console.print(DETECTION, markup=False, highlight=False)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from deltasam.cli.tables import empty_table
 from deltasam.diagnostics.examples import NUMBERS
-from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics import formatting
+from deltasam.lab.compare.text_tables import rich_table
 from deltasam.lab.data.setting import Setting
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltasam.lab.compare.statistics.comparison import MethodSummary
+    from deltasam.lab.compare.statistics.table import Cell
 
 MEANING = {
     "weight": "weight: how much the example counts in the perturbation, on average over its visits; 1 is average.",
@@ -39,9 +39,9 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         top: How many to show.
     """
     first = ranked.iloc[0]
-    table = empty_table(
-        f"{first['method']} seed {first['seed']}{_setting(first)}",
-        f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
+    table = rich_table(
+        title=f"{first['method']} seed {first['seed']}{_setting(first)}",
+        caption=f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
     )
     # Runs of one folder need not have the same columns: those of others are empty here.
     columns = [name for name in ("label", "clean_label", "prediction") if name in ranked and ranked[name].notna().any()]
@@ -50,21 +50,21 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         table.add_column(name.replace("clean_label", "label was"), overflow="fold")
     table.add_column("text", overflow="fold", ratio=1)
     for row in ranked.head(top).to_dict("records"):
-        cells = [str(row["row"]), rounding.plain(row[f"mean_{by}"])]
+        cells = [str(row["row"]), formatting.format_number(row[f"mean_{by}"])]
         cells += [_was(row) if name == "clean_label" else _plain(row[name]) for name in columns]
         cells += [f"{row['correct_visits']:.0f} of {row['visits']:.0f}"] if counted else []
         table.add_row(*map(Text, cells), Text(_short(row["text"])))  # Text: no markup
     return table
 
 
-def detection_table(title: str, methods: Sequence[MethodSummary]) -> Table:
+def detection_table(title: str, methods: Sequence[Cell]) -> Table:
     """How well each mean finds wrong labels, by method: AUROC with its 95 % interval over seeds."""
-    table = empty_table(title, "± 95 % interval over seeds")
+    table = rich_table(title=title, caption="± 95 % interval over seeds")
     table.add_column("method", overflow="fold")
     for by in NUMBERS:
         table.add_column(f"AUROC of {by}", justify="right", no_wrap=True)
     for method in methods:
-        table.add_row(Text(method.method), *(Text(rounding.mean_margin(method.auroc.get(by))) for by in NUMBERS))
+        table.add_row(Text(method.method), *(Text(formatting.mean_margin(method.auroc.get(by))) for by in NUMBERS))
     return table
 
 

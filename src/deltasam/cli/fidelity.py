@@ -74,8 +74,8 @@ def fidelity(
     from deltasam import diagnostics
     from deltasam.cli.fidelity_table import fidelity_table, meaning
     from deltasam.core.files import write_atomically
-    from deltasam.lab.folders.output import check_folder, create_run_folder
-    from deltasam.lab.train.jsonable import plain
+    from deltasam.lab.folders.config import check_folder, create_run_folder
+    from deltasam.lab.train.jsonable import to_jsonable
     from deltasam.lab.train.provenance import provenance
     from deltasam.lab.train.random_state import deterministic_algorithms
 
@@ -87,7 +87,7 @@ def fidelity(
         specs = options.methods_at(methods, rho)
         choices = options.resolved(ctx.params, training, data=options.source_of(source, data), methods=specs)
         if output is not None:
-            check_folder(output, choices)
+            check_folder(output, "fidelity", choices)
         rows = columns.load(choices["data"])
         with deterministic_algorithms():
             run = _trained(rows, training, warmup_steps, seed)
@@ -96,8 +96,8 @@ def fidelity(
             except ValueError as error:
                 raise UserError(str(error)) from error
         if output is not None:
-            create_run_folder(output, {**choices, PROVENANCE: provenance(rows)})
-            text = json.dumps(plain(results), indent=2, allow_nan=False)  # each with its means and spreads
+            create_run_folder(output, "fidelity", {**choices, PROVENANCE: provenance(rows)})
+            text = json.dumps(to_jsonable(results), indent=2, allow_nan=False)  # each with its means and spreads
             write_atomically(output / RESULTS, text + "\n")
         Console().print(fidelity_table(results, batches))
         Console().print(meaning(results), markup=False, highlight=False)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from deltasam.cli.tables import empty_table
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.floor import FLOOR
-from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare.statistics import formatting
+from deltasam.lab.compare.text_tables import rich_table
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity
@@ -31,13 +31,16 @@ _COLUMNS = {
 def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
     """One row per method: means over the batches, and below each its standard deviation."""
     counted = "1 batch" if batches == 1 else f"{batches} batches; ±: standard deviation over them"
-    table = empty_table(caption=f"{counted}; cost: time per step over sam")
+    table = rich_table(caption=f"{counted}; cost: time per step over sam")
     table.add_column("method", overflow="fold")
     for title in (*_COLUMNS.values(), "cost"):
         table.add_column(Text(title), justify="right", no_wrap=True)
     for result in results:
+        # Text: no markup
         cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
-        table.add_row(Text(spec_with_rho(result.method)), *cells, Text(rounding.ratio(result.cost)))  # Text: no markup
+        table.add_row(
+            Text(spec_with_rho(result.method)), *cells, Text(formatting.ratio(result.cost))
+        )  # Text: no markup
     return table
 
 
@@ -61,5 +64,5 @@ def _of_the_floor(last: Fidelity) -> str:
 
 def _mean_and_spread(mean: float, spread: float) -> Text:
     if math.isnan(mean):
-        return Text(rounding.MISSING)
+        return Text(formatting.MISSING)
     return Text(f"{mean:.3f}" if math.isnan(spread) else f"{mean:.3f}\n±{spread:.3f}")

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from deltasam.cli.compare import REPORT
 from deltasam.errors import UserError
 
 
@@ -37,22 +36,21 @@ def report(
 
     deltasam report runs/rho runs/noise --output both.html
     """
-    from deltasam.lab.folders import gather
-    from deltasam.lab.report import write_comparisons, write_report, write_table_page
+    from deltasam.lab.folders.contents import read_folders
+    from deltasam.lab.report.page import write_comparisons, write_report, write_table_page
 
     path = _path(runs, output)
-    contents = gather(runs)
+    contents = read_folders(runs)
     for note in contents.notes:
         print(f"note: {note}", file=sys.stderr)
-    if contents.table:
-        table = contents.table
+    if table := contents.table:
         facts = {"about": table.about["about"], **table.facts}
         write_table_page(table.rows, table.about["title"], facts, path)
     elif contents.whole:
-        results = [run for gathered in contents.comparisons for run in gathered.results]
-        write_report(results, contents.comparisons[0].options, path)
+        results = [run for group in contents.groups for run in group.results]
+        write_report(results, contents.groups[0].options, path)
     else:
-        write_comparisons(contents.comparisons, contents.notes, path)
+        write_comparisons(contents.groups, contents.notes, path)
     print(f"Report: {path}")
 
 
@@ -62,7 +60,9 @@ def _path(runs: list[Path], output: Path | None) -> Path:
     Raises:
         UserError: It is a folder.
     """
-    path = output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
+    from deltasam.lab.folders.files import PAGE
+
+    path = output or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     if path.is_dir():
-        raise UserError(f"--output {path}: a folder; give the file, as in {path / REPORT}")
+        raise UserError(f"--output {path}: a folder; give the file, as in {path / PAGE}")
     return path

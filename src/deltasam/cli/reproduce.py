@@ -17,9 +17,7 @@ from deltasam.lab.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from deltasam.lab.compare.launchers import ProgressCallback
-    from deltasam.lab.reproduce import Experiment
-
-PAGE, RECORD = "report.html", "runs.jsonl"
+    from deltasam.lab.reproduce.experiment import Experiment
 
 
 @options.options_from_fields
@@ -78,7 +76,8 @@ def reproduce(
 
     deltasam reproduce glue --scale mine.yaml --data-dir data/glue --output runs/mine
     """
-    from deltasam.lab.reproduce import Experiment, load_preset, preset_text
+    from deltasam.lab.reproduce.experiment import Experiment
+    from deltasam.lab.reproduce.preset import load_preset, preset_text
     from deltasam.lab.train import distributed as processes
 
     if show:
@@ -111,24 +110,28 @@ def _bars(title: str, runs: int, done: int) -> Iterator[ProgressCallback]:
 
 
 def _write(experiment: Experiment) -> None:
-    from deltasam.lab.report import write_table_page
-    from deltasam.lab.reproduce import write_record
+    from deltasam.lab.folders.files import PAGE, RECORD
+    from deltasam.lab.folders.record import write_record
+    from deltasam.lab.report.page import write_table_page
 
-    preset = experiment.preset
-    facts = {row.name: experiment.recorded(row) for row in preset.rows}
-    write_record(experiment, experiment.folder / RECORD)
-    write_table_page(experiment.table(), preset.title, {"about": preset.about, **facts}, experiment.folder / PAGE)
+    record = experiment.record()
+    write_record(record, experiment.folder / RECORD)
+    facts = {"about": record.about["about"], **record.facts}
+    write_table_page(record.rows, record.about["title"], facts, experiment.folder / PAGE)
 
 
 def _print(experiment: Experiment) -> None:
-    from deltasam.lab.compare.overview import TerminalTable, conclusion, survey
+    from deltasam.lab.compare.statistics.compare import compare
+    from deltasam.lab.compare.statistics.conclusion import conclusion
+    from deltasam.lab.compare.text_tables import TerminalTable
+    from deltasam.lab.folders.files import PAGE, RECORD
     from deltasam.lab.train.results import each_no_better
 
-    rows = experiment.table()
-    overview = survey(rows)
+    rows = experiment.record().rows
+    table = compare(rows)
     console = Console()
-    console.print(TerminalTable(overview))
-    console.print(conclusion(overview), markup=False, highlight=False)
+    console.print(TerminalTable(table))
+    console.print(conclusion(table), markup=False, highlight=False)
     for name, sentence in each_no_better({row.name: row.results for row in rows}).items():
         console.print(f"{name}: {sentence}", markup=False, highlight=False)
     for what, name in (("Page", PAGE), ("Runs", RECORD)):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from deltasam.lab.train.results import RunResult
     from deltasam.lab.train.run import Run
 
-METRICS = "metrics.json"
-
 
 @options.options_from_fields
 def train(
@@ -66,7 +64,8 @@ def train(
     from deltasam.cli.data_text import data_line, majority_class_note
     from deltasam.cli.progress import RunBar
     from deltasam.lab.data.setting import Setting
-    from deltasam.lab.folders.output import create_run_folder
+    from deltasam.lab.folders.config import create_run_folder
+    from deltasam.lab.folders.files import CHECKPOINT
     from deltasam.lab.train import distributed as processes
     from deltasam.lab.train.checkpoint import train_resumably
     from deltasam.lab.train.provenance import provenance
@@ -89,10 +88,10 @@ def train(
         rows = setting.with_noise(clean, seed)
         run = Run(rows, training, spec, seed)
         recorded = {**choices, PROVENANCE: provenance(rows)}
-        processes.on_main(lambda: create_run_folder(output, recorded))
+        processes.on_main(lambda: create_run_folder(output, "train", recorded))
         if processes.is_main():
             print(data_line(rows, [len(rows.train)]), file=sys.stderr)
-        checkpoint = output / "checkpoint.pt"
+        checkpoint = output / CHECKPOINT
         with RunBar() as bar:
             result = train_resumably(
                 run,
@@ -111,9 +110,10 @@ def train(
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
-    from deltasam.lab.folders.output import check_folder
+    from deltasam.lab.folders.config import check_folder
+    from deltasam.lab.folders.files import METRICS
 
-    begun = check_folder(output, choices)
+    begun = check_folder(output, "train", choices)
     if resume and not begun:
         raise UserError(f"there is nothing to resume in {output}; leave out --resume")
     if begun and (output / METRICS).exists():
@@ -124,7 +124,7 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
 
 def _how_to_go_on(output: Path) -> str:
     """What is kept of a training that was stopped, and which command goes on."""
-    from deltasam.lab.folders.output import CONFIG
+    from deltasam.lab.folders.files import CONFIG, METRICS
 
     if (output / METRICS).exists():
         return f"the training is finished; model in {output}"
@@ -137,7 +137,7 @@ def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:
     """Write the record; gives the metrics of the model that was kept."""
     from deltasam.core.files import write_atomically
     from deltasam.diagnostics.examples.csv_file import write_csv
-    from deltasam.lab.compare.kept_examples import EXAMPLES, HISTORY
+    from deltasam.lab.folders.files import EXAMPLES, HISTORY, METRICS
 
     if run.diverged:
         raise UserError(

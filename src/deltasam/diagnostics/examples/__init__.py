@@ -13,5 +13,5 @@ __all__ = ["NUMBERS", "Detection", "ExampleRecorder", "detection", "inspect_exam
 def __getattr__(name: str) -> Any:
     # It reads output folders, which only the lab knows; the library below the lab works without it.
     if name == "inspect_examples":
-        return import_module("deltasam.lab.compare.inspection").inspect_examples
+        return import_module("deltasam.lab.folders.examples").inspect_examples
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

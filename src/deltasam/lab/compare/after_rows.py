@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltasam.lab.compare.statistics.comparison import Comparison
-from deltasam.lab.compare.statistics.paired import Difference, Estimate, finite, paired_difference
-from deltasam.lab.compare.statistics.statistics import mean_of
+from deltasam.lab.compare.statistics.paired import Difference, Estimate, mean_of, paired_difference
+from deltasam.lab.compare.statistics.table import Row
 from deltasam.lab.train.results import RunResult
 
 
@@ -40,11 +39,11 @@ class AfterRow:
     cells: dict[str, AfterCell]
 
 
-def after_rows(comparison: Comparison, results: Sequence[RunResult]) -> list[AfterRow]:
+def after_rows(row: Row, results: Sequence[RunResult]) -> list[AfterRow]:
     """All methods after each change, change by change; empty where the runs were not measured so.
 
     Args:
-        comparison: Of the runs.
+        row: The comparison of the runs.
         results: The runs, with methods named as there.
     """
     runs: dict[str, dict[int, RunResult]] = {}
@@ -52,12 +51,12 @@ def after_rows(comparison: Comparison, results: Sequence[RunResult]) -> list[Aft
         if run.after:
             runs.setdefault(run.method, {})[run.seed] = run
     changes = {change: list(found) for run in results for change, found in run.after.items()}
-    reference = runs.get(comparison.baseline, {})
+    reference = runs.get(row.baseline, {})
 
     def cell(method: str, change: str, name: str) -> AfterCell:
         own, others = (_values(by_seed, change, name) for by_seed in (runs[method], reference))
-        is_baseline = method == comparison.baseline
-        return AfterCell(mean_of(own), None if is_baseline else paired_difference(finite(own), finite(others)))
+        is_baseline = method == row.baseline
+        return AfterCell(mean_of(own), None if is_baseline else paired_difference(own, others))
 
     return [
         AfterRow(change, method, {name: cell(method, change, name) for name in names})

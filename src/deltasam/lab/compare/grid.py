@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,18 +11,16 @@ from pathlib import Path
 
 from deltasam.core.files import write_atomically
 from deltasam.diagnostics.examples.csv_file import write_csv
-from deltasam.errors import UserError
 from deltasam.lab.compare.after_training import measure_after
 from deltasam.lab.compare.launchers import Launcher, ProgressCallback, RunKey, RunProgress, SequentialLauncher, run_name
 from deltasam.lab.data.dataset import Data
 from deltasam.lab.data.setting import Setting
+from deltasam.lab.folders.files import RESULTS, checkpoint_path, examples_path, read_results
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.checkpoint import train_resumably
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.run import Run
-
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -125,35 +121,3 @@ def _key(result: RunResult) -> RunKey:
 def _forget_checkpoint(folder: Path, key: RunKey) -> None:
     if processes.is_main():
         checkpoint_path(folder, key).unlink(missing_ok=True)
-
-
-def checkpoint_path(folder: Path, key: RunKey) -> Path:
-    """The checkpoint of an unfinished run: unique, and a valid file name on any system."""
-    return folder / f"checkpoint-{_file_name(key)}.pt"
-
-
-def examples_path(folder: Path, key: RunKey) -> Path:
-    """Where the table of a finished run's training examples is kept; names as for ``checkpoint_path``."""
-    return folder / "examples" / f"{_file_name(key)}.csv"
-
-
-def _file_name(key: RunKey) -> str:
-    name = re.sub(r"\W", "_", key.method.partition(":")[0])[:40]
-    digest = hashlib.sha256(f"{key.method} {key.setting}".encode()).hexdigest()[:8]
-    return f"{name}-{digest}-seed-{key.seed}"
-
-
-def read_results(folder: Path) -> list[RunResult]:
-    """The finished runs in a folder; none when there is no file.
-
-    Raises:
-        UserError: The file cannot be read, or a line is no result.
-    """
-    path = folder / RESULTS
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}); delete it and run again") from error
-    return [RunResult.from_json(line) for line in lines if line]

@@ -17,7 +17,7 @@ from deltasam.lab.diagnose.diagnostic import Diagnostic, NotMeasuredError, Numbe
 from deltasam.lab.diagnose.drawing import draw, legends
 from deltasam.lab.diagnose.example_rows import GEOMETRY, ExampleRow, example_rows, write_examples
 from deltasam.lab.diagnose.subject import Subject
-from deltasam.lab.train.jsonable import plain
+from deltasam.lab.train.jsonable import to_jsonable
 from deltasam.per_example.recorder import NotCoveredError
 
 RESULTS = "diagnosis.json"
@@ -197,16 +197,16 @@ def _warnings() -> Iterator[list[str]]:
 
 def _record(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
-        "facts": plain(diagnosis.facts),
+        "facts": to_jsonable(diagnosis.facts),
         "checkpoints": [
             {"name": s.name, "split": s.settings.split, "examples": s.examples} for s in diagnosis.subjects
         ],
         "diagnostics": {
             finding.diagnostic.name: {
                 "title": finding.diagnostic.title,
-                "numbers": plain(finding.numbers),
+                "numbers": to_jsonable(finding.numbers),
                 "readings": finding.readings,
-                "results": plain(finding.results),
+                "results": to_jsonable(finding.results),
                 "not_measured": finding.missing,
                 "failed": finding.failed,
                 "notes": finding.notes,

@@ -88,7 +88,7 @@ def write_diagnosis_page(diagnosis: Diagnosis, path: Path) -> None:
     write_page(
         "diagnosis.html.jinja",
         path,
-        data={},
+        figures={},
         config=diagnosis.facts,
         checkpoints=[subject.name for subject in diagnosis.subjects],
         measured=measured(diagnosis),

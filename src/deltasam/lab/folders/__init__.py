@@ -1,6 +1,1 @@
-"""From output folders to comparisons: what ``compare``, ``train`` and ``reproduce`` left, finished or not."""
-
-from deltasam.lab.folders.comparison import Gathered
-from deltasam.lab.folders.gather import Found, gather
-
-__all__ = ["Found", "Gathered", "gather"]
+"""Output folders: the names of their files, who made them, and everything that is read from them."""

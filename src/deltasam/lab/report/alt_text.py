@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from deltasam.lab.report.series import Row
 
 
-def told(title: str, entries: Iterable[str]) -> str:
-    """Put together a title and what stands under it, as in ``Cost per step. erm: 110; sam: 217.``."""
+def describe(title: str, entries: Iterable[str]) -> str:
+    """A title and what stands under it, as in ``Cost per step. erm: 110; sam: 217.``."""
     return f"{title}. {'; '.join(entries) or 'Nothing to show'}."
 
 

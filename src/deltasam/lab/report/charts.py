@@ -1,4 +1,4 @@
-"""The charts of the report as Vega-Lite specifications.
+"""The charts of the page as Vega-Lite specifications.
 
 Colours are CSS variables, which the browser resolves: the page's light, dark and print styles reach into the
 charts without drawing them again. Data is named, not embedded, so charts can share it, and rows can be hidden by
@@ -11,7 +11,7 @@ their own, not the hundreds of a curve.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -19,7 +19,10 @@ import altair as alt
 Spec = dict[str, Any]
 
 _ROW_HEIGHT = 46
+_PANEL_ROW_HEIGHT = 24
 _CURVE_HEIGHT = 260
+_TRADEOFF_HEIGHT = 320
+_LABELS = 130
 
 
 class Charts:
@@ -42,7 +45,7 @@ class Charts:
         Without ``dots`` the points of the lines are there for the pointer to find, but not seen.
         """
         scale = alt.Scale(domain=span, zero=False, nice=True) if span else alt.Scale(zero=False)
-        tooltip = ["method:N", tip("step", "step", ".0f"), tip(field, title, ".4~g")]
+        tooltip = ["method:N", _tip("step", "step", ".0f"), _tip(field, title, ".4~g")]
         base = alt.Chart(alt.NamedData(rows)).encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6, format="~s")), color=self._color()
         )
@@ -54,7 +57,7 @@ class Charts:
             strokeWidth=2.5, clip=True, aria=False, point=alt.OverlayMarkDef(size=24, opacity=int(dots), aria=False)
         )
         layers = [seeds.encode(y=y, detail="seed:N"), mean.encode(y=y, tooltip=tooltip)]
-        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
+        return _finished(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
     def differences(self, rows: str, title: str, span: list[float]) -> Spec:
         """One row for each method: mean difference with interval, and below it the seeds."""
@@ -76,15 +79,14 @@ class Charts:
         )
         mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=110, opacity=1)
         seeds = base.transform_filter("isValid(datum.value)").mark_point(size=30, yOffset=11, strokeWidth=1.5)
-        low, high = tip("low", "95 % interval from", number), tip("high", "to", number)
         layers = [
-            reference(rows, line),
+            _rule(rows, x=alt.datum(line)),
             interval.encode(x=x["low"], x2="high:Q"),
-            mean.encode(x=x["mean"], tooltip=["method:N", tip("mean", "mean", number), low, high, *more]),
-            seeds.encode(x=x["value"], tooltip=["method:N", "seed:N", tip("value", "this seed", number)]),
+            mean.encode(x=x["mean"], tooltip=["method:N", *_estimate_tips("mean", number), *more]),
+            seeds.encode(x=x["value"], tooltip=["method:N", "seed:N", _tip("value", "this seed", number)]),
             self._labels(rows),
         ]
-        return spec(alt.LayerChart(layer=layers), **bands(_ROW_HEIGHT))
+        return _finished(alt.LayerChart(layer=layers), **_bands(_ROW_HEIGHT))
 
     def over(self, rows: str, axis: str, places: Sequence[str], title: str, zero: bool) -> Spec:
         """A line per method through its means at each place of an axis, with intervals; side by side, to be told apart.
@@ -99,8 +101,8 @@ class Charts:
         )
         y = {field: alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=zero)) for field in ("mean", "low")}
         interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, strokeCap="round", aria=False)
-        tooltip = ["method:N", alt.Tooltip("place:O", title=axis), tip("mean", title, "+.4~g" if zero else ".4~g")]
-        tooltip += [tip("low", "95 % interval from", ".4~g"), tip("high", "to", ".4~g")]
+        number = "+.4~g" if zero else ".4~g"
+        tooltip = ["method:N", alt.Tooltip("place:O", title=axis), *_estimate_tips(title, number)]
         layers = [
             base.mark_line(strokeWidth=1.5, opacity=0.5, aria=False).encode(y=y["mean"]),
             interval.encode(y=y["low"], y2="high:Q"),
@@ -109,7 +111,7 @@ class Charts:
         if zero:
             line = alt.Chart(alt.NamedData(rows)).mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False)
             layers.insert(0, line.encode(y=alt.datum(0)))
-        return spec(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
+        return _finished(alt.LayerChart(layer=layers), height=_CURVE_HEIGHT)
 
     def costs(self, rows: str) -> Spec:
         """One row per method: a bar for the mean time per step, a tick for every seed."""
@@ -118,15 +120,15 @@ class Charts:
         mean = base.transform_filter("!isValid(datum.seed)")
         bars = mean.mark_bar(height=10, yOffset=6, cornerRadiusEnd=3).encode(
             x=alt.X("milliseconds:Q", title=title, axis=alt.Axis(tickCount=5)),
-            tooltip=["method:N", tip("milliseconds", title, ".4~g")],
+            tooltip=["method:N", _tip("milliseconds", title, ".4~g")],
         )
         each = base.transform_filter("isValid(datum.seed)")
         seeds = each.mark_tick(color="var(--text)", thickness=1.5, size=16, yOffset=6).encode(
             x="milliseconds:Q",
             color=alt.value("var(--text)"),
-            tooltip=["method:N", "seed:N", tip("milliseconds", title, ".4~g")],
+            tooltip=["method:N", "seed:N", _tip("milliseconds", title, ".4~g")],
         )
-        return spec(alt.LayerChart(layer=[bars, seeds, self._labels(rows)]), **bands(_ROW_HEIGHT))
+        return _finished(alt.LayerChart(layer=[bars, seeds, self._labels(rows)]), **_bands(_ROW_HEIGHT))
 
     def weights(self, rows: str) -> Spec:
         """A stepped outline per method: the share of examples at each weight."""
@@ -138,12 +140,70 @@ class Charts:
             color=self._color(),
             tooltip=[
                 "method:N",
-                tip("low", "weight from", ".3f"),
-                tip("high", "to", ".3f"),
-                tip("share", "share of examples", ".1%"),
+                _tip("low", "weight from", ".3f"),
+                _tip("high", "to", ".3f"),
+                _tip("share", "share of examples", ".1%"),
             ],
         )
-        return spec(alt.LayerChart(layer=[reference(rows, 1), outline]), height=_CURVE_HEIGHT)
+        return _finished(alt.LayerChart(layer=[_rule(rows, x=alt.datum(1)), outline]), height=_CURVE_HEIGHT)
+
+    def forest(self, rows: str, span: list[float]) -> Spec:
+        """One task: a row for each method with its mean difference and interval."""
+        base = alt.Chart(alt.NamedData(rows)).encode(y=self._labelled(self.methods), color=self._color())
+        scale, axis = alt.Scale(domain=span, nice=False), alt.Axis(tickCount=4)
+        x = {field: alt.X(f"{field}:Q", title=None, scale=scale, axis=axis) for field in ("low", "mean")}
+        tooltip = ["method:N", *_estimate_tips("mean difference", "+.4~g"), "verdict:N"]
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round", aria=False)
+        # Filled where a difference was found, hollow within noise.
+        color = alt.Fill("method:N", scale=self._scale(), legend=None)
+        fill = alt.condition("datum.decided", color, alt.value("transparent"))
+        point = base.mark_point(size=75, strokeWidth=2, opacity=1).encode(x=x["mean"], fill=fill, tooltip=tooltip)
+        layers = [_rule(rows, x=alt.datum(0)), interval.encode(x=x["low"], x2="high:Q"), point]
+        return _finished(alt.LayerChart(layer=layers), **_bands(_PANEL_ROW_HEIGHT))
+
+    def ranks(self, rows: str, order: list[str]) -> Spec:
+        """A row per method: a ring for its rank on each task, a dot for the mean, half the critical difference."""
+        base = alt.Chart(alt.NamedData(rows)).encode(y=self._labelled(order), color=self._color())
+        scale = alt.Scale(domain=[0.5, len(order) + 0.5], nice=False)
+        axis = alt.Axis(values=list(range(1, len(order) + 1)), format=".0f")
+        x = {
+            field: alt.X(f"{field}:Q", title="rank, 1 is best", scale=scale, axis=axis)
+            for field in ("low", "mean", "rank")
+        }
+        single = base.transform_filter("isValid(datum.rank)").mark_point(
+            size=24, strokeWidth=1.2, opacity=0.6, yOffset=7
+        )
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(
+            strokeWidth=3, strokeCap="round", clip=True, yOffset=-3, aria=False
+        )
+        mean = base.transform_filter("isValid(datum.mean)").mark_point(filled=True, size=90, opacity=1, yOffset=-3)
+        layers = [
+            single.encode(x=x["rank"], tooltip=["method:N", "task:N", _tip("rank", "rank", ".1f")]),
+            interval.encode(x=x["low"], x2="high:Q"),
+            mean.encode(x=x["mean"], tooltip=["method:N", _tip("mean", "mean rank", ".2f")]),
+        ]
+        return _finished(alt.LayerChart(layer=layers), **_bands(_PANEL_ROW_HEIGHT))
+
+    def tradeoff(self, rows: str, title: str, cost: str, spans: Mapping[str, list[float]]) -> Spec:
+        """Cost against the average difference within their spans, the methods numbered as in the legend."""
+        costs = alt.Scale(domain=spans["cost"], nice=False)
+        base = alt.Chart(alt.NamedData(rows)).encode(
+            x=alt.X("cost:Q", title=cost, scale=costs, axis=alt.Axis(tickCount=6)), color=self._color()
+        )
+        scale = alt.Scale(domain=spans["difference"], nice=False)
+        y = {field: alt.Y(f"{field}:Q", title=title, scale=scale) for field in ("low", "mean", "top")}
+        tooltip = ["method:N", _tip("cost", "cost", ".2f"), _tip("mean", title, "+.4~g"), "verdict:N"]
+        interval = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5, strokeCap="round", aria=False)
+        number = base.mark_text(dy=-12, fontWeight=600).encode(
+            y=y["top"], text="number:N", color=alt.value("var(--text)")
+        )
+        layers = [
+            _rule(rows, y=alt.datum(0)),
+            interval.encode(y=y["low"], y2="high:Q"),
+            base.mark_point(filled=True, size=110, opacity=1).encode(y=y["mean"], tooltip=tooltip),
+            number,
+        ]
+        return _finished(alt.LayerChart(layer=layers), height=_TRADEOFF_HEIGHT)
 
     def _color(self) -> alt.Color:
         return alt.Color("method:N", scale=self._scale(), legend=None)
@@ -155,6 +215,11 @@ class Charts:
         """A band per method without an axis: labels stand above the marks, where a phone has room for them."""
         return alt.Y("method:N", sort=self.methods, axis=None)
 
+    def _labelled(self, order: list[str]) -> alt.Y:
+        """Labels beside the marks: in many small panels there is no room above them."""
+        axis = alt.Axis(title=None, labelLimit=_LABELS, labelColor="var(--text)", ticks=False, domain=False)
+        return alt.Y("method:N", sort=order, axis=axis)
+
     def _labels(self, rows: str) -> alt.Chart:
         each = alt.Chart(alt.NamedData(rows)).transform_aggregate(groupby=["method"])
         # Without a limit a long label would take the chart's width for itself.
@@ -163,23 +228,29 @@ class Charts:
         return text.encode(x=alt.value(0), y=self._rows(), text="method:N")
 
 
-def reference(rows: str, x: float) -> alt.Chart:
-    """A dashed line at the value that means no difference."""
+def _rule(rows: str, **place: Any) -> alt.Chart:
+    """A dashed line at the value that means no difference, once for all rows."""
     once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
-    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(x=alt.datum(x))
+    return once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(**place)
 
 
-def tip(field: str, title: str, number_format: str) -> alt.Tooltip:
+def _tip(field: str, title: str, number_format: str) -> alt.Tooltip:
     """One line of a tooltip."""
     return alt.Tooltip(f"{field}:Q", title=title, format=number_format)
 
 
-def bands(height: int) -> dict[str, Any]:
+def _estimate_tips(mean: str, number_format: str) -> list[alt.Tooltip]:
+    """A mean and its interval in a tooltip."""
+    titles = {"mean": mean, "low": "95 % interval from", "high": "to"}
+    return [_tip(field, title, number_format) for field, title in titles.items()]
+
+
+def _bands(height: int) -> dict[str, Any]:
     """As high as so many pixels for each method in the rows that are shown, which the page's script counts."""
     return {"usermeta": {"band": height}}
 
 
-def spec(chart: alt.LayerChart, **height: Any) -> Spec:
+def _finished(chart: alt.LayerChart, **height: Any) -> Spec:
     """The finished specification, as wide as its place on the page, with a ``height`` or ``bands``."""
     sized = chart.properties(width="container", background="transparent", **height)
     styled = (

@@ -12,28 +12,27 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """The two ends of one ranking.
+class Inspection:
+    """What one run of a method shows of its examples.
 
     Attributes:
-        by: What it is by: ``loss``.
-        ends: By title, the examples, with their numbers, outermost first.
+        method: Its spec.
+        seed: Of the run.
+        rankings: By what examples are ranked, the two ends of the ranking under their titles, outermost first.
     """
-
-    by: str
-    ends: dict[str, list[tuple[float, ExampleRecord]]]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What one run of a method shows of its examples."""
 
     method: str
     seed: int
-    rankings: list[Ranked]
+    rankings: dict[str, dict[str, list[ExampleRecord]]]
+
+    @property
+    def predicted(self) -> bool:
+        """Whether it is known of some example what the model took it for; not in results of older versions."""
+        ends = (end for ranking in self.rankings.values() for end in ranking.values())
+        return any(example.prediction is not None for end in ends for example in end)
 
 
-def inspect(results: Sequence[RunResult]) -> list[Inspection]:
+def inspect_runs(results: Sequence[RunResult]) -> list[Inspection]:
     """The first run of each method that kept examples, with every ranking it has."""
     first: dict[str, RunResult] = {}
     for run in results:
@@ -42,29 +41,12 @@ def inspect(results: Sequence[RunResult]) -> list[Inspection]:
     return [Inspection(run.method, run.seed, _rankings(run)) for run in first.values()]
 
 
-def rankings_in(inspections: Sequence[Inspection]) -> list[str]:
-    """By what any of them is ranked."""
-    found = {ranked.by for inspection in inspections for ranked in inspection.rankings}
-    return [by for by in NUMBERS if by in found]
-
-
-def has_predictions(inspections: Sequence[Inspection]) -> bool:
-    """Whether it is known of some example what the model took it for; not in results of older versions."""
-    return any(
-        example.prediction is not None
-        for inspection in inspections
-        for ranked in inspection.rankings
-        for end in ranked.ends.values()
-        for _, example in end
-    )
-
-
-def _rankings(run: RunResult) -> list[Ranked]:
-    found = []
+def _rankings(run: RunResult) -> dict[str, dict[str, list[ExampleRecord]]]:
+    rankings = {}
     for by in NUMBERS:
-        ranked = [(getattr(example, by), example) for example in run.ranked(by)]
+        ranked = run.ranked(by)
         half = (len(ranked) + 1) // 2
         ends = {f"Largest {by}": ranked[:half][:_SHOWN], f"Smallest {by}": ranked[half:][::-1][:_SHOWN]}
         if ranked:
-            found.append(Ranked(by, {title: end for title, end in ends.items() if end}))
-    return found
+            rankings[by] = {title: end for title, end in ends.items() if end}
+    return rankings

@@ -13,30 +13,19 @@ import vl_convert
 from markupsafe import Markup
 
 from deltasam.core.files import write_atomically
-from deltasam.lab.compare.overview import cell_text
-from deltasam.lab.compare.statistics import formatting as rounding
+from deltasam.lab.compare import text_tables
+from deltasam.lab.compare.statistics import formatting
 from deltasam.lab.report.figures import Figure
-from deltasam.lab.report.series import Row
 from deltasam.lab.train.jsonable import flat
 
 _PACKAGE = "deltasam.lab.report"
-
-Drawn = Mapping[str, Mapping[str, Any]]
-
-
-def drawn(figures: Sequence[Figure], rows: Mapping[str, Sequence[Row]]) -> Drawn:
-    """The charts of a part of a page, and the named data that they draw and their tables show."""
-    charts = {
-        f.key: {"spec": {**f.spec, "description": f.alt}, "rows": f.rows, "columns": dict(f.columns)} for f in figures
-    }
-    return {"charts": charts, "datasets": rows}
 
 
 def write_page(
     template: str,
     path: Path,
     *,
-    data: Mapping[str, Drawn],
+    figures: Mapping[str, Sequence[Figure]],
     config: Mapping[str, Any],
     **values: Any,
 ) -> None:
@@ -45,18 +34,25 @@ def write_page(
     Args:
         template: Its name in ``templates``; extends ``base.html.jinja``.
         path: The HTML file.
-        data: Charts and the data they draw, by part of the page; drawn into the element ``chart-PART-KEY``.
+        figures: Charts by part of the page; drawn into the element ``chart-PART-KEY``.
         config: Options to list; values may be nested mappings.
         values: What else the template shows.
 
     Raises:
         UserError: The file cannot be written.
     """
-    page = _environment().get_template(template).render(
-        data=data, config=dict(flat(config)), script=_script, **values
-    )  # fmt: skip
+    data = {part: _data(of_part) for part, of_part in figures.items()}
+    page = _environment().get_template(template).render(data=data, config=dict(flat(config)), script=_script, **values)
     # Data may hold halves of surrogate pairs, which no UTF-8 file can.
     write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _data(figures: Sequence[Figure]) -> dict[str, Any]:
+    """The charts of a part of a page, and the named rows that they draw and their tables show."""
+    charts = {
+        f.key: {"spec": {**f.spec, "description": f.alt}, "rows": f.data, "columns": dict(f.columns)} for f in figures
+    }
+    return {"charts": charts, "datasets": {f.data: f.rows for f in figures}}
 
 
 @functools.cache
@@ -68,17 +64,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "plain": rounding.plain,
-        "brief": rounding.brief,
-        "mean_margin": rounding.mean_margin,
-        "signed_interval": rounding.signed_interval,
-        "p_value": rounding.p_value,
-        "ratio": rounding.ratio,
-        "gibibytes": rounding.gibibytes,
-        "breakable": _breakable,
-    }
-    environment.globals["text"] = cell_text
+    numbers = ("format_number", "brief", "mean_margin", "signed_interval", "p_value", "ratio", "gibibytes")
+    environment.filters |= {name: getattr(formatting, name) for name in numbers} | {"breakable": _breakable}
+    environment.globals |= {"WORDS": formatting.WORDS, "MARKS": formatting.MARKS, "text": text_tables}
     # tojson escapes what could end a script element; browsers refuse NaN, so writing it is an error.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from deltasam.lab.compare.overview.cell_text import WORDS
-from deltasam.lab.compare.statistics.comparison import Comparison
+from deltasam.lab.compare.statistics import table
+from deltasam.lab.compare.statistics.formatting import WORDS
+from deltasam.lab.compare.statistics.paired import Estimate
+from deltasam.lab.compare.statistics.ranking import Ranking
 from deltasam.lab.data.dataset import SELECTED
 from deltasam.lab.train.results import RunResult, StepRecord
 
@@ -64,24 +66,72 @@ def evaluation_rows(results: Sequence[RunResult]) -> list[Row]:
     return [*rows, *_means(rows)]
 
 
-def difference_rows(comparison: Comparison) -> list[Row]:
+def estimate_row(method: str, estimate: Estimate, **more: Any) -> Row:
+    """The mean of a method with its interval, and what else is known of it."""
+    row = {"method": method, "mean": estimate.mean, "low": estimate.low, "high": estimate.high, **more}
+    return {key: number(value) for key, value in row.items()}
+
+
+def difference_rows(row: table.Row) -> list[Row]:
     """Per method the mean paired difference with its interval, then one row for each seed."""
     rows = []
-    for m in comparison.others:
-        if m.difference:
-            e = m.difference.estimate
-            rows.append({"method": m.method, "mean": e.mean, "low": e.low, "high": e.high, "verdict": WORDS[m.verdict]})
-            rows += [{"method": m.method, "seed": seed, "value": x} for seed, x in m.difference.by_seed.items()]
-    return [{key: number(value) for key, value in row.items()} for row in rows]
+    for cell in row.others:
+        if cell.difference:
+            rows.append(estimate_row(cell.method, cell.difference.estimate, verdict=WORDS[cell.judgement]))
+            by_seed = cell.difference.by_seed.items()
+            rows += [{"method": cell.method, "seed": seed, "value": number(x)} for seed, x in by_seed]
+    return rows
 
 
-def detection_rows(comparison: Comparison, results: Sequence[RunResult], by: str) -> list[Row]:
+def detection_rows(row: table.Row, results: Sequence[RunResult], by: str) -> list[Row]:
     """Per method how well a ranking of the examples finds wrong labels, then one row for each seed."""
-    found = [(m.method, m.auroc[by]) for m in comparison.methods if by in m.auroc]
-    rows: list[Row] = [{"method": method, "mean": e.mean, "low": e.low, "high": e.high} for method, e in found]
+    means = [estimate_row(cell.method, cell.auroc[by]) for cell in row.begun if by in cell.auroc]
     known = [run for run in results if by in run.detection and run.detection[by].auroc is not None]
-    rows += [{"method": run.method, "seed": run.seed, "value": run.detection[by].auroc} for run in known]
-    return [{key: number(value) for key, value in row.items()} for row in rows]
+    return [*means, *(_row(run, {"value": run.detection[by].auroc}) for run in known)]
+
+
+def forest_rows(row: table.Row) -> list[Row]:
+    """The paired differences of one task."""
+    return [
+        estimate_row(
+            cell.method,
+            cell.difference.estimate,
+            verdict=WORDS[cell.verdict],
+            decided=cell.verdict in ("better", "worse"),
+        )
+        for cell in row.cells
+        if cell.difference
+    ]
+
+
+def rank_rows(ranking: Ranking) -> list[Row]:
+    """The mean rank of each method with half the critical difference either way, then its rank on each task."""
+    half = (ranking.critical_difference or 0.0) / 2
+    means = [
+        estimate_row(m, Estimate(r, r - half if half else None, r + half if half else None, len(ranking.ranks)))
+        for m, r in ranking.mean.items()
+    ]
+    if not means:
+        return []
+    ranks = ((task, method, rank) for task, of in ranking.ranks.items() for method, rank in of.items())
+    return [*means, *({"method": method, "task": task, "rank": number(rank)} for task, method, rank in ranks)]
+
+
+def tradeoff_rows(columns: Iterable[table.Column]) -> list[Row]:
+    """Cost and average difference of each method that has both; the baseline at 1 and 0."""
+    rows: list[Row] = []
+    for column in columns:
+        e = column.difference.estimate if column.difference else Estimate(0.0, None, None, 0)
+        if column.cost is not None and (column.difference or (column.is_baseline and column.average)):
+            known = {"number": len(rows) + 1, "cost": column.cost, "top": e.mean if e.high is None else e.high}
+            rows.append(estimate_row(column.method, e, **known, verdict=WORDS[column.verdict]))
+    return rows
+
+
+def centred_span(rows: Iterable[Row]) -> list[float]:
+    """Everything that intervals hold, with zero in the middle: panels can be compared by eye."""
+    reach = max((abs(row[key]) for row in rows for key in ("low", "mean", "high") if row[key] is not None), default=0.0)
+    return [-1.05 * reach or -0.01, 1.05 * reach or 0.01]
 
 
 def difference_span(rows: Sequence[Row]) -> list[float]:

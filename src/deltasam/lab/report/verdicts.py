@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
-from deltasam.lab.compare.overview import Overview
-from deltasam.lab.compare.overview.cell_text import WORDS, rank_text
-from deltasam.lab.compare.overview.overview import Column
-from deltasam.lab.compare.statistics import formatting as rounding
-from deltasam.lab.compare.statistics.comparison import Comparison, MethodSummary
-from deltasam.lab.compare.statistics.paired import Difference
+from deltasam.lab.compare.statistics import formatting
+from deltasam.lab.compare.statistics.formatting import MISSING, WORDS, difference_text
+from deltasam.lab.compare.statistics.table import Cell, Column, Row, Table
+from deltasam.lab.compare.text_tables import rank_text
 
 
 @dataclass(frozen=True)
@@ -30,75 +27,63 @@ class Card:
     facts: dict[str, str]
 
 
-def cards(comparison: Comparison) -> list[Card]:
-    """A card for every method, in order."""
-    return [_card(m, comparison) for m in comparison.methods]
+def cards(row: Row) -> list[Card]:
+    """A card for every method of one comparison, in order."""
+    return [_card(cell, row) for cell in row.begun]
 
 
-def overview_cards(overview: Overview) -> list[Card]:
+def table_cards(table: Table) -> list[Card]:
     """A card for every method of a table: on how many tasks it helped, and what it does on the average."""
-    if len(overview.rows) > 1:
-        return [_column_card(column, overview) for column in overview.columns]
-    (row,) = overview.rows
-    found = [dataclasses.replace(c.summary, relative_seconds=c.cost) for c in row.cells if c.summary]
-    return cards(Comparison(row.metrics[0], overview.baseline, tuple(found)))
+    if len(table.rows) == 1:
+        return cards(table.rows[0])
+    return [_column_card(column, table) for column in table.columns]
 
 
-def _column_card(column: Column, overview: Overview) -> Card:
-    price = f"{rounding.ratio(column.cost)} time per step" if column.cost is not None else rounding.MISSING
-    rank = rank_text(overview, column.method)
-    last = {"average": rounding.mean_margin(column.average), "price": price, "mean rank": rank}
+def _column_card(column: Column, table: Table) -> Card:
+    level = {
+        "average": formatting.mean_margin(column.average),
+        "price": _time(column.cost) or MISSING,
+        "mean rank": rank_text(table, column.method),
+    }
     if column.is_baseline:
-        return Card(column.method, "baseline", WORDS["baseline"], last)
-    verdicts = [cell.verdict for _, cell in overview.cells if cell.method == column.method]
-    tasks = ", ".join(f"{WORDS[v]} on {verdicts.count(v)}" for v in WORDS if v in verdicts) + " tasks"
-    word = _word(column.verdict, overview.baseline)
-    p = column.difference.holm if column.difference else None
-    sure = f"corrected {rounding.p_value(p)}; {tasks}" if p is not None else tasks
-    facts = {"difference": _difference(column.difference), "how sure": sure, **last}
-    return Card(column.method, column.verdict, f"average: {word}", facts)
+        return Card(column.method, "baseline", WORDS["baseline"], level)
+    verdicts = [cell.verdict for _, cell in table.cells if cell.method == column.method]
+    sure = ", ".join(f"{word} on {verdicts.count(v)}" for v, word in WORDS.items() if v in verdicts) + " tasks"
+    if column.difference and column.difference.holm is not None:
+        sure = f"corrected {formatting.p_value(column.difference.holm)}; {sure}"
+    facts = {"difference": difference_text(column.difference), "how sure": sure, **level}
+    return Card(column.method, column.verdict, f"average: {_word(column.verdict, table.baseline)}", facts)
 
 
-def _card(m: MethodSummary, comparison: Comparison) -> Card:
-    level = {comparison.metric: rounding.mean_margin(m.metric)}
-    price = {"price": _price(m), "seeds": _seeds(m)}
-    if m.method == comparison.baseline:
-        verdict = "diverged" if m.diverged else "baseline"
-        return Card(m.method, verdict, WORDS[verdict], {**level, **price})
-    facts = {"difference": _difference(m.difference), "how sure": _certainty(m, comparison), **level, **price}
-    return Card(m.method, m.verdict, _word(m.verdict, comparison.baseline), facts)
+def _card(cell: Cell, row: Row) -> Card:
+    lost = f", {len(cell.diverged)} diverged" if cell.diverged else ""
+    memory = f"{formatting.gibibytes(cell.peak_memory_mib)} GiB" if cell.peak_memory_mib is not None else ""
+    price = ", ".join(filter(None, [_time(cell.cost), memory])) or MISSING
+    level = {row.metric: formatting.mean_margin(cell.metric), "price": price, "seeds": f"{len(cell.seeds)}{lost}"}
+    if cell.is_baseline:
+        verdict = "diverged" if cell.diverged else "baseline"
+        return Card(cell.method, verdict, WORDS[verdict], level)
+    facts = {"difference": difference_text(cell.difference), "how sure": _certainty(cell, row), **level}
+    return Card(cell.method, cell.judgement, _word(cell.judgement, row.baseline), facts)
 
 
 def _word(verdict: str, baseline: str) -> str:
     return f"{WORDS[verdict]} than {baseline}" if verdict in ("better", "worse") else WORDS[verdict]
 
 
-def _difference(difference: Difference | None) -> str:
-    """The mean and its interval."""
-    if difference is None:
-        return rounding.MISSING
-    return " ".join(filter(None, rounding.signed_interval(difference.estimate)))
+def _time(cost: float | None) -> str:
+    return "" if cost is None else f"{formatting.ratio(cost)} time per step"
 
 
-def _certainty(m: MethodSummary, comparison: Comparison) -> str:
-    if m.difference is None:
-        return f"no finished seed in common with {comparison.baseline}"
-    signs = list(m.difference.by_seed.values())
-    above = f"above {comparison.baseline} with {sum(x > 0 for x in signs)} of {len(signs)} seeds"
-    if m.diverged:
+def _certainty(cell: Cell, row: Row) -> str:
+    if cell.difference is None:
+        return f"no finished seed in common with {row.baseline}"
+    signs = list(cell.difference.by_seed.values())
+    above = f"above {row.baseline} with {sum(x > 0 for x in signs)} of {len(signs)} seeds"
+    if cell.diverged:
         return f"{above}; not judged, since runs diverged"
-    if m.difference.holm is None and m.difference.p_value is not None:
+    if cell.difference.holm is not None:
+        return f"corrected {formatting.p_value(cell.difference.holm)}; {above}"
+    if cell.difference.p_value is not None:
         return f"{above}; not judged while runs are missing"
-    if m.difference.holm is None:
-        return "one seed says nothing about noise" if len(signs) == 1 else f"{above}; nothing to judge noise by"
-    return f"corrected {rounding.p_value(m.difference.holm)}; {above}"
-
-
-def _price(m: MethodSummary) -> str:
-    time = f"{rounding.ratio(m.relative_seconds)} time per step" if m.relative_seconds is not None else ""
-    memory = f"{rounding.gibibytes(m.peak_memory_mib)} GiB" if m.peak_memory_mib is not None else ""
-    return ", ".join(filter(None, [time, memory])) or rounding.MISSING
-
-
-def _seeds(m: MethodSummary) -> str:
-    return f"{len(m.seeds)}, {len(m.diverged)} diverged" if m.diverged else str(len(m.seeds))
+    return "one seed says nothing about noise" if len(signs) == 1 else f"{above}; nothing to judge noise by"

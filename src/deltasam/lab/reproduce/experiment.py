@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from deltasam.lab.compare.grid import Grid, read_results
+from deltasam.lab.compare.grid import Grid
 from deltasam.lab.compare.launchers import Launcher, ProgressCallback
-from deltasam.lab.compare.overview import TableRow
 from deltasam.lab.data.dataset import Data
 from deltasam.lab.data.setting import Setting
-from deltasam.lab.folders.output import check_folder, create_run_folder, read_options
+from deltasam.lab.folders.config import check_folder, create_run_folder, read_config
+from deltasam.lab.folders.files import FINAL, SEARCH, read_results
+from deltasam.lab.folders.record import Record
 from deltasam.lab.reproduce.preset import Preset, RowPreset
 from deltasam.lab.reproduce.search import candidates, choose, widened
 from deltasam.lab.reproduce.sources import TABLES
@@ -25,7 +26,7 @@ from deltasam.lab.train.config import PROVENANCE
 from deltasam.lab.train.provenance import machine, provenance
 from deltasam.lab.train.results import RunResult
 
-SEARCH, FINAL = "search", "final"
+MADE_BY = "reproduce"
 MACHINE = "machine"
 
 Show = Callable[[str, int, int], AbstractContextManager[ProgressCallback]]
@@ -51,7 +52,7 @@ class Experiment:
         self._data = {row.name: load(row.data, data_dir, **row.options) for row in preset.rows}
         self._selection: dict[str, Data] = {}
         for row in preset.rows:
-            check_folder(self._of(row), self._options(row))
+            check_folder(self._of(row), MADE_BY, self._options(row))
 
     def run(
         self,
@@ -97,14 +98,18 @@ class Experiment:
         source = self.preset.source(row)
         return len(self.runs(source, SEARCH)) == len(list(self._search(source).run_keys()))
 
-    def table(self) -> list[TableRow]:
-        """Every row as far as it is."""
-        return [self._table_row(row) for row in self.preset.rows]
+    def record(self) -> Record:
+        """The table as far as it is."""
+        preset = self.preset
+        about = {"table": preset.table, "title": preset.title, "about": preset.about.strip()}
+        facts = {row.name: self._facts(row) for row in preset.rows}
+        stages = [(row, stage) for row in preset.rows for stage in (SEARCH, FINAL)]
+        return Record(about, facts, {(row.name, stage): self.runs(row, stage) for row, stage in stages})
 
-    def recorded(self, row: RowPreset) -> dict[str, Any]:
+    def _facts(self, row: RowPreset) -> dict[str, Any]:
         """What decides the numbers of a row, and where they were made, if it is begun."""
-        begun = check_folder(self._of(row), options := self._options(row))
-        saved = read_options(self._of(row)) if begun else options
+        begun = check_folder(self._of(row), MADE_BY, options := self._options(row))
+        saved = read_config(self._of(row))[1] if begun else options
         tried = self._candidates(self.preset.source(row))
         as_given = {"methods": tried, "seeds": self.preset.seeds}  # a file has lost the columns' order
         return {**saved, **as_given, "reported": list(self._reported(row))}
@@ -148,19 +153,6 @@ class Experiment:
         data = self._data[row.name]
         return self._setting(row, data).data_for(data, self.preset.seeds[0]).reported
 
-    def _table_row(self, row: RowPreset) -> TableRow:
-        methods = self._candidates(self.preset.source(row))
-        unknown = {label: f"{label}, not chosen yet" for label in methods}
-        chosen = self.chosen(row) if self._is_chosen(row) else unknown
-        return TableRow(
-            name=row.name,
-            metrics=self._reported(row),
-            results=self.runs(row, FINAL),
-            labels={spec: label for label, spec in chosen.items()},
-            seeds=tuple(self.preset.seeds),
-            searched={spec: ", ".join(methods[label]) for label, spec in chosen.items() if len(methods[label]) > 1},
-        )
-
     def _of(self, row: RowPreset) -> Path:
         return self.folder / re.sub(r"\W+", "-", row.name.lower()).strip("-")
 
@@ -176,5 +168,5 @@ class Experiment:
 
     def _claim(self, row: RowPreset) -> None:
         options = self._options(row)
-        if not check_folder(self._of(row), options):
-            create_run_folder(self._of(row), {**options, MACHINE: machine()})
+        if not check_folder(self._of(row), MADE_BY, options):
+            create_run_folder(self._of(row), MADE_BY, {**options, MACHINE: machine()})

@@ -13,8 +13,8 @@ from deltasam.errors import UserError
 BUNDLED_MODEL = "minilm"
 """The encoder that ``deltasam[demo]`` carries: 22 million parameters, no download."""
 
-PROVENANCE = "provenance"
-"""The part of a saved configuration that is a record, not an option: ``--config`` passes over it."""
+COMMAND, PROVENANCE = "command", "provenance"
+"""The parts of a saved configuration that are a record, not options: ``--config`` passes over them."""
 
 Range = tuple[Callable[[Any], bool], str]
 """Whether a value can be used, and what to say if it cannot: must be so."""

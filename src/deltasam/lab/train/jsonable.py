@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Dataclasses as dictionaries of their fields and properties; None for what is no finite number.
 
     JSON has no NaN and no infinity.
@@ -16,11 +16,11 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value)]
         properties = [name for name in dir(type(value)) if isinstance(getattr(type(value), name), property)]
-        return {name: plain(getattr(value, name)) for name in (*fields, *properties)}
+        return {name: to_jsonable(getattr(value, name)) for name in (*fields, *properties)}
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_jsonable(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,1 +1,1 @@
-"""Paired differences, their intervals and corrected p-values, and the words for them."""
+"""Methods compared over seeds: paired differences, one correction for a whole table, ranks, and the words for them."""

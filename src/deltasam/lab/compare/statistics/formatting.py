@@ -1,12 +1,28 @@
-"""Numbers as text, with the digits their uncertainty leaves meaningful."""
+"""Numbers as text, with the digits their uncertainty leaves meaningful, and the words and marks for verdicts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from deltasam.lab.compare.statistics.paired import Estimate
+from deltasam.lab.compare.statistics.paired import Difference, Estimate
 
 MISSING = "–"
+
+MARKS = {"better": "▲", "worse": "▼", "diverged": "✕"}
+"""What stands next to a number; within noise nothing does, so that nothing looks like a finding."""
+
+WORDS = {
+    "better": "better",
+    "worse": "worse",
+    "noise": "within noise",
+    "unknown": "not judged",
+    "diverged": "diverged",
+    "baseline": "baseline",
+    "absent": "not run",
+    "waiting": "waiting",
+    "unfinished": "unfinished",
+}
 
 _MOST_DECIMALS = 4
 
@@ -27,7 +43,7 @@ def _places(mean: float, margin: float, significant: int) -> int:
     return max(decimals(margin, 2), min(3, decimals(mean, significant)))
 
 
-def plain(value: float | None, significant: int = 3) -> str:
+def format_number(value: float | None, significant: int = 3) -> str:
     """So many significant digits: ``0.912``, ``0.0231``, ``15.3``."""
     return MISSING if value is None else _fixed(value, decimals(value, significant))
 
@@ -46,7 +62,7 @@ def brief(value: float | None) -> str:
 def mean_margin(estimate: Estimate | None) -> str:
     """Mean and half-width of the interval: ``0.912 ± 0.014``; the mean alone where there is no interval."""
     if estimate is None or estimate.margin is None:
-        return plain(estimate.mean if estimate else None)
+        return format_number(estimate.mean if estimate else None)
     places = _places(estimate.mean, estimate.margin, significant=3)
     return f"{_fixed(estimate.mean, places)} ± {_fixed(estimate.margin, places)}"
 
@@ -58,6 +74,11 @@ def signed_interval(estimate: Estimate) -> tuple[str, str]:
     places = _places(estimate.mean, estimate.margin, significant=2)
     low, high = (_fixed(estimate.mean + side * estimate.margin, places) for side in (-1, 1))
     return _fixed(estimate.mean, places, "+"), f"[{low}, {high}]"
+
+
+def difference_text(difference: Difference | None) -> str:
+    """The mean difference and its interval in one."""
+    return " ".join(filter(None, signed_interval(difference.estimate))) if difference else MISSING
 
 
 def p_value(p: float) -> str:
@@ -72,4 +93,9 @@ def ratio(value: float | None) -> str:
 
 def gibibytes(mib: float | None) -> str:
     """Mebibytes as gibibytes: ``0.88``, ``12.4``."""
-    return plain(None if mib is None else mib / 1024, significant=2 if (mib or 0) < 1024 else 3)
+    return format_number(None if mib is None else mib / 1024, significant=2 if (mib or 0) < 1024 else 3)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: ``sam, asam and r_drop``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

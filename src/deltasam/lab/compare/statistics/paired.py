@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 LEVEL = 0.05
 """Two-sided error rate: intervals cover 95 %, a difference is claimed at a corrected p of at most this."""
@@ -38,16 +38,15 @@ class Estimate:
 class Difference:
     """Method minus baseline over the seeds both have; positive is better for the method.
 
-    ``p_value`` is the two-sided paired t-test's, ``holm`` the same after Holm's correction over all methods
-    compared. Both are None where the spread is unknown.
+    ``p_value`` is the two-sided paired t-test's; None where the spread is unknown. ``holm`` is the same after Holm's
+    correction over a family of so many differences; None where it is not judged, because runs are missing or diverged.
     """
 
     by_seed: dict[int, float]
     estimate: Estimate
     p_value: float | None
     holm: float | None = None
-    seeds_needed: int | None = None
-    """Roughly how many seeds would show a difference this large, were it real; None where unknown or huge."""
+    family: int = 1
 
     @property
     def verdict(self) -> str:
@@ -58,39 +57,54 @@ class Difference:
             return "noise"
         return "better" if self.estimate.mean > 0 else "worse"
 
+    @property
+    def seeds_needed(self) -> int | None:
+        """Roughly how many seeds would show a difference this large, were it real; None where unknown or huge."""
+        if self.holm is None or self.estimate.margin is None or self.estimate.mean == 0:
+            return None
+        deviation = float(np.std(list(self.by_seed.values()), ddof=1))
+        return seeds_needed(self.estimate.mean / deviation, LEVEL / self.family)
 
-def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
+
+def estimate(values: Sequence[float]) -> Estimate:
     """Mean of the values with its 95 % t interval.
 
-    Values that all lie within ``resolution`` of each other have no interval: a metric that moves in steps
-    (accuracy on a few hundred examples) repeats itself by chance, and a width of zero would claim certainty.
+    Equal values have no interval: a metric that moves in steps (accuracy on a few hundred examples) repeats itself by
+    chance, and a width of zero would claim certainty.
     """
     mean = float(np.mean(values))
-    if len(values) < 2 or np.ptp(values) <= resolution:
+    if len(values) < 2 or np.ptp(values) == 0:
         return Estimate(mean, None, None, len(values))
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     margin = float(special.stdtrit(len(values) - 1, 1 - LEVEL / 2) * error)
     return Estimate(mean, mean - margin, mean + margin, len(values))
 
 
-def paired_difference(method: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    """Paired difference of two methods' finite values by seed; None without a seed in common."""
-    pairs = {seed: (method[seed], baseline[seed]) for seed in sorted(method.keys() & baseline.keys())}
-    if not pairs:
+def paired_difference(method: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Paired difference of two methods by seed, with the paired t-test's interval and p-value.
+
+    Args:
+        method: A value for each seed; those that are not finite are left out, with their pair.
+        baseline: Likewise.
+
+    Returns:
+        None without a seed in common.
+    """
+    ours, theirs = finite(method), finite(baseline)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
         return None
-    by_seed = {seed: value - reference for seed, (value, reference) in pairs.items()}
+    pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
+    differences = pairs[:, 0] - pairs[:, 1]
+    by_seed, mean = dict(zip(seeds, differences.tolist(), strict=True)), float(differences.mean())
     # Metrics often arrive as 32-bit floats: equal differences then differ in the seventh digit.
-    resolution = 1e-6 * max(abs(x) for pair in pairs.values() for x in pair)
-    difference = estimate(list(by_seed.values()), resolution)
-    return Difference(by_seed, difference, _p_value(difference, resolution))
-
-
-def _p_value(difference: Estimate, resolution: float) -> float | None:
-    if difference.margin is None:
-        return 1.0 if difference.count > 1 and abs(difference.mean) <= resolution else None
-    freedom = difference.count - 1
-    error = difference.margin / special.stdtrit(freedom, 1 - LEVEL / 2)
-    return float(2 * special.stdtr(freedom, -abs(difference.mean) / error))
+    resolution = 1e-6 * float(np.abs(pairs).max())
+    if len(seeds) < 2 or np.ptp(differences) <= resolution:
+        p_value = 1.0 if len(seeds) > 1 and abs(mean) <= resolution else None
+        return Difference(by_seed, Estimate(mean, None, None, len(seeds)), p_value)
+    test = stats.ttest_rel(pairs[:, 0], pairs[:, 1])
+    low, high = test.confidence_interval(1 - LEVEL)
+    return Difference(by_seed, Estimate(mean, float(low), float(high), len(seeds)), float(test.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -124,14 +138,12 @@ def seeds_needed(effect: float, level: float = LEVEL, power: float = 0.8) -> int
     return counts[index] if index < len(counts) else None
 
 
-def effect_size(difference: Difference) -> float | None:
-    """Mean over standard deviation of the paired differences; None where the spread is unknown."""
-    if difference.estimate.margin is None:
-        return None
-    values = list(difference.by_seed.values())
-    return abs(difference.estimate.mean) / float(np.std(values, ddof=1))
-
-
-def finite(values: dict[int, float]) -> dict[int, float]:
+def finite(values: Mapping[int, float]) -> dict[int, float]:
     """The entries that are numbers."""
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def mean_of(values: Mapping[int, float]) -> Estimate | None:
+    """The mean of the finite values; None without any."""
+    numbers = list(finite(values).values())
+    return estimate(numbers) if numbers else None

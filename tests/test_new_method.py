@@ -66,7 +66,7 @@ def test_it_has_a_name_in_python_and_a_spec(package: Path) -> None:
 def test_the_site_has_its_page_and_its_line_in_the_table(package: Path) -> None:
     code = "import made; pages = made.pages(); print(pages['methods/two_step_sam.md'], pages['methods/index.md'])"
     said = output(package, "-c", code)
-    assert "two looks are better than one" in said
+    assert "Two looks are better than one" in said
     assert "reference.moved(w, g, reference.step(rho / 2, g))" in said
     assert re.search(r"\| \[`two_step_sam`\]", said)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.packed import refuse_signs, signs_of_packing
@@ -24,6 +24,9 @@ from deltasam.per_example.rules import Affine, MatmulUse, is_parameter
 from deltasam.per_example.tracing import ParameterTracer
 
 _SMALL = 8
+
+Edge = tuple[Node, int]
+"""A place in a graph: a node, and which of its outputs."""
 
 
 class NotCoveredError(RuntimeError):
@@ -56,7 +59,7 @@ class Use:
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
     product: MatmulUse | Affine | None = None
-    came_from: tuple[tuple[Any, int], ...] = ()
+    came_from: tuple[Edge, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -307,12 +310,18 @@ def _written_to(y: Tensor, product: MatmulUse | Affine | None) -> Tensor:
     return base if base is not None and base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
 
 
-def _sources(product: MatmulUse | Affine | None) -> tuple[tuple[Any, int], ...]:
+def _sources(product: MatmulUse | Affine | None) -> tuple[Edge, ...]:
     """The places in the graph of what a product was given beside parameters."""
     if product is None:
         return ()
-    given = [product.x, *(t for t in (product.weight, product.bias) if t is not None and not is_parameter(t))]
-    return tuple((t.grad_fn, t.output_nr) for t in given if t.grad_fn is not None)
+    x = product.x
+    found: list[Edge] = [] if x.grad_fn is None else [(x.grad_fn, x.output_nr)]
+    found += [
+        (t.grad_fn, t.output_nr)
+        for t in (product.weight, product.bias)
+        if t is not None and t.grad_fn is not None and not is_parameter(t)
+    ]
+    return tuple(found)
 
 
 def _told(argument: object, count: int) -> object:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from deltasam.core.torch_internals.modes import in_functorch_transform
+from deltasam.core.torch_internals.modes import innermost_transform
 from deltasam.per_example.functions import Args, Kwargs, TorchFunction, function_of
 from deltasam.per_example.handlers import products, writes
 from deltasam.per_example.handlers.composed import COMPOSED
@@ -88,9 +88,9 @@ class ParameterTracer(Tracer):
         tensors = tensors_of_call(args, kwargs)
         if self._known is not None:
             self._meet([t for t in tensors if type(t) is nn.Parameter and id(t) not in self._known])
-        known, of_examples = self.constants, False
+        shared, known, of_examples = self.shared, self.constants, False
         for t in tensors:
-            if id(t) in self.shared:
+            if id(t) in shared:
                 return self._with_parameters(Call(func, function, args, kwargs, tensors))
             of_examples = of_examples or id(t) not in known
         if of_examples and function.is_like:
@@ -105,8 +105,9 @@ class ParameterTracer(Tracer):
 
     def _with_parameters(self, call: Call) -> Any:
         """A function that is given parameters, or what was computed from them: the first way that is open to it."""
-        func, function, name = call.func, call.function, call.name
-        if in_functorch_transform():
+        func, function = call.func, call.function
+        name = function.name
+        if innermost_transform() is not None:
             return self.run_refused(call, "is used inside a transform of torch.func, where no rows are seen")
         self.sees(call.tensors[0].device.type)
         writes_out = call.kwargs.get("out") is not None

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ OPERATIONS: tuple[type, ...] = (torch._ops.OpOverload, torch._ops.OpOverloadPack
 unseen = torch._C.DisableTorchFunction
 """``with unseen():`` function modes see nothing of what is called inside."""
 
+innermost_transform: Callable[[], object | None] = _C._functorch.peek_interpreter_stack
+"""The ``vmap`` or the like that is going on; None where there is none."""
+
 
 class DispatchMode(_python_dispatch.TorchDispatchMode):
     """A dispatch mode for what is not compiled: it needs no wrapper that keeps the compiler out."""
@@ -43,11 +47,6 @@ class DispatchMode(_python_dispatch.TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # the wrapper costs ten times what the mode does
-
-
-def in_functorch_transform() -> bool:
-    """Whether a ``vmap`` or the like is going on."""
-    return _C._functorch.peek_interpreter_stack() is not None
 
 
 class Modes:

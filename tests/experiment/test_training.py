@@ -142,7 +142,7 @@ def test_divergence_is_recorded_not_hidden(data: TextData, config: TrainConfig) 
     assert all(math.isnan(value) for value in result.metrics.values())
     assert run.best is None
     fine = finish(Run(data, config, "erm", 0))
-    summary = {m.method: m for m in compare_runs([fine, RunResult.from_json(result.to_json())]).methods}
+    summary = {m.method: m for m in compare_runs([fine, RunResult.from_json(result.to_json())]).begun}
     assert summary[run.method.spec].diverged == (0,)
 
 

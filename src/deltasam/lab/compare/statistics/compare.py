@@ -143,7 +143,8 @@ def _cell(empty: Cell, runs: Runs, baseline: Runs, metrics: Sequence[str]) -> Ce
         difference=None if empty.is_baseline else paired_difference(metric, _values(baseline, main)),
         cost=_cost(runs, baseline),
         peak_memory_mib=max(memory, default=None),
-        auroc=_auroc(runs),
+        auroc=_detection(runs, "auroc"),
+        average_precision=_detection(runs, "average_precision"),
     )
 
 
@@ -167,13 +168,13 @@ def _cost(runs: Runs, baseline: Runs) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _auroc(runs: Runs) -> dict[str, Estimate]:
+def _detection(runs: Runs, measure: str) -> dict[str, Estimate]:
     """How well each ranking of the examples finds wrong labels, over the seeds in which that is defined."""
     found: dict[str, dict[int, float]] = {}
     for seed, run in runs.items():
         for by, detection in run.detection.items():
-            if detection.auroc is not None:
-                found.setdefault(by, {})[seed] = detection.auroc
+            if (value := getattr(detection, measure)) is not None:
+                found.setdefault(by, {})[seed] = value
     return {by: mean for by, values in found.items() if (mean := mean_of(values))}
 
 

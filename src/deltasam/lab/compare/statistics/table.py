@@ -37,6 +37,8 @@ class Cell:
     auroc: Mapping[str, Estimate] = field(default_factory=dict)
     """How well the examples' mean ``weight``, ``norm`` and ``loss``, as far as there are such, find the labels that are
     wrong: 0.5 is chance, below it these have the smaller ones. Empty where no noise was added."""
+    average_precision: Mapping[str, Estimate] = field(default_factory=dict)
+    """Likewise; chance is the share of wrong labels."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

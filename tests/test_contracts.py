@@ -201,6 +201,7 @@ ERRORS = [(name, Interrupted) for name in METHODS]
 ERRORS += [(name, torch.OutOfMemoryError) for name in METHODS if may_use_the_engine(name)]
 
 
+@for_state_only
 @pytest.mark.parametrize("where", ["before the forward", "after the forward", "in the backward"])
 @pytest.mark.parametrize(("name", "error"), ERRORS)
 def test_puts_everything_back_after_an_exception(
@@ -292,6 +293,7 @@ def test_scales_with_the_loss(name: str, case: cases.Case) -> None:
     )
 
 
+@for_state_only
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_an_infinite_gradient_never_reaches_a_weight(name: str, case: cases.Case, bad: float) -> None:
     before = state(case.model)

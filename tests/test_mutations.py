@@ -1728,7 +1728,7 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "lab/train/metrics.py",
         "labels = batches.labels[rows]",
         "labels = batches.labels",
-        "every_evaluation_split",
+        "equals_a_loop_written_by_hand",
         "experiment/test_training.py",
     ),
     "every seed has the same head": (
@@ -1924,7 +1924,7 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "lab/compare/grid.py",
         "self.config, cell.method, cell.seed)",
         "self.config, cell.method, self.seeds[0])",
-        "every_setting",
+        "interrupted_anywhere",
         "experiment/test_grid.py",
     ),
     "the worst hyper-parameters are chosen": (
@@ -1997,11 +1997,11 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "never_stopped",
         "integrations/test_lightning.py",
     ),
-    "Accelerate's loss scaler is not known": (
+    "an ascent under Accelerate is not scaled": (
         "integrations/accelerate.py",
         "super().__init__(scaler=accelerator.scaler)",
         "super().__init__(scaler=None)",
-        "loss_scaler or overflow",
+        "ascent_is_of_the_scaled_loss",
         "integrations/test_accelerate.py",
     ),
     "text from data is markup": (

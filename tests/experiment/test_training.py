@@ -76,6 +76,10 @@ def test_equals_a_loop_written_by_hand(data: TextData, config: TrainConfig) -> N
         optimizer.zero_grad()
         losses.append(loss.item())
     np.testing.assert_allclose([s.loss for s in result.steps], losses, rtol=1e-4)
+    batch = tokenizer(list(data.evaluation["text"]), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        measured = model.eval()(**batch, labels=torch.tensor(list(data.evaluation["label"]))).loss
+    assert result.metrics["loss"] == pytest.approx(measured.item(), rel=1e-4)
 
 
 def test_only_matrices_decay(data: TextData, config: TrainConfig) -> None:

@@ -15,7 +15,6 @@ from deltasam import reference
 from matrix import task
 from matrix.task import MAX_NORM, ROWS, STEPS, Task
 
-
 PLAIN = Task()
 HALVES = Task(batches=task.batches(2))
 # Trainers give their mean loss.

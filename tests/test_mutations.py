@@ -300,7 +300,7 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "methods/bases/predictions.py",
         "        weights = _found_weights(loss, returned)\n",
         "        weights = torch.ones_like(logits[..., 0]) / logits[..., 0].numel()\n",
-        "equals_the_reference",
+        "equals_the_reference and gpt2 and r3f",
     ),
     "hyper-parameters are lost in the spec": (
         "method.py",
@@ -421,21 +421,21 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/outer_products.py",
         "id(factors), ones, torch",
         "ones, torch",
-        "what_is_contracted",
+        "what_is_contracted and large",
         "per_example/test_outer.py",
     ),
     "norms leave out the factors": (
         "per_example/outer_products.py",
         "square = square if factors is None else square * factors",
         "pass",
-        "factor_scales",
+        "factor_scales_a_group and large",
         "per_example/test_outer.py",
     ),
     "second factors take the place of the first": (
         "per_example/outer_products.py",
         "factors=factors if self.factors is None else self.factors * factors",
         "factors=factors",
-        "factor_scales",
+        "factor_scales_a_group and large",
         "per_example/test_outer.py",
     ),
     "the rows that matter are left out": (
@@ -561,7 +561,7 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "per_example/tracing.py",
         "            self._hook.remove()\n",
         "            pass\n",
-        "leaves_nothing",
+        "norms_are_computed_leaves_nothing",
         "per_example/test_leaves_nothing.py",
     ),
     "a mode stays": (

@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all set-up from nothing and then the job; a second call starts at once.
+# `make demo`, `make test` and `make test-all` do all set-up from nothing and then the job; a second call starts at once.
 # NO_MKDOCS_2_WARNING is the theme's: without it a notice on the future of mkdocs is printed with every build.
 PYTHON ?= python3
 VENV := .venv
@@ -9,14 +9,18 @@ OLDEST := .venv-oldest
 STACKS := tests/test_contracts.py tests/per_example tests/test_architectures.py tests/test_more_architectures.py \
 	tests/integrations
 
-.PHONY: demo install test test-oldest lint docs benchmark clean
+.PHONY: demo install test test-all test-oldest lint docs benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/deltasam demo
 
 install: $(VENV)/.installed
 
+# All but what starts processes or a browser, or breaks the code on purpose.
 test: $(VENV)/.installed
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/.installed
 	$(BIN)/pytest -n auto --dist loadgroup
 
 test-oldest: $(OLDEST)/.installed

@@ -25,7 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[OWN_METHODS] = set(Method.registry) - known
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        # Those that share processes or a browser. What else is slow says so.
+        if item.get_closest_marker("xdist_group") or "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     if OWN_METHODS in config.stash:
         wanted = [item for item in items if _method_of(item) in config.stash[OWN_METHODS]]
         config.hook.pytest_deselected(items=[item for item in items if item not in wanted])

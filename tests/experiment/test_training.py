@@ -76,6 +76,10 @@ def test_equals_a_loop_written_by_hand(data: TextData, config: TrainConfig) -> N
         optimizer.zero_grad()
         losses.append(loss.item())
     np.testing.assert_allclose([s.loss for s in result.steps], losses, rtol=1e-4)
+    batch = tokenizer(list(data.evaluation["text"]), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        measured = model.eval()(**batch, labels=torch.tensor(list(data.evaluation["label"]))).loss
+    assert result.metrics["loss"] == pytest.approx(measured.item(), rel=1e-4)
 
 
 def test_only_matrices_decay(data: TextData, config: TrainConfig) -> None:
@@ -165,6 +169,9 @@ def test_pairs_are_read_as_pairs(tmp_path: Path, config: TrainConfig) -> None:
     run = Run(load_data(tmp_path / "pairs.csv", text="a", text_pair="b", label="label"), config, "erm", 0)
     inputs, _ = run.task.train_batches.batch([0, 1])
     assert set(inputs["token_type_ids"].unique().tolist()) == {0, 1}
+    row = run.data.train[0]
+    first_before_second = run.task.tokenizer(row["text"], row["text_pair"])["input_ids"]
+    assert inputs["input_ids"][0][: len(first_before_second)].tolist() == first_before_second
 
 
 def test_every_evaluation_split_is_measured(tmp_path: Path, config: TrainConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ import deltasam
 from deltasam import reference
 from matrix import task
 from matrix.task import MAX_NORM, ROWS, STEPS, Task
+
+PLAIN = Task()
+HALVES = Task(batches=task.batches(2))
+# Trainers give their mean loss.
+MEANS = Task(batches=task.batches(2), by_slopes=True)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Stack:
 
     name: str
     train: Callable[[str, Path], reference.Weights]
-    task: Task = field(default_factory=Task)
+    task: Task = PLAIN
     tolerance: float = 1e-9
 
 
@@ -95,11 +100,6 @@ def bfloat16() -> nn.Module:
 def autocast_losses(call: Any, batch: task.Batch) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return task.losses(call, batch)
-
-
-HALVES = Task(batches=task.batches(2))
-# Trainers give their mean loss.
-MEANS = Task(batches=task.batches(2), by_slopes=True)
 
 
 @stack("plain loop")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ def losses(call: Callable[..., Any], batch: Batch) -> Tensor:
     return F.cross_entropy(call(**inputs).logits, batch["labels"], reduction="none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A model, its batches and its loss per example.
+    """A model, its batches and its loss per example. Stacks that share one share its loops by hand.
 
     Attributes:
         model: Makes the model.
@@ -119,6 +120,7 @@ def scheduler_of(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.L
     return torch.optim.lr_scheduler.LambdaLR(getattr(optimizer, "optimizer", optimizer), lambda step: 1 - step / STEPS)
 
 
+@cache
 def by_hand(spec: str, task: Task) -> reference.Weights:
     """The trained weights after all steps, each gradient straight from its equation."""
     model = task.model()

@@ -68,7 +68,7 @@ def plain(model: nn.Module, losses: Callable[[], Tensor], phases: Phases) -> Non
 def per_instance(
     model: nn.Module, losses: Callable[[], Tensor], engine: Engine, store: WeightStore, phases: Phases
 ) -> None:
-    """The phases of PerInstanceSAM._fill, one by one."""
+    """The phases of PerInstanceSAM.fill, one by one."""
     model.zero_grad()
     phases.start()
     passes = Passes(model, losses, Runtime(), store)

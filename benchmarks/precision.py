@@ -23,7 +23,7 @@ from deltasam.core.passes import Passes
 from deltasam.core.restore import WeightStore
 from deltasam.core.runtime import Runtime
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.outer_products import Products, contract
+from deltasam.per_example.outer_products import GramCache, contract
 from deltasam.per_example.recorder import Record
 
 
@@ -58,7 +58,7 @@ def agreements(rho: float, examples: int = 16, tokens: int = 32) -> tuple[Agreem
     gradients = ExampleGradients(record.uses, passes.grad(loss, record.outputs), 1)
     factors = rho / gradients.norms()
     gradients.scale(factors)
-    products = Products(wide=False)
+    products = GramCache(wide=False)
     of_weights, by_weights, by_outputs = Agreement(), Agreement(), Agreement()
     for use in record.uses:
         if use.kind != "product" or use.product is None or use.product.weight.ndim != 2:

@@ -7,7 +7,17 @@ import pkgutil
 import deltasam.diagnostics.examples
 from deltasam import diagnostics, integrations
 
-OWN_METHODS = ["passes.Passes", "outputs", "checks", "weight_space", "reference", "schedules"]
+OWN_METHODS = [
+    "core.passes.Passes",
+    "core.closure",
+    "core.checks",
+    "core.vectors",
+    "methods.bases.batch_perturbation",
+    "methods.bases.reweighted",
+    "methods.bases.regularizer",
+    "reference",
+    "schedules",
+]
 """What methods of one's own are made of; below ``deltasam``."""
 _ALL_OF_IT = "    options:\n      show_root_full_path: true\n"
 

@@ -145,7 +145,7 @@ All that the class offers: [`deltasam.{cls.__name__}`](../reference/deltasam.md#
 This is what the tests hold it to (`deltasam.reference`), on functions of the weights:
 
 ``` {{ .python .slow }}
-{inspect.getsource(getattr(reference, c.name)).strip()}
+{inspect.getsource(reference.reference_of(cls)).strip()}
 ```
 """
 

@@ -18,6 +18,7 @@ import deltasam.diagnostics
 import deltasam.integrations
 
 SNAPSHOT = Path(__file__).with_suffix(".txt")
+EXTEND = Path(__file__).parents[1] / "docs" / "extend"
 
 
 def describe() -> str:
@@ -35,6 +36,16 @@ def _python() -> Iterator[str]:
         module = importlib.import_module(name)
         for public in sorted(getattr(module, "__all__", ())):
             yield from _thing(f"{name}.{public}", getattr(module, public))
+    for name, thing in sorted(_built_on().items()):
+        yield from _thing(name, thing)
+
+
+def _built_on() -> dict[str, Any]:
+    """What the pages on extending import, beside those above."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in EXTEND.glob("*.md"))
+    imports = re.findall(r"^from (deltasam\.(?:core|methods|lab)[\w.]*) import ([\w, ]+)", pages, re.MULTILINE)
+    named = [(module, name) for module, names in imports for name in names.split(", ")]
+    return {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, name in named}
 
 
 def _thing(name: str, thing: Any) -> Iterator[str]:

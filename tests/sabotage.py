@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers import Cell, Launcher, Standing, Watch
+from deltasam.lab.compare.launchers import Launcher, ProgressCallback, RunKey, RunProgress
 from deltasam.lab.train.results import RunResult
 
-Sabotage = Callable[[Standing], None]
+Sabotage = Callable[[RunProgress], None]
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,33 @@ class Sabotaged:
         return getattr(self.launcher, name)
 
     def launch(
-        self, work: Callable[[Cell, Watch], RunResult], cells: Sequence[Cell], watch: Watch
+        self, work: Callable[[RunKey, ProgressCallback], RunResult], keys: Sequence[RunKey], watch: ProgressCallback
     ) -> Generator[RunResult]:
-        return self.launcher.launch(partial(_work, work, self.sabotage), cells, watch)
+        return self.launcher.launch(partial(_work, work, self.sabotage), keys, watch)
 
 
-def _work(work: Callable[[Cell, Watch], RunResult], sabotage: Sabotage, cell: Cell, watch: Watch) -> RunResult:
-    def told(standing: Standing) -> None:
-        watch(standing)
-        sabotage(standing)
+def _work(
+    work: Callable[[RunKey, ProgressCallback], RunResult], sabotage: Sabotage, key: RunKey, watch: ProgressCallback
+) -> RunResult:
+    def told(progress: RunProgress) -> None:
+        watch(progress)
+        sabotage(progress)
 
-    return work(cell, told)
+    return work(key, told)
 
 
 @dataclass(frozen=True)
 class Killed:
     """``kill -9`` of the worker of one run, at one step, so many times."""
 
-    cell: Cell
+    key: RunKey
     step: int
     times: int
     marks: Path
 
-    def __call__(self, standing: Standing) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         done = len(list(self.marks.iterdir()))
-        if (standing.cell, standing.steps) == (self.cell, self.step) and done < self.times:
+        if (progress.key, progress.steps) == (self.key, self.step) and done < self.times:
             (self.marks / str(done)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -68,11 +70,11 @@ class UnpicklableError(Exception):
         super().__init__(message)
 
 
-def short_work(cell: Cell, watch: Watch) -> RunResult:
+def short_work(key: RunKey, watch: ProgressCallback) -> RunResult:
     """No training: only what a launcher has to do with it. The method's name says what happens."""
-    seed, method, _ = cell
+    seed, method, _ = key
     for step in range(3):
-        watch(Standing(cell, step, 2, None, step == 2))
+        watch(RunProgress(key, step, 2, None, step == 2))
     if method == "warns":
         warnings.warn("mind the step", RuntimeWarning, stacklevel=1)
     if method == "refuses":
@@ -95,7 +97,7 @@ class NotHere:
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _missing, ()
 
-    def __call__(self, cell: Cell, watch: Watch) -> RunResult:
+    def __call__(self, key: RunKey, watch: ProgressCallback) -> RunResult:
         raise NotImplementedError
 
 

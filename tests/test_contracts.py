@@ -10,7 +10,6 @@ import inspect
 import itertools
 import pickle
 import random
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +43,8 @@ MASKS = 5  # a seed for the dropout masks of a pass that draws its own
 
 
 def oracle_of(name: str) -> Callable[..., Any]:
-    """The reference of a method: the function of its name in ``reference``, or beside a class of one's own."""
-    cls = Method.registry[name]
-    found = getattr(reference, name, None) or getattr(sys.modules[cls.__module__], name, None)
-    if found is None:
-        raise LookupError(
-            f"there is no function {name}(losses, w, ...) beside the class {cls.__name__}, nor in deltasam.reference; "
-            f"write it from the equation, for the method to be compared with"
-        )
-    return found
+    """The reference of a method, which is in ``reference`` or beside its class."""
+    return reference.reference_of(Method.registry[name])
 
 
 def case_for(name: str, case_name: str) -> str:
@@ -65,7 +57,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     """Hyper-parameters under which a method is compared with the reference: each way, and groups of each size."""
     known = deltasam.hyperparameters(Method.registry[name])
     if "weights" in known:
-        return [{"weights": way} for way in Method.registry[name].ways if way != "auto"]
+        return [{"weights": way} for way in Method.registry[name].weightings if way != "auto"]
     if "dropout" in known:
         return [{}, {"dropout": "same"}, {"steps": 2} if "steps" in known else {"noise": "normal"}]
     return [{}, {"m": 2}, {"m": cases.EXAMPLES}] if "m" in known else [{}]
@@ -513,7 +505,7 @@ def random_parts(oracle: Any, method: Method, case: cases.Case, monkeypatch: Any
         width, kind = case.embedding.weight.shape[1], case.embedding.weight  # type: ignore[union-attr, index]
         table = torch.rand(cases.EXAMPLES, cases.TOKENS, width, dtype=kind.dtype)  # type: ignore[union-attr]
         real = torch.tensor([[float(t < n) for t in range(cases.TOKENS)] for n in case.lengths]).to(table)[..., None]
-        monkeypatch.setattr(embeddings, "draw", lambda *_: table * real)
+        monkeypatch.setattr(embeddings, "sample_noise", lambda *_: table * real)
         normal = "sigma" in parameters or getattr(method, "noise", "") == "normal"
         made["drawn"] = table * real if normal else (2 * table - 1) * real  # uniform: from (0, 1) to (-1, 1)
     if "memory" in parameters:  # it carries over from step to step
@@ -580,7 +572,7 @@ def test_padding_changes_nothing(name: str) -> None:
 def test_order_changes_nothing(name: str, case_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.make(case_for(name, case_name), dropout=False)
     # Every token has noise of its own, wherever it stands.
-    monkeypatch.setattr(embeddings, "draw", lambda _, x, real, *rest: (1e4 * x).sin() * real[..., None])
+    monkeypatch.setattr(embeddings, "sample_noise", lambda _, x, real, *rest: (1e4 * x).sin() * real[..., None])
     order = torch.tensor([2, 0, 3, 1])
     torch.manual_seed(3)
     straight = build(name, case.model).backward(case.closure)

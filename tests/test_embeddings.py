@@ -136,32 +136,34 @@ def test_an_encoder_and_a_decoder_that_share_one_table() -> None:
 
 def test_padding_is_not_moved() -> None:
     model, given = Linear(), batch()
-    offset = EmbeddingOffset(model, lambda x, real: embeddings.draw(torch.randn, x, real, torch.Generator()))
+    offset = EmbeddingOffset(model, lambda x, real: embeddings.sample_noise(torch.randn, x, real, torch.Generator()))
     with offset.added():
         model(**given)
     real = given["attention_mask"].bool()
     assert (offset.value[~real] == 0).all()
     assert (offset.value[real] != 0).all()
-    offset.become(torch.ones(N, T, D))
+    offset.set_(torch.ones(N, T, D))
     assert torch.equal(offset.value[..., 0].bool(), real)
 
 
 def test_noise_does_not_depend_on_padding() -> None:
     x, real = torch.zeros(N, T, D), batch()["attention_mask"].bool()
-    short = embeddings.draw(torch.rand, x, real, torch.Generator().manual_seed(1))
+    short = embeddings.sample_noise(torch.rand, x, real, torch.Generator().manual_seed(1))
     longer = (F.pad(x, (0, 0, 0, 2)), F.pad(real, (0, 2)))
-    assert torch.equal(embeddings.draw(torch.rand, *longer, torch.Generator().manual_seed(1))[:, :T], short)
+    assert torch.equal(embeddings.sample_noise(torch.rand, *longer, torch.Generator().manual_seed(1))[:, :T], short)
 
 
 def test_gradients_of_any_size_have_a_direction() -> None:
     g = torch.randn(3, 2, 4)
     g[1] = 0
-    unit = embeddings.along(g, lambda x: torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True))
+    unit = embeddings.normalized_direction(g, lambda x: torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True))
     torch.testing.assert_close(unit.flatten(1).norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
     for scale in (2.0**100, 2.0**-100):
-        again = embeddings.along(scale * g, lambda x: torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True))
+        again = embeddings.normalized_direction(
+            scale * g, lambda x: torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True)
+        )
         assert torch.equal(again, unit)
-    assert (embeddings.along(g * float("inf"), lambda x: x.abs().amax()) == 0).all()
+    assert (embeddings.normalized_direction(g * float("inf"), lambda x: x.abs().amax()) == 0).all()
 
 
 class TwoTables(nn.Module):
@@ -183,7 +185,10 @@ class Twice(Linear):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Linear(2, 2), r"of Linear to perturb cannot be told: it has 0 nn.Embedding.*get_input_embeddings\(\)"),
+        (
+            nn.Linear(2, 2),
+            r"of Linear to perturb cannot be determined: it has 0 nn.Embedding.*get_input_embeddings\(\)",
+        ),
         (TwoTables(), r"it has 2 nn.Embedding modules"),
         (Transposed(), r"given other ids than the model"),
         (Twice(), r"Twice reads its input embeddings several times"),
@@ -208,7 +213,7 @@ def test_images_are_an_error() -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
     )
     model = transformers.ViTForImageClassification(config)
-    with pytest.raises(ValueError, match="only those of token ids"):
+    with pytest.raises(ValueError, match="only embeddings of token ids"):
         deltasam.FreeLB(model).backward(
             lambda: model(pixel_values=torch.randn(2, 3, 8, 8), labels=torch.zeros(2).long())
         )
@@ -217,7 +222,7 @@ def test_images_are_an_error() -> None:
 def test_other_masks_are_an_error() -> None:
     model, given = bert(), batch()
     mask = given["attention_mask"][:, None, None, :].expand(N, 1, T, T)
-    with pytest.raises(ValueError, match=r"attention_mask must have one entry for every token"):
+    with pytest.raises(ValueError, match=r"attention_mask must have one entry per token"):
         deltasam.FreeLB(model).backward(
             lambda: model(given["input_ids"], attention_mask=mask, labels=torch.zeros(N).long())
         )
@@ -230,7 +235,7 @@ def test_freelb_of_a_linear_model_by_hand(max_norm: float, make: type[Linear], m
     torch.manual_seed(0)
     model, given, y = make().double(), batch(), torch.tensor([0, 1, 2])
     start = torch.rand(N, T, D, dtype=torch.float64)
-    monkeypatch.setattr(embeddings, "draw", lambda _, x, real, *rest: start * real[..., None])
+    monkeypatch.setattr(embeddings, "sample_noise", lambda _, x, real, *rest: start * real[..., None])
     method = deltasam.FreeLB(model, steps=3, adv_lr=0.4, init_mag=0.2, max_norm=max_norm)
     method.backward(lambda: F.cross_entropy(model(**given), y, reduction="none"))
     real, w = given["attention_mask"].double(), model.head.weight.detach()
@@ -289,7 +294,7 @@ def test_without_an_average_none_is_kept() -> None:
 def test_an_average_that_is_not_kept_or_does_not_fit_is_an_error() -> None:
     model, given = Linear(), batch()
     method = deltasam.SMART(model)
-    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\) once before training, or give mu=0"):
+    with pytest.raises(RuntimeError, match=r"call method.follow\(optimizer\) once before training, or use mu=0"):
         method.backward(lambda: F.cross_entropy(model(**given), torch.tensor([0, 1, 2])))
     with pytest.raises(ValueError, match="of other parameters"):
         method.load_state_dict({"weight_average": {"head.weight": torch.ones(1)}})

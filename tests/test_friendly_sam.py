@@ -166,7 +166,10 @@ def test_goes_on_from_a_file(schedule: str) -> None:
         ({}, "saves gradient_average, but was given nothing"),
         ({"uncovered": []}, "saves gradient_average, but was given uncovered"),
         ({"gradient_average": {"0.weight": torch.ones(2, 2)}}, r"an average of 0.weight \[2, 2\]"),
-        ({"gradient_average": {"elsewhere": torch.ones(2)}}, r"an average of elsewhere \[2\], which the model has not"),
+        (
+            {"gradient_average": {"elsewhere": torch.ones(2)}},
+            r"an average of elsewhere \[2\], which the model does not",
+        ),
     ],
 )
 def test_another_state_is_refused(state: dict[str, Any], message: str) -> None:

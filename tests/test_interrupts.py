@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import deltasam
+from deltasam.core.torch_internals import foreach
 
 # Interrupts fall between instructions of these: what deltasam does itself, and the context managers that it enters.
 WATCHED = (
@@ -233,7 +234,7 @@ def test_what_was_left_on_in_the_closure_is_off_again(spec: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_an_error_in_the_restoring_copy(spec: str, error: type[BaseException], monkeypatch: Any) -> None:
     setting = Setting(spec)
-    copy, restores = torch._foreach_copy_, []
+    copy, restores = foreach.copy_, []
 
     def failing(to: Any, values: Any, *rest: Any) -> Any:
         if sys._getframe(1).f_code.co_name == "bring_back":
@@ -241,7 +242,7 @@ def test_an_error_in_the_restoring_copy(spec: str, error: type[BaseException], m
             raise error
         return copy(to, values, *rest)
 
-    monkeypatch.setattr(torch, "_foreach_copy_", failing)
+    monkeypatch.setattr(foreach, "copy_", failing)
     before, trace = setting.state(), setting.trace()
     if spec in ("smart:mu=0", "freelb"):
         setting.method.backward(setting.closure)  # moves no weight

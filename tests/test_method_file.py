@@ -60,7 +60,7 @@ class Penalized(deltasam.Method, name="penalized"):
         super().__init__(model)
         self.rho = rho
 
-    def _fill(self, passes):
+    def fill(self, passes):
         loss = loss_of(passes.first())
         plain = passes.grad(loss)
         norm = deltasam.weight_space.norm(plain)

@@ -53,7 +53,7 @@ SINGLE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PACKED)
 def test_packed(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"sam:m=2 looks at single examples, but a row .* several .*pad instead of pack"
+        ValueError, match=r"sam:m=2 works on single examples, but a row .* several .*pad instead of pack"
     ):
         refuse_packed(PACKED[name], "sam:m=2")
 
@@ -80,6 +80,6 @@ class Positions(nn.Module):
 def test_a_forward_may_change_what_it_is_given() -> None:
     model = Positions()
     method = deltasam.PerInstanceSAM(model)
-    with pytest.raises(ValueError, match="start again"):
+    with pytest.raises(ValueError, match="position_ids restart"):
         method.backward(lambda: model({"position_ids": ids([0, 1, 0], [0, 1, 2])}))
     method.backward(lambda: model({"position_ids": ids([0, 1, 2], [0, 1, 2])}))

@@ -44,7 +44,7 @@ def test_a_large_tilt_takes_the_largest_gradient(model: nn.Module, batch: tuple[
 
 @pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
 def test_weights_that_cannot_be_told_are_all_the_same(factor: float) -> None:
-    assert (RWSAM(nn.Linear(1, 1))._weigh(factor * SIZES) == 1).all()
+    assert (RWSAM(nn.Linear(1, 1)).weigh(factor * SIZES) == 1).all()
 
 
 def test_it_looks_along_signs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ def test_without_an_optimizer_to_follow_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"sam:rho=0.02,share=micro-batch@every=2: .*call method.follow\(optimizer"):
         method.backward(lambda: model(torch.ones(4, 3)).square().mean())
     method = deltasam.make_method("sam@last=0.5", model)
-    with pytest.raises(ValueError, match=r"@last=0.5 is a part of all steps; give follow\(optimizer, total_steps="):
+    with pytest.raises(ValueError, match=r"@last=0.5 is a fraction of all steps; call follow\(optimizer, total_steps="):
         method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
@@ -192,7 +192,7 @@ def test_without_an_optimizer_to_follow_is_an_error() -> None:
         ("sam@warmup=1234567.5", "@warmup=1234567.5: must be a number of steps"),
         ("sam@last=2", "@last=2: must be a fraction"),
         ("sam@warmup=1.5", "@warmup=1.5: must be a number of steps, or a fraction"),
-        ("sam@decay=nan", "@decay=nan: must be the part"),
+        ("sam@decay=nan", "@decay=nan: must be the fraction"),
     ],
 )
 def test_bad_schedules(spec: str, message: str) -> None:

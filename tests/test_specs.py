@@ -118,7 +118,7 @@ def test_a_method_of_ones_own(model: nn.Module, batch: Any) -> None:
             super().__init__(model)
             self.times, self.exact = times, exact
 
-        def _fill(self, passes: Any) -> deltasam.Step:
+        def fill(self, passes: Any) -> deltasam.Step:
             return deltasam.Step(passes.backward(self.times * loss_of(passes.first())))
 
     try:

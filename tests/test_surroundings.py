@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from deltasam.core.restore import WeightStore, copy_one_by_one, moved
 from deltasam.core.surroundings import Surroundings, UndoneOnError, finish_suspended
+from deltasam.core.torch_internals import foreach
 
 
 class Function(TorchFunctionMode):
@@ -207,14 +208,14 @@ def test_moved_weights_are_back_before_anything_else_is_undone() -> None:
 def test_moved_weights_are_back_when_the_copy_has_failed(monkeypatch: Any) -> None:
     weight, store = nn.Parameter(torch.randn(3)), WeightStore()
     before, data = weight.detach().clone(), weight.data_ptr()
-    copy = torch._foreach_copy_
+    copy = foreach.copy_
 
     def failing(to: Any, values: Any) -> Any:
         if to[0].data_ptr() == data:
             raise torch.OutOfMemoryError
         return copy(to, values)
 
-    monkeypatch.setattr(torch, "_foreach_copy_", failing)
+    monkeypatch.setattr(foreach, "copy_", failing)
     with pytest.raises(torch.OutOfMemoryError), moved([weight], [torch.ones(3)], 0.1, store):
         pass
     assert not torch.equal(weight, before)

@@ -9,6 +9,7 @@ from torch import nn
 import cases
 import deltasam
 from deltasam import weight_space
+from deltasam.core.torch_internals import foreach
 
 
 def test_distance_in_units() -> None:
@@ -30,13 +31,13 @@ def test_a_step_is_added_a_few_weights_at_a_time(monkeypatch: pytest.MonkeyPatch
     weight_space.add(together, steps, 0.3)
     monkeypatch.setattr(weight_space, "_CHUNK", 20)
     widened: list[int] = []
-    real = torch._foreach_add_
+    real = foreach.add_
 
     def add(params: list[torch.Tensor], wide: list[torch.Tensor], *, alpha: float) -> None:
         widened.append(sum(step.numel() for step in wide))
         real(params, wide, alpha=alpha)
 
-    monkeypatch.setattr(torch, "_foreach_add_", add)
+    monkeypatch.setattr(foreach, "add_", add)
     weight_space.add(apart, steps, 0.3)
     assert widened == [120, 9, 21]
     assert all(map(torch.equal, apart, together))

@@ -9,56 +9,83 @@
 A *method* fills ``.grad``. Optimizer, scheduler, gradient clipping and trainer stay as they are.
 """
 
-from deltasam.core import vectors as weight_space
-from deltasam.core.closure import Output
-from deltasam.core.passes import in_later_pass
-from deltasam.core.runtime import Runtime
-from deltasam.method import Method, Step, hyperparameters
-from deltasam.methods import (
-    ASAM,
-    ERM,
-    R3F,
-    RWSAM,
-    SAM,
-    SMART,
-    DeltaSAM,
-    FreeLB,
-    FriendlySAM,
-    PerInstanceSAM,
-    RDrop,
-)
-from deltasam.per_example.norms import per_example_grad_norms
-from deltasam.per_example.recorder import NotCoveredError
-from deltasam.scheduled import Scheduled
-from deltasam.schedules import Schedule
-from deltasam.spec import make_method, method_names, split_specs
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ASAM",
-    "ERM",
-    "R3F",
-    "RWSAM",
-    "SAM",
-    "SMART",
-    "DeltaSAM",
-    "FreeLB",
-    "FriendlySAM",
-    "Method",
-    "NotCoveredError",
-    "Output",
-    "PerInstanceSAM",
-    "RDrop",
-    "Runtime",
-    "Schedule",
-    "Scheduled",
-    "Step",
-    "hyperparameters",
-    "in_later_pass",
-    "make_method",
-    "method_names",
-    "per_example_grad_norms",
-    "split_specs",
-    "weight_space",
-]
+__version__ = "0.2.0"
+
+# Names are resolved when they are used (PEP 562): `deltasam --help` must not wait for PyTorch. Methods need no line
+# here; they are found in deltasam.methods by the names of their classes.
+_PUBLIC = {
+    "Method": "deltasam.method:Method",
+    "NotCoveredError": "deltasam.per_example.recorder:NotCoveredError",
+    "Output": "deltasam.core.closure:Output",
+    "Runtime": "deltasam.core.runtime:Runtime",
+    "Schedule": "deltasam.schedules:Schedule",
+    "Scheduled": "deltasam.scheduled:Scheduled",
+    "Step": "deltasam.method:Step",
+    "hyperparameters": "deltasam.method:hyperparameters",
+    "in_later_pass": "deltasam.core.passes:in_later_pass",
+    "make_method": "deltasam.spec:make_method",
+    "method_names": "deltasam.spec:method_names",
+    "per_example_grad_norms": "deltasam.per_example.norms:per_example_grad_norms",
+    "split_specs": "deltasam.spec:split_specs",
+    "weight_space": "deltasam.core.vectors",
+}
+
+if TYPE_CHECKING:  # the same names, and the methods, for type checkers and editors; a test keeps them complete
+    from deltasam.core import vectors
+    from deltasam.core.closure import Output as Output
+    from deltasam.core.passes import in_later_pass as in_later_pass
+    from deltasam.core.runtime import Runtime as Runtime
+    from deltasam.method import Method as Method
+    from deltasam.method import Step as Step
+    from deltasam.method import hyperparameters as hyperparameters
+    from deltasam.methods.asam import ASAM as ASAM
+    from deltasam.methods.delta_sam import DeltaSAM as DeltaSAM
+    from deltasam.methods.erm import ERM as ERM
+    from deltasam.methods.freelb import FreeLB as FreeLB
+    from deltasam.methods.friendly_sam import FriendlySAM as FriendlySAM
+    from deltasam.methods.per_instance_sam import PerInstanceSAM as PerInstanceSAM
+    from deltasam.methods.r3f import R3F as R3F
+    from deltasam.methods.r_drop import RDrop as RDrop
+    from deltasam.methods.rw_sam import RWSAM as RWSAM
+    from deltasam.methods.sam import SAM as SAM
+    from deltasam.methods.smart import SMART as SMART
+    from deltasam.per_example.norms import per_example_grad_norms as per_example_grad_norms
+    from deltasam.per_example.recorder import NotCoveredError as NotCoveredError
+    from deltasam.scheduled import Scheduled as Scheduled
+    from deltasam.schedules import Schedule as Schedule
+    from deltasam.spec import make_method as make_method
+    from deltasam.spec import method_names as method_names
+    from deltasam.spec import split_specs as split_specs
+
+    weight_space = vectors
+else:
+
+    def __getattr__(name: str) -> object:
+        """Resolve a public name at its first use."""
+        if name == "__all__":
+            return sorted({**_PUBLIC, **_methods()})
+        if name.startswith("_"):  # what inspect, doctest and others ask of any module
+            raise AttributeError(f"module 'deltasam' has no attribute {name!r}")
+        methods = _methods()  # first: whoever gets Method finds all methods in its registry
+        value = resolve_name(_PUBLIC[name]) if name in _PUBLIC else methods.get(name)
+        if value is None:
+            raise AttributeError(f"module 'deltasam' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """The public names, and what every module has."""
+        return sorted({*globals(), *__getattr__("__all__")})
+
+
+def _methods() -> dict[str, type[Method]]:
+    """The methods of this package by the names of their classes."""
+    package = import_module("deltasam.methods").__name__
+    registered = import_module("deltasam.method").Method.registry.values()
+    return {cls.__name__: cls for cls in registered if cls.__module__.startswith(package)}

@@ -1,4 +1,4 @@
-"""What a method is: something that fills ``.grad``, in place of ``loss.backward()``."""
+"""The base class of all methods: a method fills ``.grad`` in place of ``loss.backward()``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deltasam.core.warn import warn
 
 @dataclass(frozen=True)
 class Step:
-    """What one call of ``backward`` did.
+    """Result of one call of ``backward``.
 
     Attributes:
-        loss: Mean loss at the weights as they are [], detached; what ``loss.item()`` would have logged.
-        metrics: Detached facts, in the units of the closure's loss. Always ``loss``; where a perturbation is
-            made also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient it follows)
-            and ``radius_ratio`` (the distance the weights really moved over rho: 1 unless rounding, an infinite
-            or a zero gradient got in the way). ``weights`` [n]: one per example, for methods that weight them.
-            ``example_norms`` [n]: of each example's gradient, for methods that compute them exactly; where the closure
-            returns a scalar, of the example's share in it.
-            Names that end in ``_norm`` or ``_norms`` are norms of gradients, those that end in ``loss`` losses.
+        loss: Mean loss at the unperturbed weights [], detached; what ``loss.item()`` would have logged.
+        metrics: Detached metrics, in the units of the closure's loss. Always ``loss``; where weights are perturbed
+            also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient that is followed)
+            and ``radius_ratio`` (actual distance of the weights over rho: 1 unless rounding, or an infinite or zero
+            gradient, prevents it). ``weights`` [n]: one per example, for methods that weight them.
+            ``example_norms`` [n]: norm of each example's gradient, for methods that compute it exactly; where the
+            closure returns a scalar, of the example's contribution to it.
+            Names that end in ``_norm`` or ``_norms`` are norms of gradients, those that end in ``loss`` are losses.
     """
 
     loss: Tensor
@@ -42,16 +42,16 @@ class Step:
         self.metrics.setdefault("loss", self.loss)
 
     def unscaled(self, scale: Tensor) -> Step:
-        """The step with its gradients' norms in the units of the loss, where gradients were of the loss times scale."""
+        """The step with gradient norms in the units of the loss, given that the loss was multiplied by ``scale``."""
         norms = {k: v / scale.to(v.device) for k, v in self.metrics.items() if k.endswith(("_norm", "_norms"))}
         return Step(self.loss, {**self.metrics, **norms})
 
     @staticmethod
     def together(steps: Sequence[Step]) -> Step:
-        """The step of several micro-batches, whose losses add up to the loss."""
+        """Combine the steps of several micro-batches whose losses add up to the step's loss."""
         if len(steps) == 1:
             return steps[0]
-        # A method may find on the way that it cannot have all of its metrics.
+        # Micro-batches may differ in their metrics: a method may have to fall back after the first of them.
         names = [name for name in steps[0].metrics if all(name in s.metrics for s in steps)]
         together = {name: _together(name, [s.metrics[name] for s in steps]) for name in names}
         return Step(together["loss"], together)
@@ -64,7 +64,12 @@ def _together(name: str, values: list[Tensor]) -> Tensor:
 
 
 def _closures(given: Any) -> list[Closure]:
-    """The closures of one step."""
+    """The closures of one step, as a list.
+
+    Raises:
+        TypeError: A closure is not callable.
+        ValueError: There is none.
+    """
     together = isinstance(given, Iterable) and not isinstance(given, (Tensor, Mapping)) and not callable(given)
     closures = list(given) if together else [given]
     if not closures:
@@ -82,7 +87,7 @@ def _closures(given: Any) -> list[Closure]:
 class Method(abc.ABC):
     """A way to fill ``.grad``.
 
-    Subclass with a registry name, hyper-parameters as keyword-only arguments kept under their own names, the
+    Subclass it with a registry name, hyper-parameters as keyword-only arguments stored under their own names, the
     values at which the method is plain training, and one function:
 
         class SAM(Method, name="sam"):
@@ -92,7 +97,7 @@ class Method(abc.ABC):
                 super().__init__(model)
                 self.rho = nonnegative("SAM", "rho", rho)
 
-            def _fill(self, passes): ...
+            def fill(self, passes): ...
     """
 
     registry: ClassVar[dict[str, type[Method]]] = {}
@@ -124,23 +129,23 @@ class Method(abc.ABC):
             )
         self.model = model
         self._store = WeightStore()
-        self._said_zero = False
+        self._warned: frozenset[str] = frozenset()
 
     def backward(self, closure: Closure | Sequence[Closure], *, runtime: Runtime | None = None) -> Step:
         """Add this method's gradient to ``.grad``, as ``loss.backward()`` would.
 
-        Weights, buffers and random state are afterwards where one plain forward and backward would have left
-        them; after an exception they are where they were before the call (``.grad`` may hold a part).
+        Afterwards weights, buffers and random state are what one plain forward and backward would have left; after an
+        exception they are what they were before the call (``.grad`` may hold a partial gradient).
 
         Args:
-            closure: Runs one forward pass and returns a loss (see ``deltasam.core.closure``). Never calls
-                ``backward``. It is called several times on the same batch. A sequence of closures: the micro-batches
-                of one step, whose losses add up to the loss.
-            runtime: How a loss becomes gradients; plain PyTorch unless given.
+            closure: Function that runs one forward pass and returns a loss (see ``deltasam.core.closure``). It must not
+                call ``backward``, and is called several times on the same batch. A sequence of closures: the
+                micro-batches of one step, whose losses add up to the step's loss.
+            runtime: Computes gradients of the loss; None: plain PyTorch.
 
         Raises:
-            TypeError: A closure is no function.
-            ValueError: There is none, or its loss does not depend on the model's trainable parameters.
+            TypeError: A closure is not callable.
+            ValueError: There is no closure, or its loss does not depend on the model's trainable parameters.
         """
         closures = _closures(closure)
         runtime = runtime or Runtime()
@@ -151,22 +156,26 @@ class Method(abc.ABC):
             return begun[-1]
 
         undone = UndoneOnError(self._undoing(begun))
-        with undone, undone:  # twice: an interrupt may fall into the first
-            step = self._fill_from(map(begin, closures))
+        with undone, undone:  # twice: an interrupt may hit the first
+            step = self.fill_step(map(begin, closures))
             if any(passes.moves_nothing for passes in begun):
-                self._warn_of_zero()
+                self.warn_once(
+                    f"{type(self).__name__}: the gradient of the first pass is exactly 0 for every parameter, so that "
+                    f"nothing was perturbed and the step was a plain one; is the loss 0 (all labels masked?), or is it "
+                    f"detached from the parameters?"
+                )
             return step if runtime.scaler is None else step.unscaled(runtime.scaled(torch.ones_like(step.loss)))
 
     def _undoing(self, begun: Sequence[Passes]) -> Callable[[BaseException], None]:
-        """A function that puts everything back, however far a call has come; it may be broken off and called again."""
+        """A function that undoes a partial call, however far it has got; it may be interrupted and called again."""
         surroundings, later = Surroundings(self.model), in_later_pass()
         methods = (self, *(m for m in vars(self).values() if isinstance(m, Method)))
         attributes = [(method, dict(vars(method))) for method in methods]
 
         def undo(error: BaseException) -> None:
-            with ExitStack() as last_first:  # each is run, whatever happens in another
+            with ExitStack() as last_first:  # runs every callback, even if another one raises
                 for passes in begun:
-                    last_first.callback(passes.abandon)
+                    last_first.callback(passes.rollback)
                 last_first.callback(self._store.bring_back, copy_one_by_one)
                 for method, values in attributes:
                     last_first.callback(vars(method).update, values)
@@ -176,91 +185,88 @@ class Method(abc.ABC):
 
         return undo
 
-    def _warn_of_zero(self) -> None:
-        if not self._said_zero:
-            self._said_zero = True
-            warn(
-                f"{type(self).__name__}: the gradient of the first pass is exactly 0 for every parameter, so that "
-                f"nothing was perturbed and the step was a plain one; is the loss 0 (all labels masked?), or is it "
-                f"detached from the parameters?"
-            )
+    def warn_once(self, message: str) -> None:
+        """Issue a RuntimeWarning at the line of user code, once per message and method."""
+        if message not in self._warned:
+            self._warned |= {message}  # a new set: undoing a failed call restores the old one, so it warns again
+            warn(message)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        """Fill ``.grad`` from micro-batches, each begun when it is taken; override to let them share anything."""
-        return Step.together([self._fill(passes) for passes in micro_batches])
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        """Fill ``.grad`` from micro-batches, each started when it is drawn; override to share anything among them."""
+        return Step.together([self.fill(passes) for passes in micro_batches])
 
     @abc.abstractmethod
-    def _fill(self, passes: Passes) -> Step:
+    def fill(self, passes: Passes) -> Step:
         """Run the passes of one micro-batch and fill ``.grad``."""
 
     @property
     def needs_all_micro_batches(self) -> bool:
-        """Whether the micro-batches of a step must be given in one call, because they share something."""
+        """Whether the micro-batches of a step must be passed in one call, because they share something."""
         return False
 
     @property
     def per_example(self) -> bool:
-        """Whether it takes gradients of single rows of a batch, and so must see every use of a parameter."""
+        """Whether it computes gradients of single rows of a batch, and so must see every use of a parameter."""
         return False
 
     @property
     def compares_predictions(self) -> bool:
-        """Whether it must see the logits that the loss is made of."""
+        """Whether it needs the logits that the loss is computed from."""
         return False
 
     @property
     def fresh_dropout(self) -> bool:
-        """Whether later passes draw dropout masks of their own; else they see those of the first."""
+        """Whether later passes draw new dropout masks; otherwise they replay those of the first."""
         return False
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:  # noqa: B027
-        """Count the steps of an optimizer, for methods with a schedule; others have nothing to count.
+        """Count the steps of an optimizer, for methods with a schedule; a no-op for others.
 
-        A copy of the method, or one that was pickled, follows none until it is told to.
+        A copied or unpickled method follows no optimizer until this is called again.
 
         Args:
-            optimizer: Whose steps count.
-            total_steps: How many there will be, for schedules that depend on it.
+            optimizer: The optimizer whose steps count.
+            total_steps: Total number of optimizer steps, for schedules that depend on it.
         """
 
     _following: RemovableHandle | None = None
 
-    def _after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:
-        """Run a hook after each step of an optimizer from now on, and after those of no other."""
+    def after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:
+        """Run a hook after each step of this optimizer from now on, and no longer after those of another."""
         if self._following is not None:
-            self._following.remove()  # an optimizer that is followed twice is counted once
-        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it, and skips steps of its own accord
+            self._following.remove()  # an optimizer that is followed twice must be counted once
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper skips steps of the optimizer inside
         self._following = inner.register_step_post_hook(hook)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy begins with: it follows no optimizer, since a copied optimizer has no hooks."""
+        """State of a copy: it follows no optimizer, since a copied optimizer has no hooks."""
         return {key: value for key, value in self.__dict__.items() if key != "_following"}
 
     def state_dict(self) -> dict[str, Any]:
-        """What training must save to go on bitwise as if it had never stopped; empty for most methods.
+        """State that training must save for a bitwise resume; empty for most methods.
 
         Nested dictionaries and lists of tensors and JSON values, which ``torch.load(weights_only=True)`` reads back.
-        The same in every process that trains, so that one of them can save it for all; later steps leave it as it is.
+        It is the same in all processes, so that one of them can save it for all; later steps do not modify it.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, whatever device its tensors are on.
+        """Continue from a saved state, whatever device its tensors are on.
 
         Raises:
-            ValueError: It was saved by another method.
+            ValueError: The state was saved by another method.
         """
-        self._check_state(state, ())
+        self.check_state(state, ())
 
-    def _check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
-        """Refuse a state that holds other things than this method saves.
+    def check_state(self, state: dict[str, Any], *known: Collection[str]) -> None:
+        """Refuse a state with other keys than this method saves.
 
         Args:
-            state: To be loaded.
-            known: The keys of a state that the method may save, for each kind of state.
+            state: The state to be loaded.
+            known: The allowed sets of keys, one for each kind of state that the method may save.
 
         Raises:
-            ValueError: Its keys are none of these.
+            ValueError: The state's keys match none of them.
         """
         if set(state) not in [set(keys) for keys in known]:
             saves, given = " or ".join(", ".join(keys) or "nothing" for keys in known), ", ".join(state) or "nothing"
@@ -268,7 +274,7 @@ class Method(abc.ABC):
 
     @property
     def spec(self) -> str:
-        """This method as text, ``sam:rho=0.05``: ``make_method(spec, model)`` makes it again."""
+        """This method as text, ``sam:rho=0.05``: ``make_method(spec, model)`` recreates it."""
         return format_spec(self)
 
     def __repr__(self) -> str:

@@ -1,15 +1,16 @@
-"""Every method straight from its equation: slow, obvious, and independent of the rest of the library.
+"""Every method written directly from its equation: slow, obvious, and independent of the rest of the library.
 
-The oracle of the tests and of the documentation. A model is here a function ``losses(w) -> [n]`` from weights
-to one loss per example, made by ``losses_function``; nothing is moved, hooked or restored. The gradient of a
-method is a dictionary from parameter name to tensor.
+The oracle of the tests and of the documentation. Here a model is a function ``losses(w) -> [n]`` from weights to one
+loss per example, made by ``losses_function``; nothing is moved, hooked or restored. The gradient of a method is a
+dictionary from parameter name to tensor.
 
-Where examples meet in the loss, or the model's loss is one number, an example's gradient is the one through a copy
-of the weights of its own: there a model is a function ``losses([w_1, ..., w_k])``, made by ``copies_function``.
+Where examples interact in the loss, or the model's loss is one number, an example's gradient is taken with respect to
+its own copy of the weights: there a model is a function ``losses([w_1, ..., w_k])``, made by ``copies_function``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,28 +26,28 @@ Predict = Callable[..., tuple[Tensor, Tensor]]
 
 
 def losses_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[Losses, Weights]:
-    """A model and a batch as a function of the weights, and the weights it has now.
+    """A model and a batch as a function of the weights, and the current weights.
 
-    Every call starts from the random state and the buffers of this moment, so it sees the same dropout masks.
+    Every call starts from the random state and the buffers at the time of this call, so it sees the same dropout masks.
 
     Args:
         model: The model; it is not changed.
-        run: Given something to call in place of the model, returns one loss per example [n].
+        run: Function that takes a substitute for the model and returns one loss per example [n].
     """
     losses_of_copies, weights = copies_function(model, run)
     return lambda w: losses_of_copies([w]), weights
 
 
 def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor]) -> tuple[LossesOfCopies, Weights]:
-    """A model and a batch as a function of several copies of the weights, and the weights it has now.
+    """A model and a batch as a function of several copies of the weights, and the current weights.
 
     With k copies the batch is k groups of consecutive examples, and each group's rows come from its own copy: the
-    model runs once per copy on the whole batch, each time with the same random state, and of every tensor that it
-    returns the rows of that group are taken. What is not a row per example (a loss, say) cannot be split.
+    model runs once per copy on the whole batch, each time with the same random state, and the group's rows are taken
+    from every tensor that it returns. Outputs without one row per example (a loss, say) cannot be split.
 
     Args:
         model: The model; it is not changed.
-        run: Given something to call in place of the model, returns one loss per example [n], or one loss [].
+        run: Function that takes a substitute for the model and returns one loss per example [n], or one loss [].
     """
     random = torch.get_rng_state()
     fixed = {name: b.detach().clone() for name, b in model.named_buffers()}
@@ -74,10 +75,10 @@ def copies_function(model: nn.Module, run: Callable[[Callable[..., Any]], Tensor
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:
-    """Where each parameter and buffer is held, by its name: one place in each module that holds it.
+    """All qualified names under which each parameter and buffer is held, one for each module that holds it.
 
-    ``functional_call`` puts a module that has two names back with another tensor than it had (seen in 2.6, 2.13, 2.15),
-    so the places that share a tensor are found here, every module under its first name.
+    ``functional_call`` restores a module that has two names with another tensor than it had (seen in 2.6, 2.13, 2.15),
+    so names that share a tensor are collected here, with every module under its first name.
     """
     held: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
@@ -87,7 +88,7 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
 
 
 def rows_of_each(*values: Any) -> Any:
-    """The first k-th of the first value's rows, the second k-th of the second's, and so on."""
+    """The first of k equal parts of the first value's rows, the second part of the second's, and so on."""
     if not isinstance(values[0], Tensor):
         return values[0]
     return torch.cat([v.unflatten(0, (len(values), -1))[i] for i, v in enumerate(values)])
@@ -105,12 +106,12 @@ def norm(vector: Weights) -> Tensor:
 
 
 def moved(weights: Weights, vector: Weights, factor: float | Tensor) -> Weights:
-    """``w + factor * v`` as new leaves."""
+    """``w + factor * v`` as new leaf tensors."""
     return {n: (w + factor * vector[n]).detach().requires_grad_() for n, w in weights.items()}
 
 
 def step(rho: float, vector: Weights) -> float | Tensor:
-    """The factor that brings a vector to length rho; 0 for a zero vector."""
+    """The factor that scales a vector to length rho; 0 for a zero vector."""
     length = norm(vector)
     return rho / length if length > 0 else 0.0
 
@@ -137,12 +138,12 @@ def friendly_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, moment
     """``grad L(w + rho d / |d|)``, ``d = g - sigma m``; then ``m <- momentum m + (1 - momentum) g``.
 
     Args:
-        losses: One per example.
+        losses: Per-example losses as a function of the weights.
         w: The weights.
         rho: Radius.
-        sigma: How much of the memory is subtracted.
-        momentum: Share of the memory that is kept.
-        memory: m, changed in place; empty before the first step, whose d is g and which m begins with.
+        sigma: Factor of the memory that is subtracted.
+        momentum: Decay factor of the memory.
+        memory: The average m, changed in place; empty before the first step, in which d is g and m becomes g.
     """
     g = erm(losses, w)
     d = {n: v - sigma * memory[n] for n, v in g.items()} if memory else g
@@ -167,7 +168,7 @@ def per_instance_sam_of_copies(
 ) -> tuple[Weights, Tensor]:
     """``sum_k d mean(L) / d w_k`` at ``w_k = w + rho g_k / |g_k|``, ``g_k = d sum(L) / d w_k``; and every ``|g_k|``.
 
-    ``w_k`` is the copy that group k has of the weights.
+    ``w_k`` is group k's copy of the weights.
     """
     copies = [moved(w, w, 0.0) for _ in range(groups)]
     ascents = gradients(losses(copies).sum(), copies)
@@ -188,13 +189,13 @@ def rw_sam(
     """``grad L(w + rho a / |a|)``, ``a = grad sum_i p_i L_i(w)``, ``p_i = exp(tilt |g_i| / mean |g|) / sum_j ...``.
 
     Args:
-        losses: One per example.
+        losses: Per-example losses as a function of the weights.
         w: The weights.
         rho: Radius.
-        tilt: How much larger gradients count.
-        weights: ``norms``: exact gradient norms; ``slopes``: ``|L_i(w + sigma s) - L_i(w)| / sigma``, s of signs.
-        sigma: Size of the noise.
-        noise: One tensor per weight, whose signs are taken.
+        tilt: Strength of the weighting towards larger gradients.
+        weights: ``norms``: exact gradient norms; ``slopes``: ``|L_i(w + sigma s) - L_i(w)| / sigma``, s the signs.
+        sigma: Magnitude of the noise.
+        noise: Noise, one tensor per weight, of which the signs s are used.
     """
     if weights == "norms":
         size = torch.stack([norm(gradient(losses(w)[i], w)) for i in range(len(losses(w)))])
@@ -219,13 +220,13 @@ def delta_sam(
     """``grad L(w + rho a / |a|)``, ``a = grad mean_i p_i L_i(w)``, for given standard normal noise.
 
     Args:
-        losses: One per example.
+        losses: Per-example losses as a function of the weights.
         w: The weights.
         rho: Radius.
-        weights: See ``delta_sam_ascent``; so for the others.
-        sigma: Size of the noise.
-        noise: One tensor per weight.
-        more_noise: Of a second draw, which ``curvature`` needs; the same as the first if not given.
+        weights: Kind of weights, see ``delta_sam_ascent``.
+        sigma: Standard deviation of the noise.
+        noise: Standard normal noise, one tensor per weight.
+        more_noise: A second draw, which ``curvature`` needs; the first again if empty.
     """
     a = delta_sam_ascent(losses, w, rho=rho, weights=weights, sigma=sigma, noise=noise, more_noise=more_noise)
     return erm(losses, moved(w, a, step(rho, a)))
@@ -247,18 +248,19 @@ def delta_sam_ascent(
     ``e_i = rho g_i / |g_i|``.
 
     Args:
-        losses: One per example.
+        losses: Per-example losses as a function of the weights.
         w: The weights.
         rho: Radius.
         weights: ``own_curvature``: as above; ``own_slope``: ``b_i = (<grad L_i(w + e_i), g_i> / |g_i|^2 - 1) / 2``, as
-            the method has it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
-            ``|L_i(w + d) - L_i(w)|^(1/2)``, of mean 1, with the deviations from 1 times ``1 - v / var``, v what such a
-            root varies by for equal norms; ``curvature``: ``|c + c'| / 2`` with ``c`` and ``c'`` the second differences
-            along d and d' over |g_i|; the deviations from the mean times ``1 - mean (c - c')^2 / 4 var``; no weight
-            above four times the mean. var is the variance of what is multiplied; no factor is below 0.
-        sigma: Size of the noise.
-        noise: One tensor per weight, for d.
-        more_noise: One tensor per weight, for d'; the same as for d if not given.
+            the method computes it with a scalar loss and in half precision; ``norms``: ``|g_i|^(1/2)``; ``slopes``:
+            ``|L_i(w + d) - L_i(w)|^(1/2)``, scaled to mean 1, with deviations from 1 multiplied by ``1 - v / var``, v
+            the variance of such a root for equal norms; ``curvature``: ``|c + c'| / 2`` with ``c`` and ``c'`` the
+            second differences along d and d' over |g_i|, deviations from the mean multiplied by
+            ``1 - mean (c - c')^2 / 4 var``, and no weight above four times the mean. var is the variance of the
+            multiplied quantity; no factor is below 0.
+        sigma: Standard deviation of the noise.
+        noise: Standard normal noise for d, one tensor per weight.
+        more_noise: Standard normal noise for d', one tensor per weight; that of d if empty.
     """
     n = len(losses(w))
     at = losses(w).detach()
@@ -289,7 +291,7 @@ def delta_sam_ascent(
                     for i, end in enumerate(ends)
                 ]
                 excess = (torch.stack(rates) / size - 1) / 2
-            excess = torch.where(size > 0, excess, 0.0)  # where there is no gradient there is no way to look along
+            excess = torch.where(size > 0, excess, 0.0)  # without a gradient there is no direction to measure along
             p = 0.3**2 + excess**2 * size / size.mean()
     p = p / p.mean()
     p = p if p.isfinite().all() else torch.ones_like(p)
@@ -299,15 +301,15 @@ def delta_sam_ascent(
 def predict_function(
     model: nn.Module, run: Callable[[Callable[..., Any]], Tensor], embedding: nn.Module | None = None
 ) -> tuple[Predict, Weights]:
-    """A model and a batch as a function ``predict(w, offset=None, detach=False)``, and the weights it has now.
+    """A model and a batch as a function ``predict(w, offset=None, detach=False)``, and the current weights.
 
-    It gives one loss per example [n] and the logits that the model returned. Every call starts from the random state of
-    this moment; for other dropout masks make another.
+    It returns one loss per example [n] and the model's logits. Every call starts from the random state at the time of
+    this call; for other dropout masks make another function.
 
     Args:
         model: The model; it is not changed.
         run: As for ``losses_function``; calls the model once.
-        embedding: The module to whose output the offset is added, after that was detached if so wanted.
+        embedding: The module to whose output the offset is added; with ``detach`` the output is detached first.
     """
     seen: list[Any] = []
 
@@ -343,11 +345,11 @@ def r_drop(predict: Predict, again: Predict, w: Weights, *, alpha: float, shares
     """``grad [mean_i (L_i + L_i') / 2 + alpha sum_k s_k (KL(p_k, p_k') + KL(p_k', p_k)) / 2]``.
 
     Args:
-        predict: With the dropout masks of the first forward.
-        again: With other masks.
+        predict: The model, with the dropout masks of the first forward.
+        again: The model, with other masks.
         w: The weights.
-        alpha: Of the divergence.
-        shares: What each prediction counts in the mean loss; so for the others.
+        alpha: Weight of the divergence.
+        shares: Weight s_k of each prediction in the mean loss.
     """
     (losses, x), (others, y) = predict(w), again(w)
     return gradient((losses + others).mean() / 2 + alpha * (shares * symmetric_kl(x, y)).sum() / 2, w)
@@ -359,13 +361,13 @@ def r3f(
     """``grad [mean_i L_i + lam sum_k s_k (KL(p_k, q_k) + KL(q_k, p_k))]``, q from noisy embeddings without gradient.
 
     Args:
-        predict: With the dropout masks of the first forward.
-        again: With those of the noisy one.
+        predict: The model, with the dropout masks of the first forward.
+        again: The model, with those of the noisy forward.
         w: The weights.
-        lam: Of the divergence.
-        eps: Size of the noise.
-        drawn: The noise at size 1 [n, T, d], 0 at padding.
-        shares: As in ``r_drop``.
+        lam: Weight of the divergence.
+        eps: Magnitude of the noise.
+        drawn: Noise of magnitude 1 [n, T, d], 0 at padding.
+        shares: Weight s_k of each prediction in the mean loss.
     """
     (losses, x), (_, y) = predict(w), again(w, eps * drawn, detach=True)
     return gradient(losses.mean() + lam * (shares * symmetric_kl(x, y)).sum(), w)
@@ -387,12 +389,12 @@ def freelb(
     Args:
         predict: The model.
         w: The weights.
-        steps: How many.
-        adv_lr: Of the ascent.
-        init_mag: ``delta_1`` is this times the drawn noise over ``sqrt(length * d)``.
-        max_norm: The longest an offset may be; 0: any.
-        drawn: Uniform in (-1, 1) [n, T, d], 0 at padding.
-        lengths: How many tokens each example has.
+        steps: Number of gradients that are averaged.
+        adv_lr: Length of an ascent step.
+        init_mag: Magnitude of the initial noise: ``delta_1`` is this times the drawn noise over ``sqrt(length * d)``.
+        max_norm: Largest norm of an offset; 0: unbounded.
+        drawn: Noise, uniform in (-1, 1) [n, T, d], 0 at padding.
+        lengths: Number of tokens of each example.
     """
     d = drawn.shape[-1]
     delta = torch.stack([init_mag * z / (n * d) ** 0.5 for z, n in zip(drawn, lengths, strict=True)])
@@ -430,18 +432,18 @@ def smart(
     """``grad [mean_i L_i + alpha D(p, p_adversarial) + mu D(p, p_average)]``, D as in ``r3f``.
 
     Args:
-        predict: With the dropout masks of the first forward.
-        again: With those of the moved ones.
+        predict: The model, with the dropout masks of the first forward.
+        again: The model, with those of the perturbed forwards.
         w: The weights.
-        alpha: Of the smoothness.
-        mu: Of the proximity.
-        step_size: Of the ascent on D, whose gradient is divided by its largest entry of each token.
-        sigma: Size of the noise it starts at.
-        steps: How many.
-        drawn: The noise at size 1 [n, T, d], 0 at padding.
-        lengths: How many tokens each example has.
-        average: Weights that stay as they are.
-        shares: As in ``r_drop``.
+        alpha: Weight of the smoothness term.
+        mu: Weight of the proximity term.
+        step_size: Step size of the ascent on D, whose gradient is divided by its largest entry in each token.
+        sigma: Standard deviation of the noise the ascent starts from.
+        steps: Number of ascent steps.
+        drawn: Noise of magnitude 1 [n, T, d], 0 at padding.
+        lengths: Number of tokens of each example.
+        average: The averaged weights, constant.
+        shares: Weight of each prediction in the mean loss.
     """
     losses, x = predict(w)
     delta = sigma * drawn
@@ -454,3 +456,22 @@ def smart(
     smoothness = (shares * symmetric_kl(x, again(w, delta)[1])).sum()
     proximity = (shares * symmetric_kl(x, predict(average)[1].detach())).sum()
     return gradient(losses.mean() + alpha * smoothness + mu * proximity, w)
+
+
+def reference_of(method: type) -> Callable[..., Weights]:
+    """The reference of a method: the function of its name here, or beside its class.
+
+    Args:
+        method: A subclass of ``Method`` with a name.
+
+    Raises:
+        LookupError: There is no such function.
+    """
+    name: str = method.name  # type: ignore[attr-defined]
+    found = globals().get(name) or getattr(sys.modules[method.__module__], name, None)
+    if found is None:
+        raise LookupError(
+            f"there is no function {name}(losses, w, ...) beside the class {method.__name__}, nor in "
+            f"deltasam.reference; write it from the equation, for the method to be compared with"
+        )
+    return found

@@ -16,14 +16,14 @@ from deltasam.schedules import Schedule
 
 
 class Scheduled(Method):
-    """A method with its radius times the factors of schedules; plain training where that is 0.
+    """A method whose radius is multiplied by the factors of schedules; plain training where the product is 0.
 
-    Steps are those of the optimizer, so gradient accumulation and skipped steps count right: ``follow(optimizer)`` once
+    Optimizer steps are counted, so gradient accumulation and skipped steps are handled: call ``follow(optimizer)`` once
     before training.
 
     Args:
-        method: Its hyper-parameters that are 0 in plain training (rho) are scaled.
-        schedules: Whose factors are multiplied.
+        method: The method; those of its hyper-parameters that are 0 in plain training (rho) are scaled.
+        schedules: The schedules; their factors are multiplied.
     """
 
     def __init__(self, method: Method, schedules: Sequence[Schedule]) -> None:
@@ -36,18 +36,18 @@ class Scheduled(Method):
         self._steps, self._total = 0, 0
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
-        """Count the steps of an optimizer from now on, from 0.
+        """Count the steps of an optimizer from now on, starting at 0.
 
         Raises:
-            ValueError: A schedule depends on ``total_steps``, and it is not given.
+            ValueError: A schedule depends on ``total_steps``, which is missing.
         """
         needing = [str(s) for s in self.schedules if s.needs_total]
         if needing and not total_steps:
             raise ValueError(
-                f"{self.spec}: {needing[0]} is a part of all steps; give follow(optimizer, total_steps=...)"
+                f"{self.spec}: {needing[0]} is a fraction of all steps; call follow(optimizer, total_steps=...)"
             )
         self._steps, self._total = 0, total_steps or 0
-        self._after_each_step(optimizer, self._count)
+        self.after_each_step(optimizer, self._count)
         self.method.follow(optimizer, total_steps=total_steps)
 
     def factor(self) -> float:
@@ -75,28 +75,28 @@ class Scheduled(Method):
         return self.method.fresh_dropout
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps so far, and the method's state."""
+        """The number of steps so far, and the method's state."""
         return {"steps": self._steps, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; after ``follow``, which counts from 0.
+        """Continue from a saved state; call it after ``follow``, which starts at 0.
 
         Raises:
-            ValueError: It was saved without a schedule, or by another method.
+            ValueError: The state was saved without a schedule, or by another method.
         """
-        self._check_state(state, ("steps", "method"))
+        self.check_state(state, ("steps", "method"))
         self.method.load_state_dict(state["method"])
         self._steps = state["steps"]
 
     @property
     def spec(self) -> str:
-        """The method's, and its schedules: ``sam:rho=0.05@every=2``."""
+        """The method's spec followed by its schedules: ``sam:rho=0.05@every=2``."""
         return self.method.spec + "".join(map(str, self.schedules))
 
     def _count(self, *_: Any) -> None:
         self._steps += 1
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self._following is None:
             raise RuntimeError(
                 f"{self.spec}: a schedule counts the steps of the optimizer; call "
@@ -104,12 +104,12 @@ class Scheduled(Method):
             )
         factor = self.factor()
         if factor == 0:
-            return super()._fill_from(micro_batches)
+            return super().fill_step(micro_batches)
         with self._scaled(factor):
-            return self.method._fill_from(micro_batches)
+            return self.method.fill_step(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
-        return self._plain._fill(passes)
+    def fill(self, passes: Passes) -> Step:
+        return self._plain.fill(passes)
 
     @contextmanager
     def _scaled(self, factor: float) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""When, and how far, a method perturbs: small objects whose factors on the radius are multiplied.
+"""Schedules of the radius: small objects whose factors on the radius are multiplied.
 
 In a spec they follow the method: ``sam:rho=0.05@warmup=100@every=2``. Where the factor is 0 the step is plain training,
-at the price of plain training.
+at the cost of plain training.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import ClassVar
 
 
 class Schedule(abc.ABC):
-    """A factor on the radius that depends on how far training is.
+    """A factor on the radius that depends on the optimizer step.
 
-    Subclass with a name and one number: ``class Every(Schedule, name="every")`` is written ``@every=2``.
+    Subclass it with a name; its one number is given in the spec: ``class Every(Schedule, name="every")`` is written
+    ``@every=2``.
     """
 
     registry: ClassVar[dict[str, type[Schedule]]] = {}
@@ -29,15 +30,15 @@ class Schedule(abc.ABC):
             raise ValueError(f"{self}: must be {self.expected}")
 
     expected: ClassVar[str]
-    """Which values there can be, in words."""
+    """Description of the valid values, for error messages."""
 
     @abc.abstractmethod
     def _valid(self, value: float) -> bool:
-        """Whether there is such a schedule."""
+        """Whether the value is valid."""
 
     @property
     def needs_total(self) -> bool:
-        """Whether it depends on how many steps there will be."""
+        """Whether it depends on the total number of steps."""
         return True
 
     @abc.abstractmethod
@@ -45,8 +46,8 @@ class Schedule(abc.ABC):
         """The factor, from 0 to 1.
 
         Args:
-            step: Optimizer steps taken so far.
-            total: Steps there will be; 0 where that is not needed.
+            step: Number of optimizer steps taken so far.
+            total: Total number of steps; 0 if not ``needs_total``.
         """
 
     def __str__(self) -> str:
@@ -54,7 +55,7 @@ class Schedule(abc.ABC):
 
 
 class Warmup(Schedule, name="warmup"):
-    """The radius rises linearly over the first steps, and is whole after them."""
+    """The radius rises linearly over the first steps, and is constant after them."""
 
     expected = "a number of steps, or a fraction of all steps below 1"
 
@@ -63,7 +64,7 @@ class Warmup(Schedule, name="warmup"):
 
     @property
     def needs_total(self) -> bool:
-        """Only where it is a fraction."""
+        """Whether the warmup is a fraction of all steps."""
         return self.value < 1
 
     def factor(self, step: int, total: int) -> float:
@@ -72,20 +73,20 @@ class Warmup(Schedule, name="warmup"):
 
 
 class Decay(Schedule, name="decay"):
-    """The radius falls linearly, and would be this part of itself after the last step."""
+    """The radius falls linearly, to this fraction of itself after the last step."""
 
-    expected = "the part of the radius that is left at the end, from 0 to 1"
+    expected = "the fraction of the radius that is left at the end, at least 0 and below 1"
 
     def _valid(self, value: float) -> bool:
         return 0 <= value < 1
 
     def factor(self, step: int, total: int) -> float:
-        """From 1 at the first step down to the value."""
+        """Falls from 1 at the first step to the value."""
         return 1 - (1 - self.value) * min(1.0, step / total)
 
 
 class Every(Schedule, name="every"):
-    """Only every k-th step is perturbed, beginning with the first; the others cost as much as plain training."""
+    """Only every k-th step is perturbed, starting with the first; the others cost as much as plain training."""
 
     expected = "a whole number of steps, 1 or more"
 
@@ -103,9 +104,9 @@ class Every(Schedule, name="every"):
 
 
 class Last(Schedule, name="last"):
-    """Only the last part of training is perturbed: the last anneal of the learning rate.
+    """Only the last part of training is perturbed, while the learning rate anneals.
 
-    Known to keep most of the gain of SAM at a fraction of the cost: Zhou et al., "Sharpness-Aware Minimization
+    Reported to keep most of the gain of SAM at a fraction of the cost: Zhou et al., "Sharpness-Aware Minimization
     Efficiently Selects Flatter Minima Late in Training", ICLR 2025 (arXiv 2410.10373).
     """
 
@@ -115,5 +116,5 @@ class Last(Schedule, name="last"):
         return 0 < value <= 1
 
     def factor(self, step: int, total: int) -> float:
-        """0, and 1 in the last steps."""
+        """1 in the last steps, 0 before them."""
         return float(step >= total - round(self.value * total))

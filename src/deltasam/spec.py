@@ -1,31 +1,32 @@
-"""Methods as text: ``sam:rho=0.05@every=2`` for the command line, configurations, logs and checkpoints."""
+"""Specs: methods as text, ``sam:rho=0.05@every=2``, for the command line, configurations, logs and checkpoints."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from typing import Any
 
 from torch import nn
 
+import deltasam.methods  # noqa: F401  # registers them
+from deltasam.errors import did_you_mean
 from deltasam.method import Method, hyperparameters
 from deltasam.scheduled import Scheduled
 from deltasam.schedules import Schedule
 
 
 def method_names() -> list[str]:
-    """The name of every registered method, sorted."""
+    """Names of all registered methods, sorted."""
     return sorted(Method.registry)
 
 
 def short_spec(spec: str) -> str:
-    """A full spec without the hyper-parameters that have their default: ``make_method`` makes the same of it.
+    """A full spec without hyper-parameters at their default; ``make_method`` creates the same method from it.
 
-    Different methods stay different, so it can stand for the full spec wherever there is little room.
+    Different methods have different short specs, so it can replace the full spec where space is short.
 
     Args:
-        spec: As ``Method.spec`` gives it. Of a method that is not registered here, nothing is left out.
+        spec: A full spec, as given by ``Method.spec``. One of an unregistered method is returned unchanged.
     """
     plain, at, schedules = spec.partition("@")
     name, _, arguments = plain.partition(":")
@@ -39,22 +40,22 @@ def full_spec(spec: str) -> str:
     """A spec with every hyper-parameter, so that equal methods have equal specs.
 
     Raises:
-        ValueError: As ``make_method``.
+        ValueError: As for ``make_method``.
     """
-    return make_method(spec, nn.LayerNorm(1)).spec  # any model will do, but one that draws no random weights
+    return make_method(spec, nn.LayerNorm(1)).spec  # any model will do; this one draws no random weights
 
 
 def make_method(spec: str, model: nn.Module) -> Method:
-    """The method that a spec describes, for a model.
+    """Create the method that a spec describes, for a model.
 
     Args:
-        spec: A registered name, and after a colon hyper-parameters: ``sam``, ``sam:rho=0.05``,
-            ``asam:rho=0.5,eta=0.01``. What is not given has its default. Schedules of the radius may follow:
+        spec: A registered name, optionally followed by a colon and hyper-parameters: ``sam``, ``sam:rho=0.05``,
+            ``asam:rho=0.5,eta=0.01``. Omitted ones have their default. Schedules of the radius may follow:
             ``sam:rho=0.05@warmup=100@every=2``.
-        model: The model whose ``.grad`` it will fill.
+        model: The model whose ``.grad`` the method will fill.
 
     Raises:
-        ValueError: The name or a hyper-parameter is unknown, or a value does not fit.
+        ValueError: The name or a hyper-parameter is unknown, or a value is invalid.
     """
     plain, *schedules = spec.strip().split("@")
     name, _, arguments = plain.partition(":")
@@ -66,13 +67,13 @@ def make_method(spec: str, model: nn.Module) -> Method:
 
 
 def split_specs(specs: str) -> list[str]:
-    """A comma-separated list of specs, apart: ``erm,asam:rho=0.5,eta=0.1`` is two.
+    """Split a comma-separated list of specs: ``erm,asam:rho=0.5,eta=0.1`` is two.
 
-    A piece with an equals sign and no colon is a further hyper-parameter of the spec before it.
+    A piece with an equals sign and no colon is another hyper-parameter of the spec before it.
     """
     result: list[str] = []
     for piece in (p.strip() for p in specs.split(",")):
-        own = re.split("[@+]", piece)[0]  # without schedules, and what else may follow a method
+        own = re.split("[@+]", piece)[0]  # without schedules and other suffixes
         if result and "=" in own and ":" not in own:
             result[-1] += "," + piece
         elif piece:
@@ -106,6 +107,4 @@ def _schedule(text: str, spec: str) -> Schedule:
 
 
 def _suggestion(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{hint} (there are: {', '.join(known) or 'none'})"
+    return f"{did_you_mean(name, known)} (there are: {', '.join(known) or 'none'})"

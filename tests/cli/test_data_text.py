@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from command_line import Cli
-from deltasam.cli.data_text import data_line, no_better_line
+from deltasam.cli.data_text import data_line, majority_class_note
 from deltasam.lab.data import TextData, load_data
 from deltasam.lab.data.summarization import SummaryData
 from deltasam.lab.train.provenance import provenance
@@ -64,11 +64,11 @@ def test_names_stay_on_the_line(data: TextData) -> None:
 
 def test_what_one_class_for_every_row_reaches(data: TextData) -> None:
     share = max(Counter(data.evaluation["label"]).values()) / len(data.evaluation)
-    assert no_better_line(data, [share + 0.01]) is None
-    assert "It does no better than predicting" in str(no_better_line(data, [share + 1e-8]))
-    assert "1 of 2 runs does no better than predicting" in str(no_better_line(data, [share, 1.0]))
-    assert "2 of 4 runs do no better than predicting" in str(no_better_line(data, [share, 1.0, None, share - 0.1]))
-    assert no_better_line(dataclasses.replace(data, kind="regression"), [0.0]) is None
+    assert majority_class_note(data, [share + 0.01]) is None
+    assert "It does no better than predicting" in str(majority_class_note(data, [share + 1e-8]))
+    assert "1 of 2 runs does no better than predicting" in str(majority_class_note(data, [share, 1.0]))
+    assert "2 of 4 runs do no better than predicting" in str(majority_class_note(data, [share, 1.0, None, share - 0.1]))
+    assert majority_class_note(dataclasses.replace(data, kind="regression"), [0.0]) is None
 
 
 def test_train_and_compare_say_both(

@@ -179,7 +179,7 @@ def test_ctrl_c_before_anything_is_written(
 ) -> None:
     """What is advised works: there is nothing to resume."""
     with monkeypatch.context() as patch:
-        patch.setattr(options, "load", _interrupted)
+        patch.setattr(options.DataOptions, "load", _interrupted)
         broken = cli("train", *common, "--output", tmp_path / "out")
     assert broken.exit_code == 130
     assert "stopped; nothing is kept yet, start again with the same command" in broken.stderr
@@ -191,7 +191,7 @@ def test_ctrl_c_before_anything_is_written(
 def test_ctrl_c_after_everything_is_written(
     cli: Cli, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltasam.cli.train.no_better_line", _interrupted)
+    monkeypatch.setattr("deltasam.cli.data_text.majority_class_note", _interrupted)
     broken = cli("train", *common, "--output", tmp_path)
     assert broken.exit_code == 130
     assert f"stopped; the training is finished; model in {tmp_path}" in broken.stderr

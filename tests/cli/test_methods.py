@@ -13,7 +13,8 @@ import pytest
 
 import deltasam
 from command_line import Cli
-from deltasam.cli.methods import reflow
+from deltasam.cli.methods import methods_in_source, methods_registered, reflow
+from deltasam.lab.train import plugins
 
 
 def test_lists_every_registered_method(cli: Cli) -> None:
@@ -25,12 +26,17 @@ def test_lists_every_registered_method(cli: Cli) -> None:
             assert f"{key}={value!r}" in shown
 
 
-def test_a_new_method_appears_by_itself(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_says_the_same_as_the_registry() -> None:
+    assert sorted(methods_in_source()) == sorted(methods_registered())
+
+
+def test_a_new_method_appears_by_itself(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mine(deltasam.SAM):
         """Follow my [own] idea."""
 
     monkeypatch.setitem(deltasam.Method.registry, "mine", Mine)
-    assert "Follow my [own] idea." in cli("methods").stdout
+    monkeypatch.setattr(plugins, "use_plugins", lambda paths: None)
+    assert "Follow my [own] idea." in cli("--plugin", tmp_path / "mine.py", "methods").stdout
 
 
 def test_explains_one(cli: Cli) -> None:

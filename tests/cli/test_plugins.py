@@ -28,8 +28,8 @@ class Uphill(deltasam.Method, name="uphill"):
         super().__init__(model)
         self.factor = factor
 
-    def _fill(self, passes):
-        loss = loss_of(passes.only())
+    def fill(self, passes):
+        loss = loss_of(passes.plain_forward())
         passes.backward(self.factor * loss)
         return deltasam.Step(loss.detach())
 """

@@ -9,8 +9,9 @@ import datasets
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.lab.data import glue_tasks, hub, load_data, load_glue
+from deltasam.lab.data import glue_tasks, load_data, load_glue
 from deltasam.lab.data.glue import find_task
+from deltasam.lab.data.sources import hub
 
 REPORTED = {
     "cola": ("matthews",),

@@ -5,7 +5,8 @@ import urllib.error
 import datasets
 import pytest
 
-from deltasam.lab.data import hub, load_data
+from deltasam.lab.data import load_data
+from deltasam.lab.data.sources import hub
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from deltasam.errors import UserError
-from deltasam.lab.data import hub
+from deltasam.lab.data.sources import hub
 from deltasam.lab.data.summarization import load_summaries
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "summarization"

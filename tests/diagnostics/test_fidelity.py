@@ -21,7 +21,7 @@ from deltasam import Method, reference
 from deltasam.diagnostics import Closeness, Fidelity, at_radius, default_methods, fidelity
 from deltasam.diagnostics.closeness import compare
 from deltasam.diagnostics.fidelity import rho_of, spec_with_rho
-from deltasam.diagnostics.measure import Bench
+from deltasam.diagnostics.measure import Harness
 
 RHO = 0.3
 
@@ -268,7 +268,7 @@ def test_every_method_sees_the_same_masks(model: nn.Module) -> None:
 
 
 def test_every_method_starts_from_the_same_buffers(model: nn.Module) -> None:
-    bench = Bench(model)
+    bench = Harness(model)
     for _ in range(3):
         bench.measure(deltasam.ERM(model), closure_on(model))
         assert model.calls == 1

@@ -21,8 +21,8 @@ import cases
 from deltasam import reference
 from deltasam.diagnostics import HessianSpectrum, hessian_spectrum
 from deltasam.diagnostics.batches import Batches
+from deltasam.diagnostics.hessian import twice_differentiable
 from deltasam.diagnostics.hessian_operator import ClosureHessian
-from deltasam.diagnostics.second_order import twice_differentiable
 from quadratic import EIGENVALUES, Quadratic
 
 

@@ -18,7 +18,7 @@ import cases
 import deltasam
 from deltasam import reference
 from deltasam.diagnostics import Sharpness, sharpness
-from deltasam.diagnostics.flatness.groups import batches_of_whole_groups, groups_of
+from deltasam.diagnostics.flatness.ascent import batches_of_whole_groups, groups_of
 from quadratic import EXAMPLES, Quadratic
 
 RHO = 0.1

@@ -276,7 +276,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     # Uniform noise is drawn from (0, 1) and then brought to (-1, 1).
-    embeddings.draw = lambda sampler, x, *_: (drawn(x) + 1) / 2 if sampler is torch.rand else drawn(x)  # type: ignore[assignment]
+    embeddings.sample_noise = lambda sampler, x, *_: (drawn(x) + 1) / 2 if sampler is torch.rand else drawn(x)  # type: ignore[assignment]
     result: dict[str, Any] = {f"{stack} | {spec}": case(stack, spec) for stack in STACKS for spec in SPECS}
     result["norms"] = norms()
     counted = ("erm", f"per_instance_sam:rho={RHO}", f"sam:rho={RHO},share=global")

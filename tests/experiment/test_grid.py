@@ -11,7 +11,7 @@ import pytest
 from deltasam.core.files import write_atomically
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import Grid
-from deltasam.lab.compare.launchers import Cell, Standing
+from deltasam.lab.compare.launchers import RunKey, RunProgress
 from deltasam.lab.data import TextData
 from deltasam.lab.data.setting import Setting
 from deltasam.lab.folders.files import read_results
@@ -42,12 +42,12 @@ def numbers(results: list[RunResult]) -> list[str]:
 
 
 def run(grid: Grid, folder: Path, stop_after: int | None = None) -> tuple[list[RunResult], list[tuple[str, int]]]:
-    begun: dict[Cell, int] = {}
+    begun: dict[RunKey, int] = {}
     steps = 0
 
-    def watch(standing: Standing) -> None:
+    def watch(progress: RunProgress) -> None:
         nonlocal steps
-        if begun.setdefault(standing.cell, standing.steps) < standing.steps:
+        if begun.setdefault(progress.key, progress.steps) < progress.steps:
             steps += 1
         if steps == stop_after:
             raise KeyboardInterrupt

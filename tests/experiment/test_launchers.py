@@ -15,9 +15,9 @@ import torch
 
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import Grid
-from deltasam.lab.compare.launchers import Cell, InSequence, Launcher, Standing, find_launcher
-from deltasam.lab.compare.launchers.processes import Processes
+from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher
 from deltasam.lab.compare.launchers.worker import Warned, do_apart
+from deltasam.lab.compare.launchers.worker_pool import WorkerPool
 from deltasam.lab.data import TextData
 from deltasam.lab.data.setting import Setting
 from deltasam.lab.folders.files import checkpoint_path, read_results
@@ -67,8 +67,8 @@ def numbers(results: list[RunResult]) -> list[str]:
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, tmp_path: Path) -> None:
-    expected = grid.run(tmp_path / "in sequence", watch=lambda standing: None)
-    victim, marks, told = Cell(0, "erm", Setting(16)), tmp_path / "marks", list[Standing]()
+    expected = grid.run(tmp_path / "in sequence", watch=lambda progress: None)
+    victim, marks, told = RunKey(0, "erm", Setting(16)), tmp_path / "marks", list[RunProgress]()
     marks.mkdir()
     with pytest.warns(RuntimeWarning, match=r"erm seed 0 n=16: the process at work on it died .* it is done again"):
         found = grid.run(tmp_path / "out", watch=told.append, launcher=Sabotaged(launcher, Killed(victim, 3, 1, marks)))
@@ -77,20 +77,20 @@ def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, 
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["examples", "results.jsonl"]
     for table in (tmp_path / "in sequence/examples").iterdir():
         assert (tmp_path / "out/examples" / table.name).read_bytes() == table.read_bytes()
-    assert {s.cell for s in told if s.finished} == set(grid.cells())
+    assert {s.key for s in told if s.finished} == set(grid.run_keys())
     if launcher.shares_disk:  # from the checkpoint at the end of the first epoch
-        assert [s.steps for s in told if s.cell == victim] == [0, 1, 2, 3, 2, 3, 4]
+        assert [s.steps for s in told if s.key == victim] == [0, 1, 2, 3, 2, 3, 4]
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) -> None:
-    deadly = Sabotaged(launcher, Killed(Cell(1, "sam:rho=0.02,share=micro-batch"), 1, 99, tmp_path))
-    cells = [Cell(0, "erm"), Cell(1, "sam:rho=0.02,share=micro-batch")]
+    deadly = Sabotaged(launcher, Killed(RunKey(1, "sam:rho=0.02,share=micro-batch"), 1, 99, tmp_path))
+    keys = [RunKey(0, "erm"), RunKey(1, "sam:rho=0.02,share=micro-batch")]
     with (
         pytest.warns(RuntimeWarning, match="sam seed 1"),
         pytest.raises(UserError, match=r"^sam seed 1: the process at work on it died 3 times \((SIGKILL|Worker)"),
     ):
-        list(deadly.launch(short_work, cells, lambda standing: None))
+        list(deadly.launch(short_work, keys, lambda progress: None))
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_always_kills_its_worker(launcher: Launcher, tmp_path: Path) 
     ],
 )
 def test_errors_as_they_come_back(method: str, kind: type[Exception], message: str) -> None:
-    sent = ForkingPickler.dumps(do_apart(short_work, Cell(0, method), lambda standing: None, threads=1))
+    sent = ForkingPickler.dumps(do_apart(short_work, RunKey(0, method), lambda progress: None, threads=1))
     with pytest.raises(kind, match=message) as caught:
         ForkingPickler.loads(sent).unpack(set())
     assert type(caught.value) is kind
@@ -112,21 +112,21 @@ def test_errors_as_they_come_back(method: str, kind: type[Exception], message: s
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
 def test_an_error_stops_the_comparison(launcher: Launcher) -> None:
-    cells: list[Cell] = [Cell(0, "erm"), Cell(0, "refuses"), *[Cell(seed, "erm") for seed in range(1, 99999)]]
+    keys: list[RunKey] = [RunKey(0, "erm"), RunKey(0, "refuses"), *[RunKey(seed, "erm") for seed in range(1, 99999)]]
     done = []
     with pytest.raises(UserError, match=r"^the file is missing; give another$"):
-        done.extend(launcher.launch(short_work, cells, lambda standing: None))
+        done.extend(launcher.launch(short_work, keys, lambda progress: None))
     assert len(done) < 9999
 
 
 def test_what_was_finished_before_an_error_is_kept(grid: Grid, tmp_path: Path) -> None:
-    def fail(standing: Standing) -> None:
-        if standing.cell == Cell(1, "erm", Setting(16)):
+    def fail(progress: RunProgress) -> None:
+        if progress.key == RunKey(1, "erm", Setting(16)):
             raise ZeroDivisionError("a defect")
 
     with pytest.raises(ZeroDivisionError, match="a defect"):
-        grid.run(tmp_path, watch=lambda standing: None, launcher=Sabotaged(InSequence(), fail))
-    assert [(r.seed, r.method) for r in read_results(tmp_path)] == [cell[:2] for cell in grid.cells()][:2]
+        grid.run(tmp_path, watch=lambda progress: None, launcher=Sabotaged(SequentialLauncher(), fail))
+    assert [(r.seed, r.method) for r in read_results(tmp_path)] == [key[:2] for key in grid.run_keys()][:2]
 
 
 @pytest.mark.filterwarnings("default::RuntimeWarning")
@@ -134,15 +134,15 @@ def test_warnings_come_back_and_are_given_once() -> None:
     seen: set[Warned] = set()
     with warnings.catch_warnings(record=True) as given:
         for seed in range(3):
-            do_apart(short_work, Cell(seed, "warns"), lambda standing: None, threads=1).unpack(seen)
+            do_apart(short_work, RunKey(seed, "warns"), lambda progress: None, threads=1).unpack(seen)
     assert [(str(w.message), Path(w.filename).name) for w in given] == [("mind the step", "sabotage.py")]
 
 
 def test_workers_are_used_again_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    cells = [Cell(seed, "erm") for seed in range(6)]
-    done = list(Processes(2).launch(short_work, cells, lambda standing: None))
+    keys = [RunKey(seed, "erm") for seed in range(6)]
+    done = list(WorkerPool(2).launch(short_work, keys, lambda progress: None))
     assert sorted(r.seed for r in done) == list(range(6))
     assert {r.metrics["threads"] for r in done} == {2}
     workers = {r.metrics["pid"] for r in done}
@@ -153,14 +153,14 @@ def test_workers_are_used_again_and_share_the_cores(monkeypatch: pytest.MonkeyPa
 def test_threads_that_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # what PyTorch makes of it when it is loaded
-    [done] = Processes(2).launch(short_work, [Cell(0, "erm")], lambda standing: None)
+    [done] = WorkerPool(2).launch(short_work, [RunKey(0, "erm")], lambda progress: None)
     assert done.metrics["threads"] == 3
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_gpu_of_the_cluster_for_each_run(cluster: None, gpu: bool) -> None:
     launcher = find_launcher("ray", None, gpu=gpu)
-    [done] = launcher.launch(short_work, [Cell(0, "erm")], lambda standing: None)
+    [done] = launcher.launch(short_work, [RunKey(0, "erm")], lambda progress: None)
     assert done.metrics["gpu"] == (0 if gpu else -1)
 
 
@@ -174,24 +174,24 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     launcher = find_launcher("ray", None, gpu=False)
     with pytest.raises(UserError, match=r"cannot reach the Ray cluster: no running instance; check RAY_ADDRESS"):
-        list(launcher.launch(short_work, [Cell(0, "erm")], lambda standing: None))
+        list(launcher.launch(short_work, [RunKey(0, "erm")], lambda progress: None))
 
 
 def test_a_machine_that_cannot_do_the_work(cluster: None) -> None:
     launcher = find_launcher("ray", None, gpu=False)
     with pytest.raises(UserError, match=r"erm seed 0 could not begin .*No module named 'deltasam'.*install the same"):
-        list(launcher.launch(NotHere(), [Cell(0, "erm")], lambda standing: None))
+        list(launcher.launch(NotHere(), [RunKey(0, "erm")], lambda progress: None))
 
 
 def test_names_of_checkpoints(tmp_path: Path) -> None:
-    cells: list[Cell] = [
-        Cell(seed, method, setting)
+    keys: list[RunKey] = [
+        RunKey(seed, method, setting)
         for setting in (None, Setting(8), Setting(16), Setting(16, 0.2), Setting(16, 0.25))
         for seed in (0, 1, 10)
         for method in ("sam:rho=0.1", "sam:rho=0.10", "SAM:rho=0.1", "a/b:x=../../c", "a:b:x=1", "a\\b", "x" * 300)
     ]
-    paths = [checkpoint_path(tmp_path, cell) for cell in cells]
-    assert len({str(p).lower() for p in paths}) == len(cells)  # also where case does not count
+    paths = [checkpoint_path(tmp_path, key) for key in keys]
+    assert len({str(p).lower() for p in paths}) == len(keys)  # also where case does not count
     assert {p.parent for p in paths} == {tmp_path}
     for path in paths:
         path.touch()
@@ -203,11 +203,11 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
 
 def test_a_finished_run_leaves_no_checkpoint(grid: Grid, tmp_path: Path) -> None:
     small = dataclasses.replace(grid, methods=["erm"], seeds=[0])
-    small.run(tmp_path, watch=lambda standing: None)
+    small.run(tmp_path, watch=lambda progress: None)
     checkpoint_path(
-        tmp_path, Cell(0, "erm", Setting(16))
+        tmp_path, RunKey(0, "erm", Setting(16))
     ).touch()  # stopped between the result and the end of the checkpoint
-    small.run(tmp_path, watch=lambda standing: None)
+    small.run(tmp_path, watch=lambda progress: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples", "results.jsonl"]
 
 
@@ -216,6 +216,6 @@ def test_unknown_launcher() -> None:
         find_launcher("slurm", 2, gpu=False)
 
 
-@pytest.mark.parametrize(("workers", "kind"), [(None, InSequence), (1, InSequence), (2, Processes)])
+@pytest.mark.parametrize(("workers", "kind"), [(None, SequentialLauncher), (1, SequentialLauncher), (2, WorkerPool)])
 def test_no_process_for_one_worker(workers: int | None, kind: type) -> None:
     assert isinstance(find_launcher("local", workers, gpu=False), kind)

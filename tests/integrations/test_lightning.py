@@ -410,7 +410,7 @@ class TakesTheIterator(Classifier):
     ("module", "message"),
     [
         (Manual, r"Manual has automatic_optimization=False; call .*make_method\(...\).backward\(closure\)"),
-        (TakesTheIterator, r"training_step takes a dataloader_iter, .* let it take \(batch, batch_idx\)"),
+        (TakesTheIterator, r"training_step takes a dataloader_iter, .* change it to take \(batch, batch_idx\)"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(module: Any, message: str) -> None:

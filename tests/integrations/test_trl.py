@@ -167,7 +167,7 @@ def test_adapters(checkpointing: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["per_instance_sam:rho=0.1", "delta_sam:rho=0.1,weights=slopes"])
 @pytest.mark.filterwarnings("ignore")
 def test_rows_that_are_not_examples_are_refused(options: dict[str, Any], spec: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"looks at single examples, but (with packing or padding_free )?a row of"):
+    with pytest.raises(ValueError, match=r"works on single examples, but (with packing or padding_free )?a row of"):
         train(tmp_path, spec, **options)
 
 

@@ -240,7 +240,7 @@ def test_the_routers_loss_is_refused(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**sizes, vocab_size=tiny.WORDS, num_key_value_heads=2, num_local_experts=2)
     model, own = transformers.MixtralForCausalLM(config), transformers.MixtralForCausalLM(config)
     made = dpo_trainer(tmp_path, "per_instance_sam:rho=0.1", model, own=own, router_aux_loss_coef=0.1)
-    with pytest.raises(ValueError, match="auxiliary loss is one of the whole batch; set router_aux_loss_coef=0"):
+    with pytest.raises(ValueError, match="auxiliary loss is that of the whole batch; set router_aux_loss_coef=0"):
         made.train()
 
 
@@ -265,7 +265,7 @@ def test_one_row_per_pair_in_each_call() -> None:
 
 
 def test_what_is_not_in_pairs_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"pixel_values \[7, 3\] cannot be divided into pairs: the batch has 6 rows"):
+    with pytest.raises(ValueError, match=r"pixel_values \[7, 3\] cannot be split into pairs: the batch has 6 rows"):
         InHalves(dict)(input_ids=torch.zeros(6, 2), pixel_values=torch.zeros(7, 3))
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import deltasam
 import own_copies
-from deltasam.core.torch_internals.mode_backwards import checkpoint_region
+from deltasam.core.torch_internals.modes import checkpoint_region
 from deltasam.per_example import outer_products as outer
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.outer_products import Products
+from deltasam.per_example.outer_products import GramCache
 from deltasam.per_example.perturbed_forward import Perturbed
 from parts import C, D, Model, hidden
 
@@ -576,7 +576,9 @@ def wrong_place_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> str:
     """Products that are kept by their memory: right values, wrong gradients, and only where weights have moved."""
     kept: dict[tuple[object, ...], tuple[Any, ...]] = {}
 
-    def by_memory(self: Products, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None) -> Tensor:
+    def by_memory(
+        self: GramCache, p: Tensor, q: Tensor, *, ones: bool = False, factors: Tensor | None = None
+    ) -> Tensor:
         key = (p.data_ptr(), p.shape, p._version, q.data_ptr(), ones, id(factors), torch.is_grad_enabled())
         if key not in kept:
             product = p @ q.mT + ones
@@ -584,7 +586,7 @@ def wrong_place_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> str:
         return kept[key][0]
 
     monkeypatch.setattr(outer, "SMALL", 0)
-    monkeypatch.setattr(Products, "__call__", by_memory)
+    monkeypatch.setattr(GramCache, "__call__", by_memory)
     return "second_head_on_detached"
 
 

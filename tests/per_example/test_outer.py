@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deltasam.per_example import outer_products as outer
-from deltasam.per_example.outer_products import Outer, Products
+from deltasam.per_example.outer_products import GramCache, OuterProduct
 from deltasam.per_example.parameter_gradient import ParameterGradient, gradient_of
 
 F64 = torch.float64
@@ -21,7 +21,7 @@ F64 = torch.float64
 class Mixture:
     """Several uses of one weight, and its gradient per group written out."""
 
-    terms: list[Outer]
+    terms: list[OuterProduct]
     gradient: Tensor
     bias: Tensor
 
@@ -30,7 +30,7 @@ class Mixture:
         return len(self.gradient)
 
 
-def written_out(term: Outer, shape: tuple[int, int]) -> Tensor:
+def written_out(term: OuterProduct, shape: tuple[int, int]) -> Tensor:
     """One row after the other [g, *shape]."""
     total = torch.zeros(len(term.b), *shape, dtype=F64)
     for g in range(len(term.b)):
@@ -55,7 +55,7 @@ def mixtures(draw: st.DrawFn, *, ones: bool = False, same_axis: bool = False) ->
             kind = "numbers"
         width_in, width_out = (a, b) if axis == 0 else (b, a)
         x = torch.randint(0, a, (g, rows)) if kind == "ids" else torch.randn(g, rows, width_in, dtype=F64)
-        terms.append(Outer(x, torch.randn(g, rows, width_out, dtype=F64), axis, ones=ones))
+        terms.append(OuterProduct(x, torch.randn(g, rows, width_out, dtype=F64), axis, ones=ones))
     gradient = torch.stack([written_out(t, (a, b)) for t in terms]).sum(0)
     bias = (
         torch.stack([t.b.sum(1) for t in terms]).sum(0) if len({t.b.shape[2] for t in terms}) == 1 else torch.empty(0)
@@ -73,14 +73,14 @@ few = settings(max_examples=80, deadline=None)
 @few
 @given(mixtures())
 def test_norm(mixture: Mixture) -> None:
-    close(outer.square_norm(mixture.terms, Products(wide=True)), mixture.gradient.square().sum((1, 2)))
+    close(outer.square_norm(mixture.terms, GramCache(wide=True)), mixture.gradient.square().sum((1, 2)))
 
 
 @few
 @given(mixtures(ones=True, same_axis=True))
 def test_norm_with_the_bias(mixture: Mixture) -> None:
     wanted = mixture.gradient.square().sum((1, 2)) + mixture.bias.square().sum(1)
-    close(outer.square_norm(mixture.terms, Products(wide=True)), wanted)
+    close(outer.square_norm(mixture.terms, GramCache(wide=True)), wanted)
 
 
 @few
@@ -108,7 +108,7 @@ def test_contract_with_numbers(mixture: Mixture, axis: int, rows: int) -> None:
     y = torch.randn(shape[0], rows, shape[2] if axis == 0 else shape[1], dtype=F64)
     out = y
     for term in mixture.terms:
-        out = outer.contract(out, x, axis, term, Products(wide=False))
+        out = outer.contract(out, x, axis, term, GramCache(wide=False))
     close(out, y + x @ (mixture.gradient if axis == 0 else mixture.gradient.mT))
 
 
@@ -119,7 +119,7 @@ def test_contract_with_ids(mixture: Mixture, rows: int) -> None:
     ids, y = torch.randint(0, table, (g, rows)), torch.randn(g, rows, width, dtype=F64)
     out = y
     for term in mixture.terms:
-        out = outer.contract(out, ids, 0, term, Products(wide=False))
+        out = outer.contract(out, ids, 0, term, GramCache(wide=False))
     close(out, y + torch.stack([mixture.gradient[i][ids[i]] for i in range(g)]))
 
 
@@ -130,7 +130,7 @@ def test_contract_with_the_bias(mixture: Mixture, rows: int) -> None:
     x = torch.randn(shape[0], rows, shape[1] if axis == 0 else shape[2], dtype=F64)
     out = torch.zeros(shape[0], rows, shape[2] if axis == 0 else shape[1], dtype=F64)
     for term in mixture.terms:
-        out = outer.contract(out, x, axis, term, Products(wide=False))
+        out = outer.contract(out, x, axis, term, GramCache(wide=False))
     close(out, x @ (mixture.gradient if axis == 0 else mixture.gradient.mT) + mixture.bias[:, None])
 
 
@@ -147,7 +147,7 @@ def test_a_factor_scales_a_group(mixture: Mixture) -> None:
             expected = wanted if times == 1 else wanted / (factors + 1)[:, None, None]
             close(gradient.matrix(shape), expected)
             close(gradient.total(shape), expected.sum(0))
-            close(gradient.square_norm(Products(wide=True)), expected.square().sum((1, 2)))
+            close(gradient.square_norm(GramCache(wide=True)), expected.square().sum((1, 2)))
 
 
 @few
@@ -157,7 +157,7 @@ def test_a_factor_scales_the_bias(mixture: Mixture) -> None:
     gradient = ParameterGradient(tuple(mixture.terms)).times(factors)
     close(gradient.bias_total(), factors @ mixture.bias)
     wanted = mixture.gradient.square().sum((1, 2)) + mixture.bias.square().sum(1)
-    close(gradient.square_norm(Products(wide=True)), factors**2 * wanted)
+    close(gradient.square_norm(GramCache(wide=True)), factors**2 * wanted)
 
 
 @few
@@ -169,7 +169,7 @@ def test_a_factor_scales_what_is_contracted(mixture: Mixture, axis: int, rows: i
     y = torch.randn(shape[0], rows, shape[2] if axis == 0 else shape[1], dtype=F64)
     ids = torch.randint(0, shape[1], (shape[0], rows))
     scaled = factors[:, None, None] * mixture.gradient
-    products, out = Products(wide=False), y
+    products, out = GramCache(wide=False), y
     looked_up = torch.zeros(shape[0], rows, shape[2], dtype=F64)
     for term in mixture.terms:
         plain = outer.contract(y, x, axis, term, products)  # a product without the factor is not taken for one with it
@@ -187,7 +187,7 @@ def test_a_group_that_is_dropped_is_zero_whatever_it_was(bad: float, dtype: torc
     b = torch.ones(2, 3, 5, dtype=dtype)
     b[0] = bad
     shape = torch.Size((5, 4))
-    term = Outer(torch.ones(2, 3, 4, dtype=dtype), b, axis=1, ones=True)
+    term = OuterProduct(torch.ones(2, 3, 4, dtype=dtype), b, axis=1, ones=True)
     outers, dense = ParameterGradient((term,)), ParameterGradient(dense=term.matrix(shape))
     for gradient in (outers, dense):
         kept = gradient.without(dropped).times(torch.tensor([0.0, 2.0]))
@@ -213,7 +213,7 @@ def test_rows_without_a_gradient_change_nothing(mixture: Mixture, data: st.DataO
                 b[g, row] = term.b[g, i] * alive
                 x[g, row] = term.x[g, i]
         b[..., 0] *= data.draw(st.booleans())  # one column alone says nothing
-        whole = Outer(x, b, term.axis)
+        whole = OuterProduct(x, b, term.axis)
         fewer = whole.without_zero_rows()
         shape = mixture.gradient.shape[1:]
         close(fewer.matrix(shape), whole.matrix(shape))
@@ -223,7 +223,7 @@ def test_rows_without_a_gradient_change_nothing(mixture: Mixture, data: st.DataO
 def test_rows_without_a_gradient_are_left_out() -> None:
     b = torch.zeros(2, 100, 4)
     b[:, 0] = 1
-    assert Outer(torch.randn(2, 100, 3), b, axis=1).without_zero_rows().b.shape == (2, 1, 4)
+    assert OuterProduct(torch.randn(2, 100, 3), b, axis=1).without_zero_rows().b.shape == (2, 1, 4)
 
 
 @few
@@ -238,11 +238,11 @@ def test_any_form_of_a_gradient_is_the_same(mixture: Mixture) -> None:
     ):
         gradient = gradient_of(parameter, outers, denses, len(mixture.gradient))
         close(gradient.matrix(parameter.shape), wanted)
-        close(gradient.square_norm(Products(wide=True)), wanted.square().sum((1, 2)))
+        close(gradient.square_norm(GramCache(wide=True)), wanted.square().sum((1, 2)))
 
 
 def test_products_are_shared_and_never_stale() -> None:
-    products = Products(wide=False, keep=2)
+    products = GramCache(wide=False, keep=2)
     p, q = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
     first = products(p, q)
     if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # else nothing is shared: PyTorch < 2.8
@@ -263,14 +263,14 @@ def test_products_are_shared_and_never_stale() -> None:
 
 
 def test_products_know_of_the_constant() -> None:
-    products = Products(wide=False)
+    products = GramCache(wide=False)
     p, q = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     torch.testing.assert_close(products(p, q, ones=True) - products(p, q), torch.ones(2, 3, 5))
 
 
 def test_norms_of_half_precision_are_wide() -> None:
     x, b = (torch.full((1, 8, 64), 100.0, dtype=torch.float16) for _ in range(2))
-    found = outer.square_norm([Outer(x, b, axis=1)], Products(wide=True))
+    found = outer.square_norm([OuterProduct(x, b, axis=1)], GramCache(wide=True))
     assert found.dtype == torch.float32
     assert found.isfinite().all()
-    assert Outer(x, b, axis=1).matrix(torch.Size((64, 64))).dtype == torch.float32
+    assert OuterProduct(x, b, axis=1).matrix(torch.Size((64, 64))).dtype == torch.float32

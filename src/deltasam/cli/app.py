@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +24,19 @@ from deltasam.cli.reproduce import reproduce
 from deltasam.cli.train import train
 from deltasam.core.files import disk_is_full
 from deltasam.errors import UserError
-from deltasam.lab.train.distributed import joined
 
 
 class Commands(TyperGroup):
-    """Turns what the user can put right into one line on stderr and exit code 2."""
+    """Turns errors that the user can correct into one line on stderr and exit code 2."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # click's context is typer's
         """Run the chosen command."""
         try:
-            with joined():
+            with ExitStack() as stack:
+                if "MASTER_ADDR" in os.environ:  # started by torchrun or accelerate
+                    from deltasam.lab.train.distributed import joined
+
+                    stack.enter_context(joined())
                 return self._invoke(ctx)
         except UserError as error:
             message, code = f"error: {error}", 2
@@ -40,11 +45,11 @@ class Commands(TyperGroup):
         print(f"\n{message}" if code == 130 else message, file=sys.stderr)
         raise typer.Exit(code)
 
-    def _invoke(self, ctx: Any) -> Any:
+    def _invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except deltasam.NotCoveredError as error:
-            raise UserError(refusal(error)) from error
+        except typer.Exit:  # that of --help too, which must not wait for PyTorch
+            raise
         except OSError as error:
             if disk_is_full(error):
                 raise full(error) from error
@@ -54,6 +59,8 @@ class Commands(TyperGroup):
                 raise UserError(hint) from error
             if isinstance(error, ModuleNotFoundError):
                 raise UserError(install_hint(error)) from error
+            if isinstance(error, deltasam.NotCoveredError):
+                raise UserError(refusal(error)) from error
             raise
 
 
@@ -98,12 +105,5 @@ def _deltasam(
         use_plugins(plugin)
 
 
-app.command()(demo)
-app.command()(train)
-app.command()(compare)
-app.command()(reproduce)
-app.command()(report)
-app.command()(fidelity)
-app.command()(diagnose)
-app.command()(examples)
-app.command()(methods)
+for _command in (demo, train, compare, reproduce, report, fidelity, diagnose, examples, methods):
+    app.command()(_command)

@@ -3,69 +3,63 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-import deltasam
 from deltasam.cli import options
-from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers import find_launcher
-from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
-from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.lab.compare.grid import Grid
-    from deltasam.lab.compare.launchers import Launcher
-    from deltasam.lab.data.dataset import TextData
     from deltasam.lab.data.setting import Setting
     from deltasam.lab.train.results import RunResult
 
 ALL = "all"
 SIZE = 320
-"""Training examples per run unless told: so many, or all where there are fewer."""
+"""Training examples per run by default; all where the data has fewer."""
+_TRAINING = TrainConfig(epochs=2, learning_rate=2e-4, device="auto")
 
 
+@options.options_from_fields
 def compare(
     ctx: typer.Context,
-    source: Annotated[str | None, typer.Argument(help=options.SOURCE_HELP, show_default="demo")] = None,
-    data: Annotated[str | None, typer.Option(help="The same as SOURCE.", rich_help_panel="Data")] = None,
+    *,
+    source: options.Source = None,
+    data: options.SourceOption = None,
     methods: Annotated[
         str,
         typer.Option(
             help="Methods, separated by commas (see: deltasam methods); one may have training options of its own, as "
             "erm+epochs=4."
         ),
-    ] = ("erm,sam,delta_sam,per_instance_sam"),
+    ] = "erm,sam,delta_sam,per_instance_sam",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas: a run of each method per seed.")] = "0,1",
-    train_size: options.TrainSizes = None,
-    label_noise: options.LabelNoises = None,
+    train_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Training examples per run, drawn anew for each seed; all for all of them. Several sizes, "
+            "100,500,all, give a comparison each; for one seed a smaller set is part of the larger ones.",
+            show_default="320, or all if there are fewer",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    label_noise: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{options.NOISE_HELP} Several shares, 0,0.2,0.4, give a comparison each.",
+            show_default="none",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     noisy_selection: options.NoisySelection = False,
     output: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("runs/demo"),
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    eval_data: options.EvalData = None,
-    eval_size: options.EvalSize = 0.2,
-    task: options.Task = "classification",
-    model: options.Model = TrainConfig.model,
-    layers: options.Layers = TrainConfig.layers,
-    train_layers: options.TrainLayers = TrainConfig.train_layers,
-    max_length: options.MaxLength = TrainConfig.max_length,
-    epochs: options.Epochs = 2,
-    batch_size: options.BatchSize = TrainConfig.batch_size,
-    learning_rate: options.LearningRate = 2e-4,
-    weight_decay: options.WeightDecay = TrainConfig.weight_decay,
-    warmup: options.Warmup = TrainConfig.warmup,
-    label_smoothing: options.LabelSmoothing = TrainConfig.label_smoothing,
-    last_layer_l2: options.LastLayerL2 = TrainConfig.last_layer_l2,
-    evaluate_every: options.EvaluateEvery = TrainConfig.evaluate_every,
-    precision: options.Precision = TrainConfig.precision,
-    device: options.Device = "auto",
+    columns: options.DataOptions,
+    training: Annotated[TrainConfig, options.without("patience")] = _TRAINING,
     after: Annotated[
         bool,
         typer.Option(
@@ -75,9 +69,7 @@ def compare(
         ),
     ] = False,
     checkpoint_every: options.CheckpointEvery = 0,
-    workers: options.Workers = None,
-    launcher: options.Launcher = "local",
-    track: options.Track = None,
+    launch: options.LaunchOptions,
     config: options.Config = None,
 ) -> None:
     """Compare methods on the same data, order, initial head and dropout masks, seed by seed.
@@ -111,28 +103,54 @@ sam:rho=0.1 --output runs/rivals
 
     deltasam compare --train-size 100,320,1000 --seeds 0,1,2,3,4 --output runs/size
     """
-    params = {k: v for k, v in ctx.params.items() if k != "source"} | {"data": options.source_of(source, data)}
-    settings = options.train_config(params)
-    axes: dict[str, list[Any]] = {"train_size": _sizes(train_size), "label_noise": _noises(label_noise)}
-    recorded = {name: _recorded(values) for name, values in axes.items()}
-    choices = options.resolved(params, settings, methods=_methods(methods), seeds=_seeds(seeds), **recorded)
-    if processes.count() > 1 and (launcher != "local" or workers not in (None, 1)):
-        raise UserError(
-            "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
-        )
-    where = find_launcher(launcher, workers, gpu=settings.device.startswith("cuda"))
-    trackers = options.trackers(track, files=where.shares_disk)
+    from deltasam.cli.data_text import data_line, majority_class_note
+    from deltasam.cli.progress import GridBars
+    from deltasam.lab.compare.grid import Grid
+    from deltasam.lab.folders.config import check_folder, create_run_folder
+    from deltasam.lab.folders.files import read_results
+    from deltasam.lab.train import distributed as processes
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.variant import full_spec
+    from deltasam.spec import split_specs
+
     with interruptible(lambda: "go on with the same command"):
-        _compare(output, choices, axes, settings, checkpoint_every, where, trackers)
-
-
-def _methods(text: str) -> list[str]:
-    return options.distinct([options.full_variant(spec) for spec in deltasam.split_specs(text)], "--methods")
+        training = options.with_device(training)
+        specs = options.distinct([full_spec(spec) for spec in split_specs(methods)], "--methods")
+        sizes, noises = _sizes(train_size), _noises(label_noise)
+        choices = options.resolved(
+            ctx.params,
+            training,
+            data=options.source_of(source, data),
+            methods=specs,
+            seeds=_seeds(seeds),
+            train_size=_recorded(sizes),
+            label_noise=_recorded(noises),
+        )
+        if processes.count() > 1 and (launch.launcher != "local" or launch.workers not in (None, 1)):
+            raise UserError(
+                "--workers and --launcher do runs side by side, torchrun does each run with all processes: use one"
+            )
+        launcher, trackers = launch.find(training.device)
+        processes.on_main(lambda: check_folder(output, "compare", choices))
+        rows = columns.load(choices["data"])
+        settings = _settings(len(rows.train), sizes, noises, noisy_selection)
+        grid = Grid(rows, training, specs, choices["seeds"], settings, checkpoint_every, after=after)
+        grid.check()
+        recorded = {**choices, PROVENANCE: provenance(rows)}
+        processes.on_main(lambda: create_run_folder(output, "compare", recorded))
+        if processes.is_main():
+            print(data_line(rows, [setting.train_size for setting in settings]), file=sys.stderr)
+        with GridBars(len(list(grid.run_keys())), len(read_results(output))) as bars:
+            results = grid.run(output, watch=bars.show, launcher=launcher, trackers=trackers)
+        if processes.is_main():
+            _show(output, results, recorded)
+            if note := majority_class_note(rows, [run.metrics.get("accuracy") for run in results]):
+                print(note, file=sys.stderr)
 
 
 def _seeds(text: str) -> list[int]:
     seeds = options.numbers(text, "--seeds", int, "whole numbers separated by commas, as in 0,1,2")
-    return [options.usable_seed(seed, "--seeds") for seed in seeds]
+    return [options.check_seed(seed, "--seeds") for seed in seeds]
 
 
 def _sizes(text: str | None) -> list[int | str | None]:
@@ -146,59 +164,22 @@ def _noises(text: str | None) -> list[float]:
     return options.numbers(text or "0", "--label-noise", float, "shares separated by commas, as in 0,0.2,0.4")
 
 
-def _recorded(values: list[Any]) -> Any:
-    """A single value as itself, and no noise as nothing: what folders hold from before these could be several."""
+def _recorded(values: Sequence[int | float | str | None]) -> object:
+    """A single value as itself, and no noise as None: the form of folders from before several could be given."""
     return values if len(values) > 1 else (values[0] or None)
 
 
-def _settings(data: TextData, axes: dict[str, list[Any]], noisy_selection: bool) -> list[Setting]:
+def _settings(
+    rows: int, sizes: Sequence[int | str | None], noises: Sequence[float], noisy_selection: bool
+) -> list[Setting]:
     from deltasam.lab.data.setting import Setting
 
-    rows = len(data.train)
-    special = {ALL: rows, None: min(SIZE, rows)}
-    sizes = options.distinct([special.get(size, size) for size in axes["train_size"]], "--train-size")
-    return [Setting(size, noise, noisy_selection) for size in sizes for noise in axes["label_noise"]]
-
-
-def _compare(
-    output: Path,
-    choices: dict[str, Any],
-    axes: dict[str, list[Any]],
-    config: TrainConfig,
-    checkpoint_every: int,
-    launcher: Launcher,
-    trackers: tuple[str, ...],
-) -> None:
-    from deltasam.lab.compare.grid import Grid
-    from deltasam.lab.folders.config import check_folder, create_run_folder
-
-    processes.on_main(lambda: check_folder(output, "compare", choices))
-    data = options.load(choices)
-    settings = _settings(data, axes, choices["noisy_selection"])
-    grid = Grid(data, config, choices["methods"], choices["seeds"], settings, checkpoint_every, after=choices["after"])
-    grid.check()
-    recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: create_run_folder(output, "compare", recorded))
-    if processes.is_main():
-        print(data_line(data, [setting.train_size for setting in settings]), file=sys.stderr)
-    results = _run(grid, output, launcher, trackers)
-    if processes.is_main():
-        _show(output, results, recorded)
-        if line := no_better_line(data, [run.metrics.get("accuracy") for run in results]):
-            print(line, file=sys.stderr)
-
-
-def _run(grid: Grid, output: Path, launcher: Launcher, trackers: tuple[str, ...]) -> list[RunResult]:
-    from deltasam.cli.progress import GridProgress
-    from deltasam.lab.folders.files import read_results
-
-    with GridProgress(len(list(grid.cells())), len(read_results(output))) as progress:
-        return grid.run(output, watch=progress.show, launcher=launcher, trackers=trackers)
+    known = [rows if size == ALL else min(SIZE, rows) if size is None else int(size) for size in sizes]
+    distinct = options.distinct(known, "--train-size")
+    return [Setting(size, noise, noisy_selection) for size in distinct for noise in noises]
 
 
 def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from deltasam.lab.compare.after_rows import after_rows
     from deltasam.lab.compare.statistics.compare import compare_runs
     from deltasam.lab.compare.statistics.conclusion import row_conclusion
@@ -218,5 +199,5 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
         if changed := after_rows(row, runs):
             console.print()
             console.print(after_table(row, changed))
-    console.print(f"Report: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Training examples: deltasam examples {output}", markup=False, highlight=False, soft_wrap=True)
+    print(f"Report: {output / PAGE}")
+    print(f"Training examples: deltasam examples {output}")

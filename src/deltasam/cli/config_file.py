@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
 
-from deltasam.errors import UserError
+from deltasam.errors import UserError, did_you_mean
 from deltasam.lab.train.config import COMMAND, PROVENANCE
 
 
 def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make the options in a YAML file the defaults of the command at work.
+    """Make the options in a YAML file the defaults of the running command.
 
     Raises:
         UserError: The file cannot be read, or has a key that is no option of the command.
@@ -24,7 +23,7 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
         values = {str(k).replace("-", "_"): v for k, v in _read(path).items() if k not in (COMMAND, PROVENANCE)}
         for key in values:
             if key not in options:
-                raise UserError(f"{path}: unknown key {key!r}{_nearest(key, options)}")
+                raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, options)}; --help lists all options")
         ctx.default_map = {**(ctx.default_map or {}), **{k: _as_option(v) for k, v in values.items()}}
     return path
 
@@ -45,8 +44,3 @@ def _read(path: Path) -> dict[Any, Any]:
 
 def _as_option(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _nearest(key: str, options: set[str]) -> str:
-    found = difflib.get_close_matches(key, options, n=1, cutoff=0.0)
-    return f"; did you mean {found[0]!r}? --help lists all options"

@@ -1,4 +1,4 @@
-"""What data is made of, and what can be had without learning from it, a line each."""
+"""Lines for the terminal about data: its rows and labels, and the accuracy of predicting the majority class."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _MOST_CLASSES = 6
 def data_line(data: TextData, sizes: Sequence[int]) -> str:
     """Rows and labels: ``my.csv: 320 training rows of 800, 200 evaluation rows; classes: 'no' 43 %, 'yes' 57 %``.
 
-    Evaluation rows that measure memory (their text is in the training rows), and classes without any, are named.
+    Names evaluation rows whose text is also a training row, and classes without an evaluation row.
 
     Args:
         data: All of it.
-        sizes: How many of the training rows a run takes; several where there are several settings.
+        sizes: Training rows of a run, one number per setting.
     """
     taken = ", ".join(map(str, dict.fromkeys(sizes)))
     rows = f"{taken} training rows of {len(data.train)}, {len(data.evaluation)} evaluation rows{_remarks(data)}"
     return f"{data.name}: {rows}; {_labels(data)}"
 
 
-def no_better_line(data: TextData, accuracies: Sequence[float | None]) -> str | None:
-    """That runs do no better than one class for all rows; None where all do, or there are no classes.
+def majority_class_note(data: TextData, accuracies: Sequence[float | None]) -> str | None:
+    """A sentence on runs no better than predicting the majority class; None without such runs, or without classes.
 
     Args:
         data: What they were evaluated on.

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
-from deltasam.errors import UserError
-from deltasam.lab.train import distributed as processes
+from deltasam.errors import UserError, did_you_mean
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
-from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.lab.diagnose import Diagnosis, Settings
+    from deltasam.lab.diagnose import Diagnosis
 
 PAGE = "diagnosis.html"
 
 
+@options.options_from_fields
 def diagnose(
     ctx: typer.Context,
+    *,
     checkpoints: Annotated[
         list[str],
         typer.Argument(
@@ -32,7 +32,7 @@ def diagnose(
             show_default=False,
         ),
     ],
-    data: Annotated[str, typer.Option(help=options.SOURCE_HELP, rich_help_panel="Data")],
+    data: options.Data,
     split: Annotated[
         str, typer.Option(help="Which rows: evaluation, or training, whose loss it is that sharpness is usually of.")
     ] = "evaluation",
@@ -60,16 +60,10 @@ def diagnose(
     ] = 0.02,
     seed: Annotated[int, typer.Option(help="Of the rows, random directions and dropout masks.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for numbers, pictures and the page.")] = Path("runs/diagnosis"),
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    eval_data: options.EvalData = None,
-    eval_size: options.EvalSize = 0.2,
-    task: options.Task = "classification",
-    max_length: options.MaxLength = TrainConfig.max_length,
-    batch_size: options.BatchSize = TrainConfig.batch_size,
-    precision: options.Precision = TrainConfig.precision,
-    device: options.Device = "auto",
+    columns: options.DataOptions,
+    training: Annotated[
+        TrainConfig, options.only("max_length", "batch_size", "precision", "device")
+    ] = options.TRAINING,
     config: options.Config = None,
 ) -> None:
     """Measure the loss around a trained model on your data, and how methods do there.
@@ -94,21 +88,24 @@ def diagnose(
 
     deltasam diagnose out --data reviews.csv --split training --examples 64 --skip fidelity,cost
     """
-    if processes.count() > 1:
-        raise UserError("diagnose works in one process; start it without torchrun or accelerate launch")
-    if not 0 < rho < float("inf"):
-        raise UserError(f"--rho {rho}: must be a finite number above 0")
-    options.usable_seed(seed)
-    training = options.train_config(ctx.params)
-    names = _chosen(only, skip)
-    specs = None if methods is None else options.methods_at(methods, rho)
-    checkpoints = options.distinct(checkpoints, "CHECKPOINT")
-    choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
-    choices = {k: v for k, v in choices.items() if k not in ("only", "skip")}
-    with interruptible(lambda: _what_is_kept(output)):
-        from deltasam.lab.diagnose import Settings
+    import matplotlib  # noqa: F401  # before any work: it may not be installed
 
-        made = Settings(
+    from deltasam.cli.progress import DiagnosisBar
+    from deltasam.lab import diagnose as diagnoses
+    from deltasam.lab.folders.config import check_folder, create_run_folder
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
+
+    with interruptible(lambda: _what_is_kept(output)):
+        options.check_one_process("diagnose")
+        options.check_radius(rho)
+        options.check_seed(seed)
+        training = options.with_device(training)
+        names = _chosen(only, skip)
+        specs = None if methods is None else options.methods_at(methods, rho)
+        checkpoints = options.distinct(checkpoints, "CHECKPOINT")
+        choices = options.resolved(ctx.params, training, diagnostics=names, methods=specs, checkpoints=checkpoints)
+        settings = diagnoses.Settings(
             split=split,
             examples=examples,
             batch_size=training.batch_size,
@@ -119,7 +116,18 @@ def diagnose(
             methods=None if specs is None else tuple(specs),
             seed=seed,
         )
-        _diagnose(checkpoints, names, made, output, choices)
+        check_folder(output, "diagnose", choices)
+        rows = columns.load(data)
+        subjects = diagnoses.load_subjects(checkpoints, rows, settings)
+        weights = {subject.name: subject.weights_digest() for subject in subjects}
+        recorded = {**choices, PROVENANCE: {**provenance(rows), "weights_sha256": weights}}
+        create_run_folder(output, "diagnose", recorded)
+        seed_everything(seed)
+        with DiagnosisBar(diagnoses.count(subjects, names)) as bar, deterministic_algorithms():
+            diagnosis = diagnoses.diagnose(subjects, names, output, recorded, bar.show)
+            bar.end("writing the page")
+            diagnoses.write_diagnosis_page(diagnosis, output / PAGE)
+        _show(diagnosis, output)
 
 
 def _what_is_kept(output: Path) -> str:
@@ -146,46 +154,20 @@ def _known(text: str, option: str, known: list[str]) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{option} {name}: no such diagnostic; there are {', '.join(known)}{hint}")
+            raise UserError(
+                f"{option} {name}: no such diagnostic; there are {', '.join(known)}{did_you_mean(name, known)}"
+            )
     return options.distinct(names, option)
 
 
-def _diagnose(
-    checkpoints: list[str], names: list[str], settings: Settings, output: Path, choices: dict[str, Any]
-) -> None:
-    import matplotlib  # noqa: F401  (before any work: it may not be installed)
-
-    from deltasam.cli.progress import DiagnosisProgress
-    from deltasam.lab.diagnose import count, diagnose, load_subjects, write_diagnosis_page
-    from deltasam.lab.folders.config import check_folder, create_run_folder
-    from deltasam.lab.train.random_state import deterministic_algorithms, seed_everything
-
-    check_folder(output, "diagnose", choices)
-    data = options.load(choices)
-    subjects = load_subjects(checkpoints, data, settings)
-    weights = {subject.name: subject.weights_digest() for subject in subjects}
-    recorded = {**choices, PROVENANCE: {**provenance(data), "weights_sha256": weights}}
-    create_run_folder(output, "diagnose", recorded)
-    seed_everything(settings.seed)
-    with DiagnosisProgress(count(subjects, names)) as progress, deterministic_algorithms():
-        diagnosis = diagnose(subjects, names, output, recorded, progress.show)
-        progress.end("writing the page")
-        write_diagnosis_page(diagnosis, output / PAGE)
-    _show(diagnosis, output)
-
-
 def _show(diagnosis: Diagnosis, output: Path) -> None:
-    from rich.console import Console
-
     from deltasam.cli.diagnosis_table import diagnosis_table, readings
 
     console = Console()
     console.print(diagnosis_table(diagnosis))
     for paragraph in readings(diagnosis):
         console.print(paragraph)
-    console.print(f"Page: {output / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    print(f"Page: {output / PAGE}")
     for name, text in diagnosis.failures.items():
         print(f"\nfailed: {name}\n{text.rstrip()}", file=sys.stderr)
     if diagnosis.failures:

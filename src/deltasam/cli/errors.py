@@ -1,4 +1,4 @@
-"""How errors and interruptions are put to the user. Needs nothing that could be missing."""
+"""Messages for errors and interruptions. Imports nothing that may be missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def install_hint(error: ModuleNotFoundError) -> str:
 
 
 def build_hint(error: BaseException) -> str | None:
-    """One line on a torchvision that does not fit torch: it keeps transformers from loading. None: it is not that."""
+    """One line on a torchvision of another build than torch, with which transformers cannot load; None otherwise."""
     if not any("torchvision::" in str(cause) for cause in _causes(error)):
         return None
     return (
@@ -44,7 +44,7 @@ def build_hint(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the last first."""
+    """An error and its causes, the latest first."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -52,16 +52,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def refusal(error: NotCoveredError) -> str:
-    """Why a method cannot train the model, and what to write instead."""
+    """Why a method cannot train the model, and which spec can."""
     return f"{error}\nAs a spec: {' or '.join(error.specs)}" if error.specs else str(error)
 
 
 @contextmanager
 def interruptible(remedy: Callable[[], str]) -> Iterator[None]:
-    """Tell whoever presses Ctrl-C, or has no room left on the disk, how to go on.
+    """Say how to go on after Ctrl-C, or when the disk is full.
 
     Args:
-        remedy: Says what is kept and what to do, as it is by then.
+        remedy: Gives what is kept and what to do, when it is called.
 
     Raises:
         KeyboardInterrupt: With the remedy as its message.
@@ -80,5 +80,5 @@ def interruptible(remedy: Callable[[], str]) -> Iterator[None]:
 
 
 def full(error: OSError) -> CannotWriteError:
-    """What a library has met that wrote by itself: a tracker, a cache."""
+    """The error of a library that writes files itself: a tracker, a cache."""
     return cannot_write(error.filename or "a file", error)

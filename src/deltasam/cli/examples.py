@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
+from deltasam.cli import options
 from deltasam.errors import UserError
-from deltasam.lab.train import distributed as processes
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 
 def examples(
@@ -59,13 +59,10 @@ def examples(
 
     deltasam examples runs/noise
     """
-    from rich.console import Console
-
     from deltasam.diagnostics.examples import NUMBERS, inspect_examples
     from deltasam.diagnostics.examples.csv_file import to_csv, write_csv
 
-    if processes.count() > 1:
-        raise UserError("examples works in one process; start it without torchrun or accelerate launch")
+    options.check_one_process("examples")
     if by not in NUMBERS:
         raise UserError(f"--by {by}: must be {', '.join(NUMBERS)}")
     ranked = inspect_examples(folder, by=by, method=method, seed=seed)
@@ -75,7 +72,7 @@ def examples(
     _print_rankings(console, ranked, by, top)
     _print_detection(console, folder, method, seed)
     if output is not None:
-        console.print(f"Examples: {output}", markup=False, highlight=False, soft_wrap=True)
+        print(f"Examples: {output}")
 
 
 def _print_rankings(console: Console, ranked: pd.DataFrame, by: str, top: int) -> None:

@@ -1,4 +1,4 @@
-"""What ``deltasam examples`` found, as tables for the terminal."""
+"""Results of ``deltasam examples`` as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deltasam.diagnostics.examples import NUMBERS
 from deltasam.lab.compare.statistics import formatting
-from deltasam.lab.compare.text_tables import rich_table
+from deltasam.lab.compare.text_tables import empty_table
 from deltasam.lab.data.setting import Setting
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         top: How many to show.
     """
     first = ranked.iloc[0]
-    table = rich_table(
-        title=f"{first['method']} seed {first['seed']}{_setting(first)}",
-        caption=f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
+    table = empty_table(
+        f"{first['method']} seed {first['seed']}{_setting(first)}",
+        f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
     )
     # Runs of one folder need not have the same columns: those of others are empty here.
     columns = [name for name in ("label", "clean_label", "prediction") if name in ranked and ranked[name].notna().any()]
@@ -59,7 +59,7 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
 
 def detection_table(title: str, methods: Sequence[Cell]) -> Table:
     """How well each mean finds wrong labels, by method: AUROC with its 95 % interval over seeds."""
-    table = rich_table(title=title, caption="± 95 % interval over seeds")
+    table = empty_table(title, "± 95 % interval over seeds")
     table.add_column("method", overflow="fold")
     for by in NUMBERS:
         table.add_column(f"AUROC of {by}", justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What ``deltasam fidelity`` found, as a table for the terminal, and what its numbers mean."""
+"""Results of ``deltasam fidelity`` as a table in the terminal, and what the numbers mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.floor import FLOOR
 from deltasam.lab.compare.statistics import formatting
-from deltasam.lab.compare.text_tables import rich_table
+from deltasam.lab.compare.text_tables import empty_table
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity
@@ -31,21 +31,19 @@ _COLUMNS = {
 def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
     """One row per method: means over the batches, and below each its standard deviation."""
     counted = "1 batch" if batches == 1 else f"{batches} batches; ±: standard deviation over them"
-    table = rich_table(caption=f"{counted}; cost: time per step over sam")
+    table = empty_table(caption=f"{counted}; cost: time per step over sam")
     table.add_column("method", overflow="fold")
     for title in (*_COLUMNS.values(), "cost"):
         table.add_column(Text(title), justify="right", no_wrap=True)
     for result in results:
-        # Text: no markup
         cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
-        table.add_row(
-            Text(spec_with_rho(result.method)), *cells, Text(formatting.ratio(result.cost))
-        )  # Text: no markup
+        # Text: no markup
+        table.add_row(Text(spec_with_rho(result.method)), *cells, Text(formatting.ratio(result.cost)))
     return table
 
 
 def meaning(results: Sequence[Fidelity]) -> str:
-    """What the numbers are, and beside which radius."""
+    """What the numbers measure, and relative to which radius."""
     return (
         f"Error and cosine are of what a method adds to the plain gradient, beside what one perturbation of length "
         f"{results[0].exact_rho:g} per example adds: error 0, cosine 1 and loss share 1 are exact; error 1 is no "

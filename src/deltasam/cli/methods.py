@@ -1,18 +1,33 @@
-"""``deltasam methods``: what there is to choose from."""
+"""``deltasam methods``: the methods and their hyper-parameters."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import textwrap
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 import deltasam
 from deltasam.cli.options import full_spec
 
 
+class MethodText(NamedTuple):
+    """A method as it describes itself."""
+
+    name: str
+    docstring: str
+    defaults: dict[str, Any]
+
+
 def methods(
+    ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Explain this method.", show_default=False)] = None,
 ) -> None:
     """List every method with its hyper-parameters, or explain one.
@@ -23,24 +38,45 @@ def methods(
 
     deltasam methods sam
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     console = Console()
+    described = methods_registered() if ctx.find_root().params["plugin"] else methods_in_source()
+    known = {method.name: method for method in sorted(described)}
     if name is not None:
-        cls = deltasam.Method.registry[full_spec(name).partition(":")[0]]
-        text = reflow(inspect.getdoc(cls) or "", console.width)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        plain = name if name in known else full_spec(name).partition(":")[0]
+        console.print(reflow(known[plain].docstring, console.width), markup=False, highlight=False, soft_wrap=True)
         return
     table = Table("method", "what its gradient is", "hyper-parameters and defaults")
-    for method in deltasam.method_names():
-        cls = deltasam.Method.registry[method]
-        summary = (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", "")
-        defaults = ", ".join(f"{k}={v!r}" for k, v in deltasam.hyperparameters(cls).items())
-        table.add_row(method, escape(summary), escape(defaults))
+    for method in known.values():
+        summary = method.docstring.partition("\n")[0].replace("``", "")
+        defaults = ", ".join(f"{k}={v!r}" for k, v in method.defaults.items())
+        table.add_row(method.name, escape(summary), escape(defaults))
     console.print(table)
     console.print("Write a method as [bold]name:key=value,key=value[/bold]; what is left out has its default.")
+
+
+def methods_registered() -> Iterator[MethodText]:
+    """Every method there is, those of plugins too."""
+    for name, cls in deltasam.Method.registry.items():
+        yield MethodText(name, inspect.getdoc(cls) or "", deltasam.hyperparameters(cls))
+
+
+def methods_in_source() -> Iterator[MethodText]:
+    """The methods of this package, read from their files: importing them would take seconds."""
+    for file in Path(deltasam.__file__).with_name("methods").glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                for keyword in node.keywords:
+                    if keyword.arg == "name":
+                        name = ast.literal_eval(keyword.value)
+                        yield MethodText(name, ast.get_docstring(node) or "", dict(_keyword_defaults(node)))
+
+
+def _keyword_defaults(cls: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+    """The keyword-only arguments of ``__init__``; a method without one of its own has none."""
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+                yield argument.arg, default and ast.literal_eval(default)
 
 
 def reflow(docstring: str, width: int) -> str:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deltasam.lab.compare.launchers import Cell, run_name
+from deltasam.lab.compare.launchers import RunKey, RunProgress, run_name
 
 if TYPE_CHECKING:
-    from deltasam.lab.compare.launchers import Standing
     from deltasam.lab.train.run import Run
 
 
@@ -21,25 +20,27 @@ class _Bars(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
 
+    def show_run(self, task: TaskID, run: RunProgress) -> None:
+        """Show the step that a run is at, and its loss."""
+        note = "" if run.loss is None else f"loss {run.loss:.4f}"
+        self.update(task, total=run.total, completed=run.steps, note=note)
 
-class RunProgress(_Bars):
+
+class RunBar(_Bars):
     """The steps of one run."""
 
     def __init__(self) -> None:
         super().__init__()
         self._steps = self.add_task("", total=None, note="")
 
-    def begin(self, run: Run) -> None:
-        """Show a run that is about to take its first, or next, step."""
-        self.reset(self._steps, total=run.total_steps, completed=len(run.steps), note="")
-        self.update(self._steps, description=run_name(Cell(run.seed, run.method.spec)))
-
-    def advance_step(self, run: Run) -> None:
-        """Show the step just taken."""
-        self.update(self._steps, completed=len(run.steps), note=_note(run.steps[-1].loss))
+    def show(self, run: Run) -> None:
+        """Show how far the run is."""
+        key = RunKey(run.seed, run.variant)
+        self.update(self._steps, description=run_name(key))
+        self.show_run(self._steps, RunProgress.of(key, run))
 
 
-class DiagnosisProgress(_Bars):
+class DiagnosisBar(_Bars):
     """What of a diagnosis is done, and what is measured now.
 
     Args:
@@ -53,7 +54,7 @@ class DiagnosisProgress(_Bars):
 
     def show(self, what: str) -> None:
         """Show a measurement that begins; those before it are done."""
-        self.update(self._measurements, completed=self._begun, note=what)
+        self.end(what)
         self._begun += 1
 
     def end(self, what: str) -> None:
@@ -61,8 +62,8 @@ class DiagnosisProgress(_Bars):
         self.update(self._measurements, completed=self._begun, note=what)
 
 
-class GridProgress(_Bars):
-    """Runs in all, and below them the steps of each run at work.
+class GridBars(_Bars):
+    """All runs together, and below them the steps of each run in progress.
 
     Args:
         runs: How many runs there are in all.
@@ -73,20 +74,15 @@ class GridProgress(_Bars):
         super().__init__()
         self._runs = self.add_task("runs", total=runs, completed=done, note="")
         self._done = done
-        self._shares: dict[Cell, float] = {}
-        self._lines: dict[Cell, TaskID] = {}
+        self._fractions: dict[RunKey, float] = {}
+        self._lines: dict[RunKey, TaskID] = {}
 
-    def show(self, standing: Standing) -> None:
+    def show(self, run: RunProgress) -> None:
         """Show how far a run is."""
-        cell = standing.cell
-        self._shares[cell] = 1.0 if standing.finished else standing.steps / standing.total
-        self.update(self._runs, completed=self._done + sum(self._shares.values()))
-        if cell not in self._lines:
-            self._lines[cell] = self.add_task(run_name(cell), note="")
-        self.update(self._lines[cell], total=standing.total, completed=standing.steps, note=_note(standing.loss))
-        if standing.finished:
-            self.remove_task(self._lines.pop(cell))
-
-
-def _note(loss: float | None) -> str:
-    return "" if loss is None else f"loss {loss:.4f}"
+        self._fractions[run.key] = 1.0 if run.finished else run.steps / run.total
+        self.update(self._runs, completed=self._done + sum(self._fractions.values()))
+        if run.key not in self._lines:
+            self._lines[run.key] = self.add_task(run_name(run.key), note="")
+        self.show_run(self._lines[run.key], run)
+        if run.finished:
+            self.remove_task(self._lines.pop(run.key))

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers import find_launcher
 from deltasam.lab.folders.files import PAGE, RECORD
-from deltasam.lab.train import distributed as processes
+from deltasam.lab.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from deltasam.lab.compare.launchers import Watch
+    from deltasam.lab.compare.launchers import ProgressCallback
     from deltasam.lab.reproduce.experiment import Experiment
 
 
+@options.options_from_fields
 def reproduce(
+    *,
     table: Annotated[str, typer.Argument(help="Which table: glue, sts, summarization or noise.")],
     scale: Annotated[
         str,
@@ -51,10 +53,8 @@ def reproduce(
             show_default="as the preset says",
         ),
     ] = None,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    launcher: options.Launcher = "local",
-    track: options.Track = None,
+    training: Annotated[TrainConfig, options.only("device")] = options.TRAINING,
+    launch: options.LaunchOptions,
 ) -> None:
     """Run a table of experiments: tasks x methods, several seeds, hyper-parameters chosen on held-out rows.
 
@@ -77,8 +77,9 @@ def reproduce(
 
     deltasam reproduce glue --scale mine.yaml --data-dir data/glue --output runs/mine
     """
+    from deltasam.lab.reproduce.experiment import Experiment
     from deltasam.lab.reproduce.preset import load_preset, preset_text
-    from deltasam.lab.train.device import find_device
+    from deltasam.lab.train import distributed as processes
 
     if show:
         print(preset_text(table, scale), end="")
@@ -91,26 +92,22 @@ def reproduce(
     if train_layers is not None:
         preset = preset.with_training(train_layers=train_layers)
     folder = output or Path("runs") / f"{table}-{Path(scale).stem}"
-    where = find_launcher(launcher, workers, gpu=find_device(device).startswith("cuda"))
-    trackers = options.trackers(track, files=where.shares_disk)
+    device = options.with_device(training).device
+    launcher, trackers = launch.find(device)
     with interruptible(lambda: "go on with the same command"):
-        from deltasam.lab.reproduce.experiment import Experiment
-
-        experiment = Experiment(preset, folder, data_dir, find_device(device))
-        experiment.run(show=_bars, launcher=where, after_row=lambda: _write(experiment), trackers=trackers)
+        experiment = Experiment(preset, folder, data_dir, device)
+        experiment.run(show=_bars, launcher=launcher, after_row=lambda: _write(experiment), trackers=trackers)
         _write(experiment)
         _print(experiment)
 
 
 @contextmanager
-def _bars(title: str, runs: int, done: int) -> Iterator[Watch]:
-    from rich.console import Console
-
-    from deltasam.cli.progress import GridProgress
+def _bars(title: str, runs: int, done: int) -> Iterator[ProgressCallback]:
+    from deltasam.cli.progress import GridBars
 
     Console(stderr=True).print(title, markup=False, highlight=False)
-    with GridProgress(runs, done) as progress:
-        yield progress.show
+    with GridBars(runs, done) as bars:
+        yield bars.show
 
 
 def _write(experiment: Experiment) -> None:
@@ -124,8 +121,6 @@ def _write(experiment: Experiment) -> None:
 
 
 def _print(experiment: Experiment) -> None:
-    from rich.console import Console
-
     from deltasam.lab.compare.statistics.compare import compare
     from deltasam.lab.compare.statistics.conclusion import conclusion
     from deltasam.lab.compare.text_tables import TerminalTable
@@ -139,4 +134,4 @@ def _print(experiment: Experiment) -> None:
     for name, sentence in each_no_better({row.name: row.results for row in rows}).items():
         console.print(f"{name}: {sentence}", markup=False, highlight=False)
     for what, name in (("Page", PAGE), ("Runs", RECORD)):
-        console.print(f"{what}: {experiment.folder / name}", markup=False, highlight=False, soft_wrap=True)
+        print(f"{what}: {experiment.folder / name}")

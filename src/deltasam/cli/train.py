@@ -12,51 +12,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltasam.cli import options
-from deltasam.cli.data_text import data_line, no_better_line
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
-from deltasam.lab.folders.files import METRICS
-from deltasam.lab.train import distributed as processes
+from deltasam.lab.folders.files import CHECKPOINT, METRICS
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
-from deltasam.lab.train.provenance import provenance
 
 if TYPE_CHECKING:
-    from deltasam.lab.data.dataset import TextData
     from deltasam.lab.train.results import RunResult
     from deltasam.lab.train.run import Run
 
 
+@options.options_from_fields
 def train(
     ctx: typer.Context,
-    data: Annotated[str, typer.Option(help=options.SOURCE_HELP, rich_help_panel="Data")],
+    *,
+    data: options.Data,
     output: Annotated[Path, typer.Option(help="New folder for the model and its record.")],
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    eval_data: options.EvalData = None,
-    eval_size: options.EvalSize = 0.2,
-    task: options.Task = "classification",
-    label_noise: options.LabelNoise = None,
+    columns: options.DataOptions,
+    label_noise: Annotated[
+        float | None, typer.Option(help=options.NOISE_HELP, show_default="none", rich_help_panel="Data")
+    ] = None,
     noisy_selection: options.NoisySelection = False,
     method: Annotated[str, typer.Option(help="A method, as name:key=value (see: deltasam methods).")] = "sam",
     seed: Annotated[int, typer.Option(help="Of the head, the data order and the dropout masks.")] = 0,
-    model: options.Model = TrainConfig.model,
-    layers: options.Layers = TrainConfig.layers,
-    train_layers: options.TrainLayers = TrainConfig.train_layers,
-    max_length: options.MaxLength = TrainConfig.max_length,
-    epochs: options.Epochs = TrainConfig.epochs,
-    batch_size: options.BatchSize = TrainConfig.batch_size,
-    learning_rate: options.LearningRate = TrainConfig.learning_rate,
-    weight_decay: options.WeightDecay = TrainConfig.weight_decay,
-    warmup: options.Warmup = TrainConfig.warmup,
-    label_smoothing: options.LabelSmoothing = TrainConfig.label_smoothing,
-    last_layer_l2: options.LastLayerL2 = TrainConfig.last_layer_l2,
-    patience: Annotated[
-        int, typer.Option(help="Stop after this many evaluations without a new best; 0: never.")
-    ] = TrainConfig.patience,
-    evaluate_every: options.EvaluateEvery = TrainConfig.evaluate_every,
-    precision: options.Precision = TrainConfig.precision,
-    device: options.Device = "auto",
+    training: TrainConfig = options.TRAINING,
     checkpoint_every: options.CheckpointEvery = 0,
     track: options.Track = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
@@ -83,23 +62,51 @@ def train(
 
     torchrun --nproc-per-node 2 -m deltasam train --data reviews.csv --output out
     """
-    options.usable_seed(seed)
-    spec = options.full_spec(method)
-    settings = options.train_config(ctx.params)
-    choices = options.resolved(ctx.params, settings, method=spec, label_noise=label_noise or None)
-    trackers = options.trackers(track)
-    processes.on_main(lambda: _check_output(output, choices, resume))
+    from deltasam.cli.data_text import data_line, majority_class_note
+    from deltasam.cli.progress import RunBar
+    from deltasam.lab.data.setting import Setting
+    from deltasam.lab.folders.config import create_run_folder
+    from deltasam.lab.train import distributed as processes
+    from deltasam.lab.train.checkpoint import train_resumably
+    from deltasam.lab.train.provenance import provenance
+    from deltasam.lab.train.run import Run
+    from deltasam.lab.train.saved_model import save_model
+
+    def keep_best(run: Run) -> None:
+        if processes.is_main() and run.best is run.evaluations[-1]:
+            save_model(output, run)
+
     with interruptible(lambda: _how_to_go_on(output)):
-        _fit(output, choices, _data(choices), settings, checkpoint_every, trackers)
-
-
-def _data(choices: dict[str, Any]) -> TextData:
-    from deltasam.lab.data.noise import add_label_noise, with_noisy_selection
-
-    data, rate, seed = options.load(choices), choices["label_noise"] or 0.0, choices["seed"]
-    if choices["noisy_selection"]:
-        data = with_noisy_selection(data, rate, seed)
-    return add_label_noise(data, rate, seed)
+        options.check_seed(seed)
+        spec = options.full_spec(method)
+        training = options.with_device(training)
+        choices = options.resolved(ctx.params, training, method=spec, label_noise=label_noise or None)
+        trackers = options.trackers(track)
+        processes.on_main(lambda: _check_output(output, choices, resume))
+        clean = columns.load(data)
+        setting = Setting(len(clean.train), label_noise or 0.0, noisy_selection)
+        rows = setting.with_noise(clean, seed)
+        run = Run(rows, training, spec, seed)
+        recorded = {**choices, PROVENANCE: provenance(rows)}
+        processes.on_main(lambda: create_run_folder(output, "train", recorded))
+        if processes.is_main():
+            print(data_line(rows, [len(rows.train)]), file=sys.stderr)
+        checkpoint = output / CHECKPOINT
+        with RunBar() as bar:
+            result = train_resumably(
+                run,
+                checkpoint,
+                every=checkpoint_every,
+                name=output.name,
+                trackers=trackers,
+                on_progress=bar.show,
+                on_evaluation=keep_best,
+            )
+        if processes.is_main():
+            best = _finish(output, run, dataclasses.replace(result, setting=setting))
+            if note := majority_class_note(rows, [best.get("accuracy")]):
+                print(note, file=sys.stderr)
+            checkpoint.unlink(missing_ok=True)
 
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
@@ -123,55 +130,6 @@ def _how_to_go_on(output: Path) -> str:
     if (output / CONFIG).exists():
         return f"go on with the same command and --resume (output {output})"
     return "nothing is kept yet, start again with the same command"
-
-
-def _fit(
-    output: Path,
-    choices: dict[str, Any],
-    data: TextData,
-    settings: TrainConfig,
-    every: int,
-    trackers: tuple[str, ...],
-) -> None:
-    from deltasam.cli.progress import RunProgress
-    from deltasam.lab.data.setting import Setting
-    from deltasam.lab.folders.config import create_run_folder
-    from deltasam.lab.folders.files import CHECKPOINT
-    from deltasam.lab.train.checkpoint import resume_run, save_when_due
-    from deltasam.lab.train.run import Run, train_run
-    from deltasam.lab.train.tracking import tracked
-
-    run = Run(data, settings, choices["method"], choices["seed"])
-    recorded = {**choices, PROVENANCE: provenance(data)}
-    processes.on_main(lambda: create_run_folder(output, "train", recorded))
-    checkpoint = output / CHECKPOINT
-    if processes.on_main(checkpoint.exists):
-        resume_run(checkpoint, run)
-
-    if processes.is_main():
-        print(data_line(data, [len(data.train)]), file=sys.stderr)
-
-    def on_step(run: Run) -> None:
-        progress.advance_step(run)
-        tracking.send()
-        save_when_due(checkpoint, run, every)
-
-    with tracked(run, output.name, trackers, output) as tracking, RunProgress() as progress:
-        progress.begin(run)
-        result = train_run(run, on_step=on_step, on_evaluation=lambda run: _keep_best(output, run))
-    setting = Setting(len(data.train), choices["label_noise"] or 0.0, choices["noisy_selection"])
-    if processes.is_main():
-        best = _finish(output, run, dataclasses.replace(result, setting=setting))
-        if line := no_better_line(data, [best.get("accuracy")]):
-            print(line, file=sys.stderr)
-        checkpoint.unlink(missing_ok=True)
-
-
-def _keep_best(output: Path, run: Run) -> None:
-    from deltasam.lab.train.saved_model import save_model
-
-    if processes.is_main() and run.best is run.evaluations[-1]:
-        save_model(output, run)
 
 
 def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, with errors that quote the argument as it was written."""
+"""Checks of hyper-parameters, with errors that quote the argument as it was passed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def one_of(owner: str, argument: str, value: str, choices: tuple[str, ...]) -> s
 
 
 def whole(owner: str, argument: str, value: int, *, least: int = 1) -> int:
-    """``value`` as an int, if it is a whole number of at least so much.
+    """``value`` as an int, if it is a whole number of at least ``least``.
 
     Raises:
         ValueError: It is not.

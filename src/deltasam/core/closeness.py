@@ -1,46 +1,48 @@
-"""When two results of one computation, done in two ways, are the same: equal but for rounding."""
+"""Tolerances for comparing two results of one computation: equality up to rounding."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from deltasam.core.vectors import HALVES
+from deltasam.core.vectors import HALF_DTYPES
 
 
 def rounding_of(*dtypes: torch.dtype) -> float:
-    """The largest relative error that rounding may leave after a whole model, forwards and backwards.
+    """The largest relative error that rounding may cause in a forward and backward through a whole model.
 
     Args:
-        *dtypes: That are computed in; the coarsest counts.
+        *dtypes: The dtypes of the computation; the coarsest counts.
     """
-    if any(d in HALVES for d in dtypes):
+    if any(d in HALF_DTYPES for d in dtypes):
         return 0.1
     return 1e-3 if torch.float32 in dtypes else 1e-8
 
 
 def rounding_of_repeats(*dtypes: torch.dtype) -> float:
-    """The same where equal numbers go through equal kernels, and not through two ways to compute.
+    """The largest relative error between two runs of the same kernels on the same numbers.
+
+    It is not 0: an accelerator's sums in no fixed order may differ in their last digits.
 
     Args:
-        *dtypes: As above. What an accelerator adds in no fixed order may differ in its last digits.
+        *dtypes: The dtypes of the computation; the coarsest counts.
     """
     return 0.03 * rounding_of(*dtypes) if set(dtypes) - {torch.float64} else 1e-11
 
 
 def rounding_of_tf32() -> float:
-    """The same where products and convolutions of float32 may be computed in TF32; 0 where they may not."""
+    """The largest relative error where float32 products and convolutions may run in TF32; 0 where they may not."""
     allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return 0.02 if allowed else 0.0
 
 
 def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
-    """Whether two tensors have one shape, and a distance that is small beside their size; infinite ones show nothing.
+    """Whether two tensors have the same shape and a small relative distance; True where the reference is not finite.
 
     Args:
-        a: One.
-        b: The other; its size counts.
-        tolerance: Relative; that of rounding unless given.
+        a: The tensor to compare.
+        b: The reference, whose norm the distance is relative to.
+        tolerance: Relative tolerance; None: that of rounding.
     """
     if a.shape != b.shape:
         return False

@@ -5,8 +5,8 @@ A closure runs one forward pass and returns
 - a scalar loss, or
 - a 1-D tensor with one loss per example, or
 - an object with ``.loss`` (any Hugging Face output, ``Output``) or a mapping with ``"loss"``, holding one of the two.
-  Where it is a scalar, ``example_losses``, a function without arguments, may give one loss per example to a method that
-  asks. ``logits``, and ``logit_weights`` beside them, are for methods that compare predictions.
+  Where it is a scalar, ``example_losses``, a function without arguments, may return one loss per example to methods
+  that need it. ``logits``, and optionally ``logit_weights``, are for methods that compare predictions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _EXPECTED = "a scalar loss, a 1-D tensor with one loss per example, or an output
 
 @dataclass(frozen=True)
 class Output:
-    """What a closure may return to a method that compares predictions, where these cannot be told from the loss.
+    """Output of a closure for methods that compare predictions, where these cannot be derived from the loss.
 
     Attributes:
-        loss: One [], or one per example [n].
-        logits: [..., classes], or one number per example [n] or [n, 1]; None: what the model returned.
-        logit_weights: What each prediction's own loss is multiplied with in the (mean) loss [logits.shape[:-1]]: 0
-            where it does not count, else one over the number that do, times every other factor of the loss. None:
-            found from how the loss depends on the logits.
+        loss: One loss [], or one per example [n].
+        logits: Logits [..., classes], or one number per example [n] or [n, 1]; None: those the model returned.
+        logit_weights: Weight of each prediction's own loss in the (mean) loss [logits.shape[:-1]]: 0 where it does not
+            count, else one over the number that do, times every other factor of the loss. None: derived from how the
+            loss depends on the logits.
     """
 
     loss: Tensor
@@ -38,21 +38,21 @@ class Output:
     logit_weights: Tensor | None = None
 
     def times(self, factor: float) -> Output:
-        """The same for the loss times a factor."""
+        """The same output with the loss multiplied by a factor."""
         weights = self.logit_weights
         return Output(factor * self.loss, self.logits, None if weights is None else factor * weights)
 
 
 def part_of(output: Any, name: str) -> Any:
-    """A part of what a closure or a model returned; None where it has no such part."""
+    """A named part of a closure's or a model's output; None if it has no such part."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def loss_of(output: Any) -> Tensor:
-    """Mean loss [] of what a closure returned; one loss per example [n] is averaged.
+    """Mean loss [] of a closure's output; one loss per example [n] is averaged.
 
     Raises:
-        TypeError: There is no loss in it.
+        TypeError: The output contains no loss.
         ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
     """
     loss = losses_of(output)
@@ -60,14 +60,14 @@ def loss_of(output: Any) -> Tensor:
 
 
 def example_losses_of(output: Any, method: str) -> Tensor:
-    """One loss per example [n] of what a closure returned.
+    """One loss per example [n] of a closure's output.
 
     Args:
-        output: What the closure returned.
-        method: The name of the method that asks, for the error.
+        output: The closure's output.
+        method: Name of the calling method, for the error message.
 
     Raises:
-        TypeError: There is no loss in it.
+        TypeError: The output contains no loss.
         ValueError: It is not one loss per example.
     """
     given = part_of(output, "example_losses")
@@ -81,10 +81,10 @@ def example_losses_of(output: Any, method: str) -> Tensor:
 
 
 def losses_of(output: Any) -> Tensor:
-    """What a closure returned as it is: one loss [], or one per example [n].
+    """Loss of a closure's output, not averaged: one loss [], or one per example [n].
 
     Raises:
-        TypeError: There is no loss in it.
+        TypeError: The output contains no loss.
         ValueError: The loss has more than one axis, is empty, or does not depend on any trainable weight.
     """
     loss = output if isinstance(output, Tensor) else part_of(output, "loss")

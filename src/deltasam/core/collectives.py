@@ -1,4 +1,4 @@
-"""What processes that train together tell each other."""
+"""Collective operations of the processes that train together."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 _BUCKET = 1 << 23
-"""Elements that are sent at a time."""
+"""Number of elements reduced at a time."""
 
 
 def alone(group: dist.ProcessGroup | None = None) -> bool:
-    """Whether there is one process only."""
+    """Whether there is a single process."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
 def any_process(flag: bool, device: torch.device, group: dist.ProcessGroup | None = None) -> bool:
-    """Whether a flag is set in any process of a group: one number is sent; the flag itself where there is one process.
+    """Whether a flag is set in any process of a group: one number is reduced; nothing is sent by a single process.
 
     Args:
-        flag: Of this process.
-        device: Where tensors are sent from.
-        group: The processes; None: all there are.
+        flag: The flag of this process.
+        device: The device tensors are sent from.
+        group: The processes; None: all.
     """
     if alone(group):
         return flag
@@ -33,13 +33,13 @@ def any_process(flag: bool, device: torch.device, group: dist.ProcessGroup | Non
 
 
 def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Iterator[Tensor]:
-    """The mean of each tensor over the processes of a group; the tensors themselves where there is one process.
+    """The mean of each tensor over the processes of a group; the tensors themselves in a single process.
 
-    One bucket after the other, so that who uses a mean at once needs no memory for all of them.
+    Reduced bucket by bucket, so that a caller that consumes each mean at once needs no memory for all of them.
 
     Args:
-        tensors: As many, of the same shapes, in every process.
-        group: The processes; None: all there are.
+        tensors: Tensors; equally many, of the same shapes, in every process.
+        group: The processes; None: all.
     """
     if alone(group):
         yield from tensors
@@ -53,7 +53,7 @@ def mean_over_processes(tensors: Sequence[Tensor], group: dist.ProcessGroup | No
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type on one device, together."""
+    """Group consecutive tensors of one dtype and device."""
     bucket: list[Tensor] = []
     for t in tensors:
         if bucket and (

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SYSTEM_REASON = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end th
 
 
 class CannotWriteError(UserError):
-    """A file could not be written; what stood in its place before is still there.
+    """A file could not be written; a previous file at the same path is unchanged.
 
     Args:
-        failed: What could not be written, and the system's reason.
-        full: Whether there was no room for it.
+        failed: Message that names the file and the system's reason.
+        full: Whether the disk is full.
     """
 
     def __init__(self, failed: str, full: bool) -> None:
@@ -32,7 +32,7 @@ class CannotWriteError(UserError):
         return f"{self.failed}; {first} or choose another --output"
 
     def and_then(self, remedy: str) -> str:
-        """The message of a command that can be gone on with once there is room."""
+        """The message for a command that can be resumed once there is space."""
         return f"{self.failed}; free some space; {remedy}" if self.full else str(self)
 
 
@@ -40,8 +40,8 @@ def cannot_write(what: object, error: BaseException) -> CannotWriteError:
     """The error for something that could not be written.
 
     Args:
-        what: A path, or what it is and where.
-        error: As it was raised: the system's, or that of a library which had it from the system.
+        what: The path, or a description that includes it.
+        error: The exception that was raised: the system's, or a library's that was caused by it.
     """
     number = _system_reason(error)
     reason = os.strerror(number) if number else str(error).strip().splitlines()[0]
@@ -49,12 +49,12 @@ def cannot_write(what: object, error: BaseException) -> CannotWriteError:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether there was no room left for what was to be written."""
+    """Whether a write failed since the disk is full."""
     return _system_reason(error) in _FULL
 
 
 def _system_reason(error: BaseException) -> int | None:
-    """The number of the system's error behind one: libraries raise their own instead, PyTorch's without the reason."""
+    """The errno behind an error: libraries raise errors of their own instead, PyTorch's without the reason."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
@@ -66,7 +66,7 @@ def _system_reason(error: BaseException) -> int | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a crash or a full disk never leaves half of it.
+    """Write a file atomically: a crash or a full disk never leaves half of it.
 
     Raises:
         CannotWriteError: The folder cannot be written, or the disk is full.
@@ -77,9 +77,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at the end, or is gone after an exception.
+    """Yield a temporary file that replaces ``path`` on exit, and is deleted on an exception.
 
-    What a killed process leaves is ``.name.partial``, which the next attempt writes over.
+    A killed process leaves ``.name.partial``, which the next attempt overwrites.
 
     Raises:
         CannotWriteError: The folder cannot be written, or the disk is full.

@@ -25,6 +25,8 @@ from deltasam.core.sharding import local, refuse_unreduced, reshard
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.core.torch_internals.graph import REENTRANT, Graph, graph_of
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import runs_after_gradient, version_of
 from deltasam.core.vectors import Length, Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -33,34 +35,34 @@ Closure = Callable[[], Any]
 
 
 def in_later_pass() -> bool:
-    """Whether a closure is being run again on the same batch: then what it counts or logs was counted before."""
+    """Whether the closure is being run again on the same batch, so that what it counts or logs was counted before."""
     return _LATER.get()
 
 
 def set_later(later: bool) -> None:
-    """Say whether later passes are going on."""
+    """Set what ``in_later_pass`` returns."""
     _LATER.set(later)
 
 
 @dataclass(frozen=True)
-class Point:
+class PerturbedPass:
     """A later pass at moved weights."""
 
     output: Any
-    """What the closure returned there."""
+    """The closure's output at these weights."""
     radius: Callable[[], Tensor]
-    """How far the weights really are from where they were [], after rounding. Valid inside the pass."""
+    """Computes the actual distance [] of the weights from their origin, after rounding. Valid inside the pass."""
 
 
 class Passes:
-    """The first pass, and as many later ones as a method wants.
+    """The first pass, and any number of later passes.
 
     Attributes:
-        structure: Of the model, at the time of the call.
+        structure: Structure of the model at the time of the call.
         params: The trainable parameters at that time, each once.
         moves_nothing: Whether the weights should have moved in ``descend``, but the ascent was exactly 0.
-        ran_inner_backwards: Whether a backward ran inside one of the gradients taken: what it found was written into
-            ``.grad``, and only gradients of parameters have it in them.
+        ran_inner_backwards: Whether a backward ran inside one of the gradients taken: its result went to ``.grad``, and
+            only gradients with respect to parameters include it.
     """
 
     def __init__(self, model: nn.Module, closure: Closure, runtime: Runtime, store: WeightStore) -> None:
@@ -69,7 +71,7 @@ class Passes:
         self.structure = Structure(model)
         self._sharded = self.structure.sharded
         if self._sharded:
-            reshard(self._sharded)  # a forward without a backward may have left the root's weights whole
+            reshard(self._sharded)  # a forward without a backward may have left the root's weights unsharded
             self.structure = Structure(model)
         self._named = self.structure.parameters
         self.params = list(self.structure.trained.values())
@@ -87,7 +89,7 @@ class Passes:
         self._grads = grads_of(self.params)
 
     def first(self) -> Any:
-        """What the closure returns at the weights as they are. To be called once, before any other pass."""
+        """Run the closure at the unperturbed weights and return its output. Call it once, before any other pass."""
         before = _versions(self.params)
         with self._masks.record():
             output = self._forward()
@@ -104,15 +106,15 @@ class Passes:
         scales: Vector | None = None,
         fresh: bool = False,
         guarded: bool = False,
-    ) -> Iterator[Point]:
-        """A later pass at the weights moved by ``factor * vector``; forward *and* backward belong inside.
+    ) -> Iterator[PerturbedPass]:
+        """A later pass at the weights moved by ``factor * vector``; run forward *and* backward inside the context.
 
         Args:
             vector: One tensor per parameter, or None where it does not move. None: nothing moves.
-            factor: A scale for all of it.
-            scales: The radius is measured in these units, one tensor per parameter.
-            fresh: Draw other dropout masks than the first pass, the same in every such pass of the step.
-            guarded: Put weights back also where nothing moves, in case that the closure writes into them.
+            factor: Scale of the vector.
+            scales: Units in which the radius is measured, one tensor per parameter.
+            fresh: Whether to draw other dropout masks than the first pass, the same in every such pass of the step.
+            guarded: Whether to restore weights that do not move as well, in case the closure writes into them.
         """
         vector = [None] * len(self.params) if vector is None else vector
         guarded |= self._writes_weights
@@ -134,7 +136,7 @@ class Passes:
                     output = self._forward()
                 self._refuse_writes(before)
                 after = _versions(params)
-                yield Point(output, lambda: vectors.distance(weights, saved, kept, of=params))
+                yield PerturbedPass(output, lambda: vectors.distance(weights, saved, kept, of=params))
                 if after != _versions(params):
                     raise RuntimeError(
                         "the backward pass wrote into the weights while they were perturbed (an optimizer that steps "
@@ -142,12 +144,12 @@ class Passes:
                     )
             finally:
                 _LATER.reset(later)
-                reshard(self._sharded)  # what was collected is moved
+                reshard(self._sharded)  # gathered weights are copies of the moved ones
                 self._end.restore()
                 self._buffers.restore()
 
     def _refuse_writes(self, before: list[int]) -> None:
-        """Raise where a later forward wrote into parameters: not from the values that the first one wrote into."""
+        """Raise if a later forward wrote into parameters: it would not start from the values the first one did."""
         now = _versions(self._named.values())
         if now == before:
             return
@@ -161,33 +163,33 @@ class Passes:
     def grad(
         self, loss: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge] | None = None, *, retain_graph: bool = False
     ) -> list[Tensor | None]:
-        """Gradient of a loss [] for each of ``params``, or of other tensors ``wrt``; ``.grad`` is not touched.
+        """Gradient of a loss [] with respect to ``params``, or to other tensors ``wrt``; ``.grad`` is not touched.
 
-        Gradients of parameters are what ``loss.backward()`` would add to ``.grad``, also where that runs backwards of
-        its own: in hooks of a detached leaf (GradCache), in checkpoints. Those of other tensors are what the graph
-        says; ``ran_inner_backwards`` then tells whether there is more than the graph.
+        Gradients of parameters are what ``loss.backward()`` would add to ``.grad``, including inner backwards that it
+        runs: in hooks of a detached leaf (GradCache), in checkpoints. Those of other tensors follow the graph alone;
+        ``ran_inner_backwards`` then tells whether there is more than the graph.
 
         Where the weights are sharded, the gradient for ``params`` is the mean over all processes.
 
         Raises:
             ValueError: The loss does not depend on any of ``params``.
-            RuntimeError: It would be wrong: reentrant checkpoints between the loss and tensors that are no parameters,
-                inner backwards where gradients are reduced over processes, the first graph of a static one.
+            RuntimeError: The result would be wrong: reentrant checkpoints between the loss and tensors that are not
+                parameters, inner backwards where gradients are reduced over processes, DDP's first static graph.
         """
-        graph = self.look_through(loss)
+        graph = self.check_autograd_graph(loss)
         of_parameters = wrt is None or any(isinstance(w, nn.Parameter) for w in wrt)
-        # With all leaves among its inputs, autograd leaves out no part of the graph, nor the backwards inside it.
-        # (Sharded weights are whole parameters in there, whose .grad is the sharding's own.)
+        # With all leaves among its inputs, autograd visits the whole graph, and so runs the backwards inside it.
+        # (In the graph, sharded weights are unsharded parameters, whose .grad belongs to FSDP.)
         whole = (leaf for leaf in graph.leaves if self.sharded and isinstance(leaf, nn.Parameter))
         known = self._numbers.keys() | set(map(id, whole))
         others = [leaf for leaf in graph.leaves if id(leaf) not in known] if of_parameters else []
-        plain_only = graph.reentrant or any(leaf._post_accumulate_grad_hooks for leaf in others)
+        plain_only = graph.reentrant or any(map(runs_after_gradient, others))
         if plain_only:
             self._refuse_where_no_plain_backward(wrt)
         by_backward = plain_only or (wrt is None and self.sharded)
         targets: list[Any] = list(self.params if wrt is None else wrt)
         before = _versions(self.params)
-        # While sharded gradients are not synchronised, those of an earlier micro-batch may arrive in .grad meanwhile.
+        # FSDP without gradient synchronisation may write an earlier micro-batch's gradients into .grad meanwhile.
         watched = by_backward or not self.sharded
         with grads_aside([*self.params, *others] if watched else []):
             if by_backward:
@@ -213,19 +215,19 @@ class Passes:
             raise self._independent()
         return gradients
 
-    def look_through(self, loss: Tensor) -> Graph:
-        """Walk once through the graph of a pass.
+    def check_autograd_graph(self, loss: Tensor) -> Graph:
+        """Walk the graph of a pass, once.
 
         Raises:
-            RuntimeError: It is the first graph of a static one.
+            RuntimeError: It is the first graph under DDP's static graph.
         """
         if self._graph is None:
             self._graph = graph_of(loss, self._numbers)
         return self._graph
 
     def _refuse_where_no_plain_backward(self, wrt: Sequence[Any] | None) -> None:
-        """Refuse what a plain backward does not give: reentrant checkpoints run in no other."""
-        hooks = any(p._post_accumulate_grad_hooks for p in self.params)
+        """Refuse what a plain backward cannot provide: reentrant checkpoints run in a plain backward only."""
+        hooks = any(map(runs_after_gradient, self.params))
         if self.sharded or hooks or not all(id(w) in self._numbers for w in wrt or ()):
             raise RuntimeError(REENTRANT)
         refuse_reduction(self._model)
@@ -245,14 +247,14 @@ class Passes:
         """
         before = _written(self.params)
         self._runtime.backward(loss)
-        # Sharded weights are other tensors in a graph, and their gradients are added to behind the back of the count.
+        # Sharded weights are other tensors in the graph, and FSDP adds to their gradients without a version bump.
         unchanged = before == _written(self.params) and not self.sharded
         if unchanged and self._numbers.keys().isdisjoint(map(id, graph_of(loss).leaves)):
             raise self._independent()
         return loss.detach()
 
-    def only(self) -> Any:
-        """What the closure returns, for a method that has no later pass: nothing is kept for one."""
+    def plain_forward(self) -> Any:
+        """Run the closure for a method without later passes, so that nothing is saved for one."""
         return self._forward()
 
     def _buffers_now(self) -> Buffers:
@@ -268,7 +270,7 @@ class Passes:
             if any(g is not None and bool((g.coalesce().values() if g.is_sparse else g).any()) for g in changed):
                 raise RuntimeError(
                     "the closure has written into .grad of the parameters: it runs a backward itself; it should return "
-                    "the loss, of which the method takes the gradient"
+                    "the loss, and the method takes its gradient"
                 )
         return output
 
@@ -277,14 +279,14 @@ class Passes:
     ) -> dict[str, Tensor]:
         """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / norm``.
 
-        A norm that is zero, infinite or NaN moves nothing: the step is then a plain one.
+        If the norm is zero, infinite or NaN, nothing moves and the step is a plain one.
 
         Args:
             ascent: The direction, one tensor per parameter. The list is emptied: its memory, as much as the model's,
                 is free during the pass.
-            rho: Distance to go.
-            length: Of the ascent, in the units the distance is measured in; Euclidean unless given.
-            scales: These units, one tensor per parameter.
+            rho: Radius of the perturbation.
+            length: Length of the ascent, in the units of the radius; None: the Euclidean norm.
+            scales: Units of the radius, one tensor per parameter; None: Euclidean.
 
         Returns:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
@@ -300,67 +302,67 @@ class Passes:
         return {"perturbed_loss": perturbed_loss, "ascent_norm": length.norm, "radius_ratio": ratio}
 
     def loss_scale(self) -> float:
-        """What the runtime multiplies every loss with before a gradient is taken; 1 where it has no scaler."""
+        """The factor by which the runtime scales every loss before a gradient is taken; 1 without a scaler."""
         one = torch.ones((), device=self.params[0].device)
         scaled = self._runtime.scaled(one)
-        return 1.0 if scaled is one else scaled.item()  # most often the device need not be waited for
+        return 1.0 if scaled is one else scaled.item()  # without a scaler, no device sync
 
     @property
     def sharded(self) -> bool:
-        """Whether the weights are cut up between processes, so that all processes have the same perturbation."""
+        """Whether the weights are sharded across processes, so that all processes have the same perturbation."""
         return bool(self._sharded)
 
     def noise(self) -> list[Tensor]:
-        """Standard normal noise of the parameters' shapes; it follows from the random state without advancing it."""
+        """Standard normal noise of the parameters' shapes, derived from the random state without advancing it."""
         seed = self.seed()
         if self._sharded:
-            seed += torch.distributed.get_rank()  # every part has noise of its own
+            seed += torch.distributed.get_rank()  # shards need independent noise
         generator = torch.Generator().manual_seed(seed)
         return self.store.gaussian([local(p.data) for p in self.params], generator)
 
     def seed(self) -> int:
-        """A number that follows from the random state without advancing it."""
+        """A seed derived from the random state without advancing it."""
         before = torch.get_rng_state()
         (seed,) = torch.randint(2**62, (1,), device="cpu").tolist()
         torch.set_rng_state(before)
         return seed
 
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
-        """The mean of a vector over all processes; the vector itself where there is one."""
+        """The mean of a vector over all processes; the vector itself in a single process."""
         return self._runtime.mean_over_processes(vector, self.params)
 
     @property
     def alone(self) -> bool:
-        """Whether no other process trains along."""
+        """Whether there is a single process."""
         return self._runtime.is_alone
 
     def any_process(self, flag: bool) -> bool:
-        """Whether a flag is set in any process that trains along, so that all run as many passes."""
+        """Whether a flag is set in any process, so that all processes run the same number of passes."""
         return self._runtime.any_process(flag, self.params[0].device)
 
-    def abandon(self) -> None:
-        """Undo what the first pass left behind: after an error the call has not happened."""
+    def rollback(self) -> None:
+        """Undo the first pass's side effects, so that a failed call leaves no trace."""
         self._start.restore()
         self._buffers_before.restore()
         set_grads(self.params, self._grads)
 
 
 def _versions(params: Iterable[Tensor]) -> list[int]:
-    """How often each was written into; 0 where PyTorch does not count."""
+    """Version counter of each tensor; 0 where PyTorch keeps none (inference tensors)."""
     params = list(params)
-    with torch._C.DisableTorchFunction():  # to look at it is no use of a parameter
+    with unseen():  # reading a version must not be traced as a use of the parameter
         try:
-            return [p._version for p in params]
+            return [version_of(p) for p in params]
         except RuntimeError:
-            return [0 if p.is_inference() else p._version for p in params]
+            return [0 if p.is_inference() else version_of(p) for p in params]
 
 
 def _written(params: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Which ``.grad`` each has, and how often it was written into."""
-    with torch._C.DisableTorchFunction():
-        return [(0, 0) if g is None else (id(g), g._version) for g in (p.grad for p in params)]
+    """Identity and version counter of each parameter's ``.grad``."""
+    with unseen():
+        return [(0, 0) if g is None else (id(g), version_of(g)) for g in (p.grad for p in params)]
 
 
 def radius_ratio(radius: Tensor, rho: float) -> Tensor:
-    """Realised radius over the wanted one []: 1 when all is well, 0 when nothing moved."""
+    """Actual radius divided by the requested one []: 1 is ideal, 0 means that nothing moved."""
     return radius / rho if rho else torch.ones_like(radius)

@@ -1,4 +1,4 @@
-"""The most memory that was in use on a device."""
+"""Peak memory use of a device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 
 class PeakMemory:
-    """The most memory in use since this object was made.
+    """Peak memory use since this object was created.
 
-    Allocated by PyTorch on CUDA, resident in RAM (this includes Python and libraries) on a Linux CPU.
+    On CUDA: memory allocated by PyTorch. On a Linux CPU: the resident set, which includes Python and libraries.
     """
 
     _STATUS = Path("/proc/self/status")
@@ -28,7 +28,7 @@ class PeakMemory:
         self._device = device
 
     def mib(self) -> float | None:
-        """The peak in MiB; None where the system does not tell."""
+        """The peak in MiB; None where the system does not report it."""
         if not self._known:
             return None
         if self._cuda:
@@ -39,10 +39,10 @@ class PeakMemory:
 
 def _reset_resident_peak() -> bool:
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps what was freed: a later run would count it as its own
+    if hasattr(libc, "malloc_trim"):  # glibc keeps freed memory, which would count for a later run
         libc.malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak of the resident set
-    except OSError:  # a container may forbid it: then the peak is unknown, not zero
+    except OSError:  # a container may forbid it; the peak is then unknown, not zero
         return False
     return True

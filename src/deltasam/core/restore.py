@@ -1,4 +1,4 @@
-"""Things that are always put back, bit for bit: random state, buffers, weights."""
+"""Save random state, buffers and weights, and restore them bit for bit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.collectives import alone
 from deltasam.core.sharding import is_sharded, local
+from deltasam.core.torch_internals import foreach
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.modules import own_buffers
+from deltasam.core.torch_internals.tensors import set_version, version_of
 
 _BLOCK = 1 << 20
 
 
 class RandomState:
-    """The state of every generator a forward pass may draw from, as it was when this was made.
+    """Snapshot of the state of every generator a forward pass may draw from.
 
     PyTorch on the CPU and on the model's devices, Python's ``random``, and NumPy's global generator where
-    NumPy is loaded. A ``torch.Generator`` of the user's own is not known here and is not replayed.
+    NumPy is loaded. The user's own ``torch.Generator`` objects are not known here and are not replayed.
     """
 
     def __init__(self, devices: set[torch.device]) -> None:
@@ -39,23 +43,23 @@ class RandomState:
             self._restorers.append((numpy_random.set_state, (numpy_random.get_state(),)))
 
     def restore(self) -> None:
-        """Put every generator back."""
+        """Restore the state of every generator."""
         for setter, arguments in self._restorers:
             setter(*arguments)
 
 
 def reseed(seed: int) -> None:
-    """Start every generator that ``RandomState`` knows anew."""
-    torch.manual_seed(seed)  # those of all devices too
+    """Seed every generator that ``RandomState`` covers."""
+    torch.manual_seed(seed)  # seeds all devices too
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 def accelerators(params: Iterable[nn.Parameter]) -> set[torch.device]:
-    """The devices other than the CPU that parameters compute on: they have random states of their own.
+    """The devices other than the CPU that parameters compute on: each has its own random state.
 
-    Sharded parameters may be kept on the CPU, and are on their mesh's device in a forward.
+    Sharded parameters may be kept on the CPU (offloading), and are on their mesh's device in a forward.
     """
     params = list(params)
     devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
@@ -65,26 +69,23 @@ def accelerators(params: Iterable[nn.Parameter]) -> set[torch.device]:
 
 
 class Buffers:
-    """The buffers of modules (BatchNorm statistics, caches) as they were when this was made."""
+    """Snapshot of the buffers of modules (BatchNorm statistics, caches)."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # `_buffers` itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
+        # The dictionary itself is kept, not `named_buffers()`: a forward pass may put a new tensor under a name.
         self._saved = [
-            (
-                module._buffers,
-                {k: (b, None if b is None else b.detach().clone()) for k, b in module._buffers.items()},
-            )
+            (own, {k: (b, None if b is None else b.detach().clone()) for k, b in own.items()})
             for module in modules
-            if module._buffers
+            if (own := own_buffers(module))
         ]
-        # Of several processes DDP writes those of the first into the buffers of all, in every forward.
+        # In every forward DDP broadcasts the first process's buffers into those of all, which counts as a write.
         buffers = [] if alone() else [b for _, saved in self._saved for b, _ in saved.values() if type(b) is Tensor]
-        self._versions = [(b, b._version) for b in buffers if not b.is_inference()]
+        self._versions = [(b, version_of(b)) for b in buffers if not b.is_inference()]
 
     def restore_written(self) -> None:
-        """Give the buffers that are still there their values back, so that a forward does again what it did.
+        """Restore the values of buffers that were written in place, so that a forward repeats the first one.
 
-        One that was put in another's place is left: a cache that has grown, with a note elsewhere that it has.
+        A buffer that was replaced by another tensor is left: a cache that has grown, and is recorded elsewhere as such.
         """
         for current, saved in self._saved:
             for name, (buffer, value) in saved.items():
@@ -92,30 +93,21 @@ class Buffers:
                     buffer.data.copy_(value)  # .data: a graph that saved the buffer stays usable
 
     def restore(self) -> None:
-        """Put every buffer back: the same tensor under the same name with the same values."""
+        """Restore every buffer: the same tensor under the same name with the same values."""
         for current, saved in self._saved:
             current.clear()
             current.update((name, buffer) for name, (buffer, _) in saved.items())
         self.restore_written()
-        for buffer, version in self._versions:  # what it holds is again what a graph that saved it expects
-            if buffer._version != version:
-                _set_version(buffer, version)
-
-
-def _set_version(tensor: Tensor, version: int) -> None:
-    """Say that a tensor was written into as many times as before: it holds the same values."""
-    set_version: Any = torch._C._autograd._unsafe_set_version_counter
-    try:
-        set_version((tensor,), (version,))
-    except TypeError:  # PyTorch 2.6 takes one tensor
-        set_version(tensor, version)
+        for buffer, version in self._versions:  # autograd checks versions; the values are again those the graph saved
+            if version_of(buffer) != version:
+                set_version(buffer, version)
 
 
 class WeightStore:
-    """Memory for copies of the weights, kept from step to step.
+    """Memory for copies of the weights, reused from step to step.
 
-    A fresh block of the model's size costs several times more than the copy itself on the CPU (page faults).
-    It is never pickled or copied with the method that owns it.
+    Allocating a block of the model's size costs several times more than the copy itself on the CPU (page faults).
+    The memory is never pickled or copied with the method that owns it.
     """
 
     def __init__(self) -> None:
@@ -127,20 +119,20 @@ class WeightStore:
     def lend(
         self, weights: list[Tensor], saved: list[Tensor], whole: Sequence[tuple[nn.Parameter, Tensor]] = ()
     ) -> None:
-        """Note that weights are about to be moved, and where copies of them are.
+        """Register weights that are about to be moved, and their copies.
 
         Args:
-            weights: The memory that will be written into.
-            saved: Copies of it.
-            whole: Parameters with the tensors that hold their values, where a forward could give them others.
+            weights: The tensors that will be written into.
+            saved: Copies of them.
+            whole: Parameters paired with the tensors that hold their values, where a forward could replace these.
         """
         self._away = weights, saved, list(whole)
 
     def bring_back(self, copy: Callable[[list[Tensor], list[Tensor]], Any]) -> None:
-        """Give weights that were moved their values back; may be called again where it was broken off.
+        """Restore the values of moved weights; may be called again if it was interrupted.
 
         Args:
-            copy: Copies tensors into others.
+            copy: Function that copies the second list of tensors into the first.
         """
         if self._away is None:
             return
@@ -148,31 +140,31 @@ class WeightStore:
         copy(weights, saved)
         for param, data in whole:
             if param.data_ptr() != data.data_ptr():
-                param.data = data  # the forward gave it another memory: weight.data = ...
+                param.data = data  # the forward replaced its storage: weight.data = ...
         torch.clear_autocast_cache()
         self._away = None
 
     def forget(self) -> None:
-        """The weights may have changed: copies are no longer theirs."""
+        """Invalidate the copies: the weights may have changed."""
         self._copied = []
 
     def copy_of(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Copies of the parameters; valid until the next call. Made once for several calls with the same ones."""
+        """Copies of the parameters, valid until the next call; several calls with the same parameters copy once."""
         places = [p.data_ptr() for p in params]
         if places != self._copied:
             self._saved, self._copied = _memory_like(params, self._saved), []
-            torch._foreach_copy_(self._saved, list(params))
+            foreach.copy_(self._saved, list(params))
             self._copied = places
         return self._saved
 
     def gaussian(self, params: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
         """Standard normal noise of the parameters' shapes; valid until the next call.
 
-        Each block of 2^20 weights reads the same Gaussians from a random place of its own, since drawing one for
-        every weight costs as much as a forward pass. Any two weights are independent but for a chance of 1e-6.
+        Each block of 2^20 weights reads one table of Gaussians from a random offset, since drawing a number for every
+        weight costs as much as a forward pass. Any two weights are independent except with probability 1e-6.
 
         Args:
-            params: The noise is like these.
+            params: Tensors whose shapes and devices the noise gets.
             generator: A generator on the CPU.
         """
         table = torch.randn(_BLOCK, generator=generator, device="cpu").repeat(2)  # twice: a block may start anywhere
@@ -183,7 +175,7 @@ class WeightStore:
         sizes = [min(_BLOCK, param.numel() - start) for start in range(0, param.numel(), _BLOCK)]
         starts = torch.randint(_BLOCK, (len(sizes),), generator=generator, device="cpu").tolist()
         if len(sizes) == 1:
-            return table[starts[0] : starts[0] + sizes[0]].view(param.shape)  # no memory of its own
+            return table[starts[0] : starts[0] + sizes[0]].view(param.shape)  # a view: no copy
         self._noise[index] = noise = _memory_like([param], [self._noise.get(index, table)])[0]
         for block, start in zip(noise.view(-1).split(_BLOCK), starts, strict=True):
             block.copy_(table[start : start + len(block)])
@@ -202,17 +194,17 @@ def moved(
     *,
     guarded: bool = False,
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Weights moved by ``factor * vector``, and put back from a copy, whatever happens.
+    """Move weights by ``factor * vector`` inside the context, and restore them from a copy on any exit.
 
-    Moved in place, so that everything that shares their memory sees it (flattened, sharded and tied weights),
-    and through ``.data``, so that the graph of an earlier pass stays usable once they are back.
+    They are moved in place, so that everything that shares their memory sees it (flattened, sharded and tied weights),
+    and through ``.data``, so that the graph of an earlier pass stays usable once they are restored.
 
     Args:
         params: The weights.
-        vector: One tensor each, or None where a weight does not move.
-        factor: A scale for all of it.
+        vector: One tensor per weight, or None where a weight does not move.
+        factor: Scale of the vector.
         store: Keeps the copies.
-        guarded: Weights that do not move are put back as well, in case that something writes into them.
+        guarded: Whether weights that do not move are restored as well, in case something writes into them.
 
     Yields:
         The moved weights and the copies they will be restored from.
@@ -223,22 +215,22 @@ def moved(
         yield [], []
         return
     weights = [p for p, _ in pairs]
-    with torch._C.DisableTorchFunction():  # whoever watches functions: this is no part of a pass
+    with unseen():  # a function mode that traces the pass must not see this copy
         saved = store.copy_of(weights)
     store.lend(weights, saved, [(p, p.data) for p in params if not is_sharded(p)])
     try:
-        with torch._C.DisableTorchFunction():
+        with unseen():
             vectors.add(weights, [v for _, v in pairs], factor)
-        del pairs, steps, vector  # whoever gave the vector away gives back its memory before the pass
-        torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
+        del pairs, steps, vector  # frees the vector's memory before the pass, if the caller holds no reference
+        torch.clear_autocast_cache()  # else autocast would keep using its low-precision copies of the old weights
         yield weights, saved
     finally:
-        with torch._C.DisableTorchFunction():
-            store.bring_back(torch._foreach_copy_)
+        with unseen():
+            store.bring_back(foreach.copy_)
 
 
 def copy_one_by_one(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """As ``torch._foreach_copy_``, which may itself have been what failed."""
+    """As ``foreach.copy_``, for use after an error that may have come from there (out of memory)."""
     for tensor, value in zip(to, values, strict=True):
         tensor.copy_(value)
 

@@ -1,4 +1,4 @@
-"""How a loss becomes gradients. The plain way; stacks with their own way subclass it."""
+"""How gradients of a loss are computed: in plain PyTorch; training stacks with their own backward subclass it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Runtime:
     """Plain PyTorch: ``loss.backward()`` and ``torch.autograd.grad``.
 
     Args:
-        scaler: Scales every loss that a gradient is taken of, for float16. The closure then returns the loss as it
-            is; the metrics are in its units. Unscale before clipping, once, as always.
-        group: The processes that train on other examples of the same batch; all of ``torch.distributed`` unless given.
+        scaler: Scaler applied to every loss before its gradient is taken, for float16. The closure returns the unscaled
+            loss; the metrics are in its units. Unscale before clipping, once, as usual.
+        group: The processes that train on other examples of the same batch; None: all of ``torch.distributed``.
     """
 
     def __init__(self, *, scaler: torch.amp.GradScaler | None = None, group: dist.ProcessGroup | None = None) -> None:
@@ -45,21 +45,23 @@ class Runtime:
         return alone(self.group)
 
     def mean_over_processes(self, vector: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
-        """The mean of a vector over all processes, where an entry may be None in some; itself where there is one."""
+        """Mean of a vector over all processes, in some of which an entry may be None; itself in a single process."""
         sharded = any(map(is_sharded, params))
         if alone(self.group) and not sharded:
             return list(vector)
         dense = [torch.zeros_like(p) if v is None else v for v, p in zip(vector, params, strict=True)]
-        if sharded:  # a gradient of sharded weights is a mean already
+        if sharded:  # FSDP has averaged the gradients of sharded weights already
             return [v if is_sharded(v) else sharded_mean(v, p) for v, p in zip(dense, params, strict=True)]
         return list(mean_over_processes(dense, self.group))
 
     def any_process(self, flag: bool, device: torch.device) -> bool:
-        """Whether a flag is set in any process, so that all run as many passes: they may talk to each other in these.
+        """Whether a flag is set in any process.
+
+        All processes must run the same number of passes, since they may communicate in them.
 
         Args:
-            flag: Of this process.
-            device: Where it is sent from.
+            flag: The flag of this process.
+            device: The device it is sent from.
         """
         return any_process(flag, device, self.group)
 

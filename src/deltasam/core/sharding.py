@@ -1,7 +1,7 @@
-"""Weights that FSDP2 (``fully_shard``) has cut up between processes.
+"""Weights that FSDP2 (``fully_shard``) shards across processes.
 
-A sharded parameter is a ``DTensor`` outside of a forward pass; inside, the module holds the whole parameter instead,
-and gradients of it are reduced by a backward only, never by ``torch.autograd.grad``.
+A sharded parameter is a ``DTensor`` outside of a forward pass; inside, the module holds the unsharded parameter
+instead, and its gradients are reduced by a backward only, never by ``torch.autograd.grad``.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Any) -> TypeGuard[Any]:
-    """Whether a tensor is cut up between processes."""
-    # Importing the module costs half a second, and who has a DTensor has imported it.
+    """Whether a tensor is sharded across processes."""
+    # Importing the module costs half a second; where a DTensor exists it has been imported.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory; the tensor itself if it is whole."""
+    """This process's shard of a tensor, sharing its memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def sharded_modules(modules: Iterable[nn.Module]) -> list[Any]:
-    """Those of some modules that ``fully_shard`` was called on.
+    """The modules among these that ``fully_shard`` was called on.
 
     Raises:
-        NotImplementedError: The first version of FSDP is at work: it hides parameters.
+        NotImplementedError: A module is wrapped in FSDP version 1, which hides parameters.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
@@ -45,13 +45,13 @@ def sharded_modules(modules: Iterable[nn.Module]) -> list[Any]:
 
 
 def reshard(modules: Sequence[Any]) -> None:
-    """Let the next pass collect the weights anew: the root keeps its own from a forward to the backward."""
+    """Make the next pass gather the weights again: the root keeps its own from a forward to the backward."""
     for module in modules:
         module.reshard()
 
 
 def refuse_unreduced() -> None:
-    """Refuse a backward that has left no gradient of sharded weights.
+    """Refuse a backward that has produced no gradient of sharded weights.
 
     Raises:
         RuntimeError: Always.
@@ -63,7 +63,7 @@ def refuse_unreduced() -> None:
 
 
 def norm_of_parts(norms: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
-    """Norm [] of sharded tensors from the norms of this process's parts; one message for each way of sharding."""
+    """Norm [] of sharded tensors from the norms of this process's shards; one reduction per placement."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     by_placement: dict[Any, list[tuple[Tensor, Any]]] = {}
@@ -75,6 +75,7 @@ def norm_of_parts(norms: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
         square = torch.stack([norm for norm, _ in parts]).square().sum()
         if key is not None:
             mesh, placements = key
+            # Squares add up over shards, and are equal on replicas, where a sum would count them several times.
             summed = [Partial() if p.is_shard() else Replicate() for p in placements]
             square = DTensor.from_local(square, mesh, summed).full_tensor()
         total = total + square.to(total.device)
@@ -82,7 +83,7 @@ def norm_of_parts(norms: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
 
 
 def sharded_mean(tensor: Tensor, like: Tensor) -> Tensor:
-    """The mean over the processes of a whole tensor that differs between them, cut up as ``like`` is."""
+    """Mean over the processes of an unsharded tensor that differs between them, sharded as ``like`` is."""
     from torch.distributed.tensor import DTensor, Partial
 
     mesh = like.device_mesh  # type: ignore[attr-defined]

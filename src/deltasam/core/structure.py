@@ -1,22 +1,23 @@
-"""What a model consists of, from one walk through it: a step asks for it a dozen times."""
+"""Modules, parameters and buffers of a model, collected in one traversal: a step needs them a dozen times."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from deltasam.core.sharding import sharded_modules
+from deltasam.core.torch_internals.modules import own_buffers, own_modules, own_parameters
 
 
 class Structure:
-    """The modules and parameters of a model as they are when this is made, each once, in the order of PyTorch.
+    """Snapshot of the modules and parameters of a model, each once, in PyTorch's order.
 
     Attributes:
         model: The model.
-        modules: By name; the model itself is "".
-        parameters: By name.
-        trained: Those that are trained now, by name.
-        buffers: Of all modules.
-        sharded: The modules that FSDP2 has cut up between processes.
+        modules: Modules by name; the model itself is "".
+        parameters: Parameters by name.
+        trained: Parameters that require a gradient, by name.
+        buffers: Buffers of all modules.
+        sharded: The modules that FSDP2 shards across processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,14 +34,14 @@ class Structure:
             seen.add(id(module))
             self.modules[name] = module
             prefix = f"{name}." if name else ""
-            if own := module._parameters:
+            if own := own_parameters(module):
                 for key, p in own.items():
                     if p is not None and id(p) not in seen:
                         seen.add(id(p))
                         self.parameters[prefix + key] = p
-            if module._buffers:
-                self.buffers += [b for b in module._buffers.values() if b is not None]
-            if inner := module._modules:
+            if buffers := own_buffers(module):
+                self.buffers += [b for b in buffers.values() if b is not None]
+            if inner := own_modules(module):
                 children = [(prefix + key, child) for key, child in inner.items() if child is not None]
                 children.reverse()
                 waiting += children

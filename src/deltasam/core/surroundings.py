@@ -1,8 +1,9 @@
-"""What a call finds around it, and leaves there however it ends: modes of PyTorch, hooks of the model.
+"""Restore PyTorch's modes and the model's hooks after an error or an interrupt.
 
 An interrupt (Ctrl-C) may fall between any two instructions of Python: before ``__exit__`` is called, inside it, or
-inside a ``finally``. So context managers alone put nothing back for sure. What they should leave is noted before the
-call; after an error it is set again, all of it, whatever they did, and once more if an interrupt falls into that too.
+inside a ``finally``. So context managers alone cannot guarantee that state is restored. The state is saved before the
+call; after an error all of it is set again, whatever the context managers did, and once more if an interrupt falls into
+that too.
 """
 
 from __future__ import annotations
@@ -14,37 +15,36 @@ from operator import methodcaller
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils import _python_dispatch
 from torch.utils.hooks import RemovableHandle
 
 from deltasam.core.torch_internals.compiled import set_stance, stance
+from deltasam.core.torch_internals.modes import Modes, accelerator_kinds
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__)
-_C: Any = torch._C
 
 
 class UndoneOnError:
-    """After an error of what runs inside, calls a function; ``with u, u:`` calls it again if it was broken off.
+    """Call a function after an error inside the context; ``with u, u:`` calls it again if it was interrupted.
 
-    A class, since a generator that an interrupt leaves suspended would go on when nobody expects it any more.
+    A class, since a generator that an interrupt leaves suspended would resume at an unexpected time.
 
     Args:
-        undo: What to call.
+        undo: The function, called with the error.
     """
 
     def __init__(self, undo: Callable[[BaseException], None]) -> None:
         self._undo, self._done = undo, False
-        self._handled = sys.exc_info()[1]  # it is no part of what happens inside
+        self._handled = sys.exc_info()[1]  # an earlier error, not one from inside the context
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             return
         if not self._done:
@@ -52,15 +52,15 @@ class UndoneOnError:
             self._done = True
         interrupt = interrupt_behind(error, self._handled)
         if interrupt is not None and interrupt is not error:
-            raise interrupt  # what it has left of a context manager was an error as well, and has hidden it
+            raise interrupt  # a context manager that it interrupted raised an error of its own, which hides it
 
 
 def interrupt_behind(error: BaseException, handled: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C that an error came of, if it did.
+    """The KeyboardInterrupt that caused an error, if any.
 
     Args:
         error: The error.
-        handled: What was being handled before, of which it did not come.
+        handled: The error that was already being handled, which is not a cause.
     """
     link: BaseException | None = error
     while link is not None and link is not handled:
@@ -71,50 +71,28 @@ def interrupt_behind(error: BaseException, handled: BaseException | None) -> Key
 
 
 class Surroundings:
-    """Grad mode, autocast, function and dispatch modes, and all else that is on or off for a while; a model's hooks.
+    """Snapshot of grad mode, autocast, function and dispatch modes and other temporary state, and of a model's hooks.
 
-    As they were when this was made. To make one costs microseconds.
+    Taking one costs microseconds.
 
     Args:
-        model: Hooks that are registered on it or its modules from now on are removed by ``restore``.
+        model: The model; ``restore`` removes hooks that were registered on it or its modules after the snapshot.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._grad = torch.is_grad_enabled()
-        self._function = _C._is_torch_function_enabled()
-        self._function_modes = _get_current_function_mode_stack()
-        self._dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack()
-        self._dispatch_flags = {k: v for k, v in vars(_python_dispatch).items() if k.startswith("_is_in_")}
-        self._levels = _levels()
+        self._modes = Modes()
         self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
-        kinds = {"cpu", *([torch._C._get_accelerator().type] if torch.accelerator.is_available() else [])}
-        self._autocast = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
-        self._saving = _saved_tensors_hooks()
+        self._autocast = [
+            (k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in {"cpu", *accelerator_kinds()}
+        ]
         self._stance = stance()
         self._next_hook = RemovableHandle.next_id
 
     def restore(self) -> None:
-        """Set all of it again."""
-        torch._C._set_grad_enabled(self._grad)
-        if self._function:
-            _C.DisableTorchFunction().__exit__(None, None, None)  # one that was not entered has found it enabled
-        for _ in range(_levels() - self._levels):
-            _C._functorch.pop_dynamic_layer_stack()
-        if _get_current_function_mode_stack() != self._function_modes:
-            for _ in range(_C._len_torch_function_stack()):
-                _C._pop_torch_function_stack()
-            for mode in self._function_modes:
-                _C._push_on_torch_function_stack(mode)
-        if _python_dispatch._get_current_dispatch_mode_stack() != self._dispatch_modes:
-            for _ in range(_C._len_torch_dispatch_stack()):
-                _C._pop_torch_dispatch_stack(None)
-            for mode in self._dispatch_modes:
-                _C._push_on_torch_dispatch_stack(mode)
-        vars(_python_dispatch).update(self._dispatch_flags)
+        """Restore the snapshot."""
+        self._modes.restore()
         self._restore_autocast()
-        while (found := _saved_tensors_hooks()) is not None and found != self._saving:
-            _C._autograd._pop_saved_tensors_default_hooks()
         set_stance(self._stance)
         self._remove_hooks()
 
@@ -135,10 +113,10 @@ class Surroundings:
 
 
 def finish_suspended(error: BaseException) -> None:
-    """Let the context managers that an interrupt left suspended run to their ends now.
+    """Run the context managers that an interrupt left suspended to their ends now.
 
-    Else a generator that is held by the traceback alone would do so when that is freed: it would put back what was
-    there before, over what has come since. An ordinary error leaves none, and its frames are kept for a debugger.
+    Otherwise a generator held by the traceback alone would finish when the traceback is freed, and overwrite later
+    state with what it had saved. An ordinary error leaves none suspended, and its frames are kept for a debugger.
     """
     links: list[BaseException | None] = [error]
     seen: set[BaseException] = set()
@@ -154,21 +132,8 @@ def finish_suspended(error: BaseException) -> None:
                     frame.clear()
 
 
-def _levels() -> int:
-    """How many ``vmap`` and the like are going on."""
-    return len(_C._functorch.get_interpreter_stack() or ())
-
-
-def _saved_tensors_hooks() -> Any:
-    """The innermost hooks on tensors that a graph saves, as those of gradient checkpointing; None where there are none.
-
-    Also where PyTorch is too old to say.
-    """
-    innermost = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if innermost is None else innermost(True)
-
-
 def _autocast_nesting() -> int:
-    # In one instruction, which no interrupt falls into: the second undoes the first.
+    # Only a change of the nesting returns it; the second call undoes the first, in one instruction that no interrupt
+    # can split.
     _, nesting = map(methodcaller("__call__"), (torch.autocast_increment_nesting, torch.autocast_decrement_nesting))
     return int(nesting)

@@ -1,4 +1,4 @@
-"""Files of tensors and plain values: written whole or not at all, checked when they are read, never code that runs."""
+"""Files of tensors and plain values: written atomically, verified on reading, and without executable content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltasam.core.files import cannot_write, replacing
 
 
 class DamagedError(ValueError):
-    """A file is not what was written."""
+    """A file is corrupted, or of another kind."""
 
 
 def write_tensors(path: Path, content: Any) -> None:
@@ -24,20 +24,20 @@ def write_tensors(path: Path, content: Any) -> None:
     """
     with replacing(path) as temporary:
         try:
-            with temporary.open("wb") as file:  # given the path alone, PyTorch would keep the system's reason to itself
+            with temporary.open("wb") as file:  # given a path, PyTorch hides the system's reason
                 torch.save(content, file)
-        except RuntimeError as error:  # what PyTorch makes of a failed write
+        except RuntimeError as error:  # PyTorch's error for a failed write
             raise cannot_write(path, error) from error
 
 
 def read_tensors(source: Path | IO[bytes]) -> Any:
-    """What ``write_tensors`` wrote, on the CPU.
+    """Read what ``write_tensors`` wrote, onto the CPU.
 
     Raises:
         DamagedError: A part is missing or altered, or it is another kind of file.
     """
     try:
-        # PyTorch does not compare the checksums it writes; a flipped bit would go unnoticed.
+        # PyTorch does not verify the checksums it writes; a flipped bit would go unnoticed.
         with zipfile.ZipFile(source) as archive:
             broken = archive.testzip()
         if broken is not None:

@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 
 from deltasam.core.sharding import is_sharded, local, norm_of_parts
+from deltasam.core.torch_internals import foreach
 
 Vector = Sequence[Tensor | None]
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-# Differences are formed this many elements at a time, without memory of the model's size: on a CPU in its cache,
-# elsewhere in few launches.
+# Differences are computed in chunks of this many elements, without memory of the model's size: on a CPU they fit in
+# its cache, elsewhere they take few kernel launches.
 _CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 27
 
-# So few numbers are copied in less time than an operation takes to launch.
+# Up to this many elements, a copy takes less time than a kernel launch.
 _SMALL = 1 << 12
 
 
 TINY = 1e-15
-"""The square of a smaller norm may be 0 in float32."""
+"""The square of a smaller norm may underflow to 0 in float32."""
 
 
 class Length(NamedTuple):
-    """A norm [], and what it is: the device is waited for once."""
+    """A norm [], and its value as a number: one device sync for both."""
 
     norm: Tensor
     value: float
@@ -39,14 +40,14 @@ def norm(vector: Vector) -> Tensor:
 
 
 def length(vector: Vector) -> Length:
-    """The same with its value."""
+    """Euclidean norm over all entries, as a tensor and as a number."""
     tensors = [_real(t.detach()) for t in vector if t is not None and t.numel()]
     if not tensors:
         return Length(torch.zeros(()), 0.0)
     result = _norm(tensors, _accumulation_dtype(tensors))
     value = result.item()
     if (not math.isfinite(value) or value < TINY) and result.device.type != "mps":  # which has no float64
-        # With a large loss scale squares may be infinite where gradients are not, and 0 with a small one.
+        # With a large loss scale squares may overflow where gradients do not; with a small one they may underflow.
         result = _norm(tensors, torch.float64)
         value = result.item()
     return Length(result, value)
@@ -55,12 +56,12 @@ def length(vector: Vector) -> Length:
 def _norm(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     if not any(map(is_sharded, tensors)):
         return _norm_of_all(tensors, dtype)
-    norms = torch._foreach_norm([local(t) for t in tensors], 2, dtype)
+    norms = foreach.norm([local(t) for t in tensors], 2, dtype)
     return norm_of_parts([n.to(tensors[0].device) for n in norms], tensors)
 
 
 def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Euclidean norm [] over all tensors; small ones are put together, which costs less than a launch for each."""
+    """Euclidean norm [] over all tensors; small ones are concatenated, which is cheaper than a launch for each."""
     large: list[Tensor] = []
     small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for t in tensors:
@@ -68,14 +69,14 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
             large.append(t)
         else:
             small.setdefault((t.device, t.dtype), []).append(t.flatten())
-    norms = torch._foreach_norm([*large, *map(torch.cat, small.values())], 2, dtype)
+    norms = foreach.norm([*large, *map(torch.cat, small.values())], 2, dtype)
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
 def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
-    """``a + factor * b``. Not in place: autograd may give one tensor as the gradient of two parameters."""
+    """``a + factor * b``. Not in place: autograd may return one tensor as the gradient of two parameters."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
+    sums = iter(foreach.add(*map(list, zip(*both, strict=True)), alpha=factor) if both else ())
 
     def entry(x: Tensor | None, y: Tensor | None) -> Tensor | None:
         if x is None or y is None:
@@ -86,9 +87,9 @@ def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
 
 
 def times(vector: Vector, factor: float) -> list[Tensor | None]:
-    """A vector times a number; not in place either."""
+    """A vector multiplied by a number; not in place."""
     there = [t for t in vector if t is not None]
-    products = iter(torch._foreach_mul(there, factor) if there else ())
+    products = iter(foreach.mul(there, factor) if there else ())
     return [None if t is None else next(products) for t in vector]
 
 
@@ -99,20 +100,20 @@ def distance(
     """Euclidean norm [] of ``(end - start) / scale`` over all parameters.
 
     Args:
-        ends: One tensor per parameter; this process's part of it, where it is sharded.
-        starts: Likewise.
-        scales: Likewise.
-        of: The parameters, where some may be sharded.
+        ends: End points, one tensor per parameter; this process's shard where it is sharded.
+        starts: Starting points, in the same form.
+        scales: Units, in the same form; None: 1.
+        of: The parameters; needed where some may be sharded.
     """
     ends, starts = ([_real(t) for t in tensors] for tensors in (ends, starts))
     dtype, sharded = _accumulation_dtype(ends), any(map(is_sharded, of))
     norms: list[list[Tensor]] = [[] for _ in ends]
     for owners, rows in _groups(ends, starts, *([scales] if scales else []), together=not sharded):
         there, here, *units = ([t if t.dtype == dtype else t.to(dtype) for t in row] for row in rows)
-        differences = torch._foreach_sub(there, here)
+        differences = foreach.sub(there, here)
         for unit in units:
-            differences = torch._foreach_div(differences, unit)
-        for owner, part in zip(owners, torch._foreach_norm(differences), strict=True):
+            differences = foreach.div(differences, unit)
+        for owner, part in zip(owners, foreach.norm(differences), strict=True):
             norms[owner].append(part.to(ends[0].device))
     if not sharded:
         parts = [n for parts in norms for n in parts]
@@ -124,15 +125,15 @@ def distance(
 def _groups(
     ends: Sequence[Tensor], *others: Sequence[Any], together: bool
 ) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """Tensors and what belongs to each, so many at a time as make a chunk; one that is larger is cut.
+    """Group tensors, and companions of each, into chunks; a tensor larger than a chunk is split.
 
     Args:
         ends: The tensors.
-        *others: What belongs to each; broadcast against it.
-        together: Small ones are put together, and given out as the first of them.
+        *others: Companions of each tensor; broadcast against it.
+        together: Whether small tensors are concatenated, and yielded under the index of the first.
 
     Yields:
-        The numbers of the tensors, and the pieces of each argument.
+        The indices of the tensors, and the pieces of each argument.
     """
     columns = [
         ends,
@@ -162,7 +163,7 @@ def _groups(
 
 
 def length_to(radius: float, norm: Tensor | Length) -> float:
-    """The factor that brings a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
+    """The factor that scales a vector of this norm to this radius; 0 where the norm is 0, inf or NaN.
 
     No small constant is added to the norm, so any positive scale of the loss cancels exactly.
     """
@@ -182,13 +183,13 @@ def add(params: Sequence[Tensor], vector: Vector, factor: float) -> None:
             groups.append([])
             size = pair[1].numel()
         groups[-1].append(pair)
-    for group in groups:  # steps in half precision are widened: all at once they would be twice the model's size
-        torch._foreach_add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
+    for group in groups:  # steps in half precision are upcast: all at once they would take twice the model's size
+        foreach.add_([param for param, _ in group], [wide(step) for _, step in group], alpha=factor)
 
 
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32; everything else as it is."""
-    return x.float() if x.dtype in HALVES else x
+    return x.float() if x.dtype in HALF_DTYPES else x
 
 
 def _real(x: Tensor) -> Tensor:

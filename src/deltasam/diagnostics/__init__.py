@@ -1,11 +1,11 @@
 """Questions to ask of a method on one's own model and data. Plain PyTorch; imported only when asked for."""
 
+from deltasam.diagnostics.after import after_training
 from deltasam.diagnostics.after.change import AfterChange, ChangedWeights, plot_after
 from deltasam.diagnostics.after.forgetting import Forgetting, ForgettingPoint, forgetting, plot_forgetting
 from deltasam.diagnostics.after.noise import after_noise
 from deltasam.diagnostics.after.pruning import after_pruning
 from deltasam.diagnostics.after.rounding import after_rounding
-from deltasam.diagnostics.after.training import after_training
 from deltasam.diagnostics.calibration import Calibration, ReliabilityBin, calibration, plot_reliability
 from deltasam.diagnostics.closeness import Closeness, Fidelity
 from deltasam.diagnostics.cost import Cost, MethodCost, cost, plot_cost

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,25 @@ Piece = tuple[int, slice]
 """Some consecutive examples of one batch: its number, and their rows."""
 
 
+@contextmanager
+def restoring_state(model: nn.Module) -> Iterator[None]:
+    """Restore gradients (the same tensors), buffers and random state on exit, after an exception too."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    random_state, buffers = RandomState(accelerators(model.parameters())), Buffers(model.modules())
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        buffers.restore()
+        random_state.restore()
+
+
 class Batches:
     """A model on all its batches, and the losses there at the weights as they are.
 
     Every batch starts from the random state and the buffers that it had in a first run through all of them. Whoever
-    makes one puts the model back afterwards (``put_back``).
+    makes one puts the model back afterwards (``restoring_state``).
 
     Args:
         owner: The measure that asks, for errors.

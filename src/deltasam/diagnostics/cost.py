@@ -13,8 +13,8 @@ from torch import nn
 from deltasam.core.passes import Closure
 from deltasam.core.restore import WeightStore
 from deltasam.diagnostics.axes import axes_or_new
+from deltasam.diagnostics.batches import restoring_state
 from deltasam.diagnostics.fidelity import spec_with_rho
-from deltasam.diagnostics.put_back import put_back
 from deltasam.diagnostics.timing import Call, TimedCalls
 from deltasam.method import Method
 from deltasam.per_example.recorder import NotCoveredError
@@ -111,7 +111,7 @@ def cost(
             raise ValueError(
                 f"cost(methods={spec!r}): it has a schedule, so that no two steps cost alike; leave it out"
             )
-    with put_back(model):
+    with restoring_state(model):
         timed = TimedCalls(model)
         working, memory, refused = _tried(timed, closures[0], [full_spec(spec) for spec in listed])
         calls: dict[str, list[Call]] = {spec: [] for spec in working}

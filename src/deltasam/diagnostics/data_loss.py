@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deltasam.core.closure import example_losses_of
 from deltasam.core.passes import Closure
 from deltasam.core.restore import WeightStore, moved
 from deltasam.core.vectors import Vector
-from deltasam.diagnostics.batches import refuse_unmeasurable
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.batches import refuse_unmeasurable, restoring_state
 
 
 class DataLoss:
@@ -42,15 +41,6 @@ class DataLoss:
     def at(self, vector: Vector | None = None, factor: float = 1.0) -> float:
         """At the weights moved by ``factor * vector``, one tensor per parameter; None: at the weights as they are."""
         vector = [None] * len(self.params) if vector is None else vector
-        with moved(self.params, vector, factor, self._store), put_back(self._model), torch.no_grad():
+        with moved(self.params, vector, factor, self._store), restoring_state(self._model), torch.no_grad():
             losses = [example_losses_of(closure(), self._owner).double() for closure in self._closures]
             return float(sum(batch.sum() for batch in losses)) / sum(len(batch) for batch in losses)
-
-
-def combination(factors: Sequence[float], vectors: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """``sum_k factors[k] * vectors[k]``, None where all of them are."""
-    found: list[Tensor | None] = []
-    for parts in zip(*vectors, strict=True):
-        terms = [f * part for f, part in zip(factors, parts, strict=True) if part is not None and f]
-        found.append(sum(terms[1:], start=terms[0]) if terms else None)
-    return found

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from deltasam.core.closure import example_losses_of
 from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new, by_name
-from deltasam.diagnostics.batches import Batches
+from deltasam.diagnostics.batches import Batches, restoring_state
 from deltasam.diagnostics.example_rises import refuse_meeting_losses
-from deltasam.diagnostics.put_back import put_back
-from deltasam.diagnostics.second_order import twice_differentiable
+from deltasam.diagnostics.hessian import twice_differentiable
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.perturbed_forward import Perturbed
 from deltasam.per_example.recorder import NotCoveredError
@@ -77,7 +76,7 @@ def example_geometry(model: nn.Module, closures: Sequence[Closure]) -> ExampleGe
         RuntimeError: Gradients are switched off, or a function of the model has no second derivative.
         ValueError: There is no closure, a loss is not finite or not one per example, or it depends on other examples.
     """
-    with put_back(model), twice_differentiable():
+    with restoring_state(model), twice_differentiable():
         batches = Batches("example_geometry", model, closures)
         engine = Engine(model)
         parts = [_of_batch(batches, i, engine) for i in range(len(batches))]

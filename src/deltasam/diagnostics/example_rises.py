@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltasam.core.closure import example_losses_of
-from deltasam.core.torch_internals.compiled import as_written
+from deltasam.core.torch_internals.compiled import eager
 from deltasam.diagnostics.batches import Batches
 from deltasam.per_example.engine import Engine
 from deltasam.per_example.example_gradients import ExampleGradients
@@ -34,11 +34,11 @@ class ExampleRises:
         """The mean rise of each group of a batch.
 
         Raises:
-            NotCoveredError: It cannot be had exactly; names the parameters.
+            NotCoveredError: It cannot be computed exactly; names the parameters.
             ValueError: The loss of one example depends on another.
         """
         passes, owner = self._batches.passes(number), self._batches.owner
-        with as_written():
+        with eager():
             output, record = self._engine.first(passes)
             losses = example_losses_of(output, owner)
             gradients = self._engine.gradients(passes, record, losses, self._m)

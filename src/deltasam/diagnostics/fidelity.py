@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from deltasam.core.checks import positive
 from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new
+from deltasam.diagnostics.batches import restoring_state
 from deltasam.diagnostics.closeness import Closeness, Fidelity, compare, ratio, rounding
 from deltasam.diagnostics.floor import BestWeights
-from deltasam.diagnostics.measure import Bench, Measured
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.measure import Harness, Measurement
 from deltasam.method import Method, hyperparameters
-from deltasam.methods import ERM, SAM, PerInstanceSAM
+from deltasam.methods.erm import ERM
+from deltasam.methods.per_instance_sam import PerInstanceSAM
+from deltasam.methods.sam import SAM
 from deltasam.scheduled import Scheduled
 from deltasam.spec import make_method, method_names, short_spec, split_specs
 
@@ -64,11 +66,11 @@ def fidelity(
     """
     rho = positive("fidelity", "rho", rho)
     chosen = [_made(m, model, rho) for m in _listed(methods)]
-    contest = _Contest(model, chosen, rho, BestWeights(model, rho=rho) if floor else None)
-    with put_back(model):
+    run = _FidelityRun(model, chosen, rho, BestWeights(model, rho=rho) if floor else None)
+    with restoring_state(model):
         for number, one in enumerate([closure] if callable(closure) else closure):
-            contest.judge(one, number)
-    return contest.results()
+            run.judge(one, number)
+    return run.results()
 
 
 def default_methods() -> list[str]:
@@ -108,11 +110,11 @@ def spec_with_rho(spec: str) -> str:
     return short_spec(spec) if rho is None else at_radius(short_spec(spec), rho)
 
 
-class _Contest:
+class _FidelityRun:
     """The methods, the three they are judged by, and what was found so far."""
 
     def __init__(self, model: nn.Module, methods: list[Method], rho: float, floor: BestWeights | None) -> None:
-        self._bench, self._rho = Bench(model), rho
+        self._harness, self._rho = Harness(model), rho
         self._exact = PerInstanceSAM(model, rho=rho, unsupported="loop")  # exact for any model
         self._plain, self._sam = ERM(model), SAM(model, rho=rho)
         self._floor = floor
@@ -122,19 +124,19 @@ class _Contest:
 
     def judge(self, closure: Closure, number: int) -> None:
         """Measure every method on one batch. One gradient at a time is held beside the exact and the plain one."""
-        self._bench.begin()
-        exact, plain = (self._bench.measure(m, closure) for m in (self._exact, self._plain))
+        self._harness.begin()
+        exact, plain = (self._harness.measure(m, closure) for m in (self._exact, self._plain))
         seconds = []
         best: tuple[float, Tensor | None] = (math.inf, None)
         for method, found in zip(self._methods, self._found, strict=True):
             if method is self._floor:
                 self._floor.aim_at(exact.gradient, best[1])
-            measured = self._bench.measure(method, closure)
+            measured = self._harness.measure(method, closure)
             found.append(self._closeness(measured, exact, plain))
             seconds.append(measured.seconds)
             if measured.weights is not None and found[-1].error < best[0]:
                 best = found[-1].error, measured.weights
-        sam = self._bench.measure(self._sam, closure).seconds  # last: the first ones pay for fresh memory
+        sam = self._harness.measure(self._sam, closure).seconds  # last: the first ones pay for fresh memory
         for costs, own in zip(self._costs, seconds, strict=True):
             costs.append(own / sam)
         if math.isnan(self._found[-1][-1].error) and math.isnan(self._closeness(plain, exact, plain).error):
@@ -155,8 +157,8 @@ class _Contest:
             for method, found, costs in zip(self._methods, self._found, self._costs, strict=True)
         ]
 
-    def _closeness(self, measured: Measured, exact: Measured, plain: Measured) -> Closeness:
-        epsilon = self._bench.epsilon
+    def _closeness(self, measured: Measurement, exact: Measurement, plain: Measurement) -> Closeness:
+        epsilon = self._harness.epsilon
         return Closeness(
             **compare(measured.gradient, exact.gradient, plain.gradient, epsilon=epsilon),
             loss_share=ratio(measured.rise, exact.rise, rounding(exact.loss, epsilon)),

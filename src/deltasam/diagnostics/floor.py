@@ -11,7 +11,7 @@ from deltasam.core import vectors
 from deltasam.core.closure import example_losses_of, loss_of
 from deltasam.core.passes import Passes
 from deltasam.core.vectors import Vector
-from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
+from deltasam.methods.bases.batch_perturbation import Ascent, BatchPerturbation
 
 FLOOR = "floor"
 """What it is called in results."""
@@ -28,7 +28,7 @@ _LOOK = 0.1
 """How far to look for a derivative, in units of the radius."""
 
 
-class BestWeights(SharedAscent):
+class BestWeights(BatchPerturbation):
     """Gradient at ``w + rho * a / |a|``, ``a = grad mean_i p_i L_i(w)``, with the weights that a search finds best.
 
     The weights ``p_i > 0`` are those for which the gradient there is nearest to a given one: nothing that reweights can
@@ -62,7 +62,7 @@ class BestWeights(SharedAscent):
         """
         self._exact, self._start = exact, start
 
-    def _ascent(self, passes: Passes) -> Ascent:
+    def ascent(self, passes: Passes) -> Ascent:
         losses = example_losses_of(passes.first(), _OWNER).detach()
         equal = torch.ones_like(losses)
         starts = [equal] if self._start is None else [equal, self._start.to(losses)]

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deltasam.core.checks import fraction, whole
 from deltasam.core.passes import Closure
+from deltasam.core.torch_internals.compiled import eager
 from deltasam.diagnostics.axes import axes_or_new, by_name
-from deltasam.diagnostics.batches import Batches
+from deltasam.diagnostics.batches import Batches, restoring_state
 from deltasam.diagnostics.flatness.sharpness import CAUTION, RESCALING
-from deltasam.diagnostics.put_back import put_back
-from deltasam.diagnostics.second_order import twice_differentiable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from deltasam.diagnostics.hessian_operator import ClosureHessian
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Inside, attention is computed from plain products, and compiled code runs as it was written.
+
+    The fused kernels of attention, and compiled code, have no derivative of their derivative.
+    """
+    with eager(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def hessian_spectrum(
     k = whole("hessian_spectrum", "k", k)
     tolerance = fraction("hessian_spectrum", "tolerance", tolerance)
     trace_samples = whole("hessian_spectrum", "trace_samples", trace_samples, least=2)
-    with put_back(model), twice_differentiable():
+    with restoring_state(model), twice_differentiable():
         batches = Batches("hessian_spectrum", model, closures)
         hessian = _operator(batches)
         if k >= hessian.shape[0]:

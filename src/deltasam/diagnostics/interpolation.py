@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from deltasam.core.checks import nonnegative
 from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new
+from deltasam.diagnostics.batches import restoring_state
 from deltasam.diagnostics.data_loss import DataLoss
-from deltasam.diagnostics.put_back import put_back
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,7 +140,7 @@ class _Line:
     @contextmanager
     def buffers_at(self, t: float) -> Iterator[None]:
         """Floating-point buffers moved along; put back whatever happens."""
-        with put_back(self._model), torch.no_grad():
+        with restoring_state(self._model), torch.no_grad():
             for buffer, step in self._buffers:
                 buffer.add_(step, alpha=t)
             yield

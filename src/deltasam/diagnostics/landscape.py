@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deltasam.core.checks import positive
 from deltasam.core.passes import Closure
 from deltasam.diagnostics.axes import axes_or_new, by_name
-from deltasam.diagnostics.data_loss import DataLoss, combination
+from deltasam.diagnostics.data_loss import DataLoss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def loss_plane(
     grid = _grid("loss_plane", distance, points)
     loss = DataLoss("loss_plane", model, closures)
     directions = _directions("loss_plane", loss, 2, seed)
-    losses = tuple(tuple(loss.at(combination([x, y], directions)) for x in grid) for y in grid)
+    losses = tuple(tuple(loss.at(_combination([x, y], directions)) for x in grid) for y in grid)
     return LossPlane(grid, losses, seed)
 
 
@@ -213,3 +213,12 @@ def _row_norms(weight: Tensor) -> Tensor:
 
 
 _LEAST = torch.float32
+
+
+def _combination(factors: Sequence[float], vectors: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """``sum_k factors[k] * vectors[k]``, None where all of them are."""
+    found: list[Tensor | None] = []
+    for parts in zip(*vectors, strict=True):
+        terms = [f * part for f, part in zip(factors, parts, strict=True) if part is not None and f]
+        found.append(sum(terms[1:], start=terms[0]) if terms else None)
+    return found

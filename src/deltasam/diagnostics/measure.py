@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.passes import Closure
 from deltasam.core.restore import Buffers, RandomState, accelerators
+from deltasam.core.torch_internals.modes import unseen
 from deltasam.diagnostics.batches import epsilon_of
 from deltasam.method import Method
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One call of ``backward``.
 
     Attributes:
@@ -37,7 +38,7 @@ class Measured:
     weights: Tensor | None
 
 
-class Bench:
+class Harness:
     """Where methods are measured one after the other, each from the same start.
 
     Args:
@@ -60,7 +61,7 @@ class Bench:
         """Take the random state of now as the start of a new batch."""
         self._start = RandomState(self._devices)
 
-    def measure(self, method: Method, closure: Closure) -> Measured:
+    def measure(self, method: Method, closure: Closure) -> Measurement:
         """Run a method's ``backward`` from the start of the batch."""
         self._start.restore()
         self._buffers.restore()
@@ -73,7 +74,7 @@ class Bench:
         seconds = time.perf_counter() - began - watched.seconds
         rise = step.metrics.get("perturbed_loss", step.loss).double() - step.loss.double()
         weights = step.metrics.get("weights")
-        return Measured(self._gradient(), float(step.loss), float(rise), watched.distance, seconds, weights)
+        return Measurement(self._gradient(), float(step.loss), float(rise), watched.distance, seconds, weights)
 
     def _gradient(self) -> list[Tensor]:
         found = [p.new_zeros(()).expand_as(p) if p.grad is None else p.grad for p in self._params]
@@ -92,7 +93,7 @@ class _Watched:
         self._calls += 1
         if self._calls > 1 and torch.is_grad_enabled():
             began = time.perf_counter()
-            with torch.no_grad(), torch._C.DisableTorchFunction():  # a look at the weights is no use of them
+            with torch.no_grad(), unseen():  # a look at the weights is no use of them
                 self.distance = float(vectors.distance(self._params, self._weights))
             self.seconds += time.perf_counter() - began  # is no part of the method's time
         return self._closure()

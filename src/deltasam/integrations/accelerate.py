@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: its ``backward`` in place of ``loss.backward()``.
+"""Hugging Face Accelerate: gradients through ``accelerator.backward`` instead of ``loss.backward()``.
 
     runtime = AccelerateRuntime(accelerator)
     for batch in loader:
@@ -7,7 +7,7 @@
             optimizer.step()
             optimizer.zero_grad()
 
-The closure returns the loss as it is: scaling, accumulation and averaging are the accelerator's.
+The closure returns the unscaled loss: the accelerator does scaling, accumulation and averaging.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["AccelerateRuntime"]
 
 
 class AccelerateRuntime(Runtime):
-    """Loss scaling, division by the accumulation steps and reduction over processes as the accelerator does them.
+    """The accelerator's loss scaling, division by the accumulation steps and reduction over processes.
 
     Args:
-        accelerator: After ``prepare``, so that its loss scaler exists.
-        model: The method's model, where that is none of those that were prepared.
+        accelerator: The accelerator, after ``prepare``, so that its loss scaler exists.
+        model: The method's model, if it is not one of the prepared models.
 
     Raises:
-        ValueError: A prepared optimizer trains parameters that no such model holds.
-        NotImplementedError: It hands the backward to something that steps the optimizer too, or shards weights in a
-            way that cannot be perturbed.
+        ValueError: A prepared optimizer trains parameters that none of these models holds.
+        NotImplementedError: The accelerator delegates the backward to an engine that also steps the optimizer, or
+            shards weights in a way that cannot be perturbed.
     """
 
     def __init__(self, accelerator: Accelerator, *, model: nn.Module | None = None) -> None:
@@ -46,7 +46,7 @@ class AccelerateRuntime(Runtime):
         kind = accelerator.distributed_type
         if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise NotImplementedError(
-                f"{kind.value} runs backward and optimizer in an engine of its own, which allows no second pass; "
+                f"{kind.value} runs backward and optimizer in its own engine, which allows no second pass; "
                 f"use DDP or FSDP2 (fsdp_version: 2)"
             )
         if accelerator.has_lomo_optimizer:

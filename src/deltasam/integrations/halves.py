@@ -10,10 +10,9 @@ from torch import Tensor
 
 
 class InHalves:
-    """Called with the rows of n first parts and those of n second parts below each other, it runs each half by itself.
+    """Runs a model on each half of a batch of n first and n second parts of pairs, in two separate calls.
 
-    The same as one call, but that row i of every call belongs to pair i: that is how per-example methods know what an
-    example is.
+    The result is that of one call, but row i of every call belongs to pair i, as per-example methods require.
 
     Args:
         call: The model.
@@ -23,10 +22,11 @@ class InHalves:
         self._call = call
 
     def __call__(self, **inputs: Any) -> Any:
-        """What the model returns for all 2n rows, as far as it is one row for each.
+        """The model's output for all 2n rows; outputs without one row per input row are dropped.
 
         Args:
-            **inputs: ``input_ids`` [2n, T]; others have as many rows, or one per pair, which both calls are given.
+            **inputs: ``input_ids`` [2n, T]; other inputs have as many rows, or one row per pair, which is passed to
+                both calls.
 
         Raises:
             ValueError: An input has another number of rows.
@@ -35,7 +35,7 @@ class InHalves:
         first, second = (self._call(**{k: _half(k, v, rows, i) for k, v in inputs.items()}) for i in range(2))
         together = type(first)()
         for name, value in first.items():
-            if isinstance(value, Tensor) and value.ndim:  # a mean over the rows of one half is not the whole's
+            if isinstance(value, Tensor) and value.ndim:  # a mean over one half's rows is not that of the batch
                 together[name] = torch.cat([value, second[name]])
         return together
 
@@ -45,7 +45,7 @@ def _half(name: str, value: Any, rows: int, which: int) -> Any:
         return value
     if len(value) != rows:
         raise ValueError(
-            f"{name} {list(value.shape)} cannot be divided into pairs: the batch has {rows} rows, the chosen ones and "
+            f"{name} {list(value.shape)} cannot be split into pairs: the batch has {rows} rows, the chosen ones and "
             f"the rejected ones; use a method with one perturbation per batch (sam, asam)"
         )
     return value.chunk(2)[which]

@@ -1,11 +1,11 @@
-"""Hugging Face ``Trainer``: any method, by changing the import.
+"""Hugging Face ``Trainer`` with any method, by changing the import.
 
     from deltasam.integrations.hf import Trainer, TrainingArguments
 
     trainer = Trainer(model, TrainingArguments("out", method="per_instance_sam:rho=0.005"), train_dataset=data)
     trainer.train()
 
-The trainer's own ``training_step`` is the closure: its way to compute, normalise and scale the loss stays as it is.
+The trainer's own ``training_step`` is the closure: how it computes, normalises and scales the loss does not change.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from deltasam.core.torch_internals.trees import tree_map
 from deltasam.integrations.missing import missing
 
 try:
@@ -49,12 +49,12 @@ __all__ = [
 ]
 
 STATE = "method.pt"
-"""The method's state in a checkpoint."""
+"""File name of the method's state in a checkpoint."""
 
 
 @dataclass
 class MethodArguments:
-    """The field that a trainer's arguments get: saved, logged, searched as any other."""
+    """The additional field of a trainer's arguments: saved, logged and searched like any other."""
 
     method: str = field(
         default="sam",
@@ -73,33 +73,33 @@ class Seq2SeqTrainingArguments(MethodArguments, transformers.Seq2SeqTrainingArgu
 
 
 class MethodTrainerMixin:
-    """Put in front of a ``transformers.Trainer``, it trains with a method: ``class T(MethodTrainerMixin, MyTrainer)``.
+    """Trains with a method, as a mixin of a ``transformers.Trainer``: ``class T(MethodTrainerMixin, MyTrainer)``.
 
-    A scalar loss is enough for most methods. One that needs a loss per example gets it from logits and labels, checked
-    against the trainer's loss; with a loss of your own override ``example_losses``.
+    A scalar loss is enough for most methods. A method that needs one loss per example gets it from logits and labels,
+    checked against the trainer's loss; for your own loss override ``example_losses``.
 
     Attributes:
-        counts: Names of attributes in which the trainer's ``compute_loss`` keeps what it logs. After a later pass they
-            are put back: they are about the weights as they are. What else is counted can ask
+        counts: Names of attributes in which the trainer's ``compute_loss`` accumulates what it logs. They are restored
+            after a later pass, so that logs describe the unperturbed weights. Code that counts anything else can check
             ``deltasam.in_later_pass()``.
-        rows_are_examples: Whether the model is called with one row per example, which methods that look at single
-            examples must know. None: yes, but for the trainers of TRL and Sentence Transformers, whose batches hold
-            pairs or several columns.
+        rows_are_examples: Whether the model is called with one row per example, which per-example methods must know.
+            None: yes, except for the trainers of TRL and Sentence Transformers, whose batches hold pairs or several
+            columns.
 
     Args:
-        *args: For the trainer.
-        method: A spec, or a method made for the very model; ``args.method`` unless given.
-        **kwargs: For the trainer.
+        *args: Arguments of the trainer.
+        method: A spec, or a method created for exactly this model; None: ``args.method``.
+        **kwargs: Keyword arguments of the trainer.
 
     Raises:
-        ValueError: There is no method, or it does not belong to the model.
-        NotImplementedError: The trainer generates its batches in the training step, so passes would not be alike.
+        ValueError: There is no method, or it belongs to another model.
+        NotImplementedError: The trainer generates its batches in the training step, so passes would differ.
     """
 
     counts: ClassVar[tuple[str, ...]] = ("_metrics", "_total_train_tokens", "accum_loss_components")  # TRL, ST
     rows_are_examples: ClassVar[bool | None] = None
 
-    # Of the trainer.
+    # Attributes of the trainer.
     args: Any
     model: Any
     data_collator: Any
@@ -109,10 +109,10 @@ class MethodTrainerMixin:
     current_gradient_accumulation_steps: int
     _prepare_inputs: Callable[[Any], Any]
 
-    # Of the optimizer step that is under way: micro-batches that wait for the last, and what was done for the others.
+    # State of the current optimizer step: micro-batches that wait for the last one, and the steps already done.
     _waiting: list[Callable[[], TrainerOutput]]
     _steps: list[Step]
-    # Since the last log, one value for each optimizer step.
+    # Metrics since the last log, one value per optimizer step.
     _noted: dict[str, list[Tensor]]
     _runtime: AccelerateRuntime | None
 
@@ -127,20 +127,20 @@ class MethodTrainerMixin:
                 f"deltasam.integrations.hf.TrainingArguments(..., method='sam:rho=0.05')"
             )
         if self._ready is None:
-            full_spec(spec)  # a wrong one is refused now, not when training starts
+            full_spec(spec)  # refuses a wrong one now, not when training starts
         self._check_ready()
         self._refuse_several_devices_in_one_process()
-        AccelerateRuntime(self.accelerator)  # made to see what cannot work now, not when training starts
+        AccelerateRuntime(self.accelerator)  # refuses what cannot work now, not when training starts
         self.args.method = spec
         self.method: Method | None = None
         self._begin()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate's; and the method, for the model and the optimizer that are trained from here on.
+        """The learning-rate scheduler; also creates the method, for the model and optimizer of this training run.
 
         Raises:
-            ValueError: The optimizer trains parameters that the method's model does not hold; or the method looks at
-                single examples, and a row of the batch is none.
+            ValueError: The optimizer trains parameters that the method's model does not hold; or the method works on
+                single examples, and a row of the batch is not one.
         """
         scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
         self._check_ready()
@@ -155,12 +155,12 @@ class MethodTrainerMixin:
         return scheduler
 
     def trained_module(self) -> nn.Module:
-        """The module whose parameters the method perturbs: all that the optimizer trains must be in it."""
+        """The module whose parameters the method perturbs: it must hold all that the optimizer trains."""
         model: nn.Module = self.model
         return model
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Fill ``.grad`` with the method; where micro-batches share a perturbation, all at the last of them."""
+        """Fill ``.grad`` with the method; micro-batches that share a perturbation are all run at the last of them."""
         method = self.method
         if method is None:
             raise RuntimeError("training_step() was called before the optimizer and its scheduler were created")
@@ -180,13 +180,13 @@ class MethodTrainerMixin:
     def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
         """One loss per example [n], with the trainer's loss [] as their mean.
 
-        Asked for by few methods (``delta_sam:weights=slopes``). Override it for a loss of your own.
+        Few methods need it (``delta_sam:weights=slopes``). Override it for your own loss.
 
         Args:
-            output: What the model returned.
-            labels: Of the batch; None where there are none.
-            loss: The loss [] as it is given to the backward.
-            num_items_in_batch: The trainer's count of tokens or examples of the whole step.
+            output: The model's output.
+            labels: Labels of the batch; None if there are none.
+            loss: The loss [] as passed to the backward.
+            num_items_in_batch: The trainer's count of tokens or examples in the whole step.
         """
         smoother = getattr(self, "label_smoother", None)
         return example_losses(
@@ -199,12 +199,12 @@ class MethodTrainerMixin:
         )
 
     def loss_scales(self) -> list[float]:
-        """What the trainer may have multiplied a loss with: processes, and one over accumulated micro-batches."""
+        """Factors the trainer may have applied to a loss: the processes, and one over the accumulated micro-batches."""
         steps = (1.0, float(self.current_gradient_accumulation_steps))
         return [scale / count for scale in (1.0, float(self.accelerator.num_processes)) for count in steps]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add what the method's steps told since the last time, each as a mean over the steps that told it."""
+        """Add the metrics of the method's steps since the last log, each averaged over the steps that reported it."""
         if "loss" in logs:
             for name, values in self._noted.items():
                 logs[name] = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean").item()
@@ -217,15 +217,15 @@ class MethodTrainerMixin:
     def _check_ready(self) -> None:
         if self._ready is not None and (self.model_init is not None or self._ready.model is not self.model):
             raise ValueError(
-                "the method was made for another model than the one that is trained (model_init and adapters make new "
-                f"ones); give its spec instead: method={self._ready.spec!r}"
+                "the method was made for another model than the one being trained (model_init and adapters create "
+                f"new ones); give its spec instead: method={self._ready.spec!r}"
             )
 
     def _refuse_generating(self) -> None:
-        """A trainer that makes its own batches in the training step would make other ones in the second pass."""
+        """Refuse a trainer that generates batches in the training step: the second pass would generate others."""
         for cls in _classes_of(self, "trl"):
             step = vars(cls).get("training_step")
-            looks = step is not None and "inputs" in inspect.signature(step).parameters  # not only passed on
+            looks = step is not None and "inputs" in inspect.signature(step).parameters  # not merely forwarded
             if looks or "_prepare_inputs" in vars(cls):
                 raise NotImplementedError(
                     f"{cls.__name__} generates texts in the training step, so a second pass would not be on the same "
@@ -246,25 +246,25 @@ class MethodTrainerMixin:
             if self.rows_are_examples is None:
                 ready = f"deltasam.integrations.{cls.__module__.partition('.')[0]}"
                 raise ValueError(
-                    f"{self.args.method} looks at single examples, but a row in the batches of {cls.__name__} need not "
+                    f"{self.args.method} works on single examples, but a row in the batches of {cls.__name__} need not "
                     f"be one (an example may be a pair of rows, or several texts); use a trainer of {ready}, which "
-                    f"knows, or a method with one perturbation per batch (sam, asam). If each row that the model is "
-                    f"called with is an example, say so: rows_are_examples = True in your class"
+                    f"knows its rows, or a method with one perturbation per batch (sam, asam). If each row that the "
+                    f"model is called with is an example, set rows_are_examples = True in your class"
                 )
         if self.rows_are_examples is False:
             raise ValueError(
-                f"{self.args.method} looks at single examples, but {type(self).__name__}.rows_are_examples is False; "
+                f"{self.args.method} works on single examples, but {type(self).__name__}.rows_are_examples is False; "
                 f"use a method with one perturbation per batch (sam, asam)"
             )
 
     def _refuse_flattening(self) -> None:
-        """Without position ids nothing in the batch shows that rows were put together."""
+        """Refuse a flattening collator: without position ids the batch itself does not reveal it."""
         flattening: Any = getattr(transformers, "DataCollatorWithFlattening", ())
         if isinstance(self.data_collator, flattening):
             raise packed_error(self.args.method, f"the data collator is {type(self.data_collator).__name__}")
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of all modules that the trainer has, a loss for example."""
+        """Parameters of all modules among the trainer's attributes, such as a loss."""
         for name, value in vars(self).items():
             modules = value if isinstance(value, Mapping) else {"": value}
             for key, module in modules.items():
@@ -274,7 +274,7 @@ class MethodTrainerMixin:
 
     @contextmanager
     def _counted_once(self) -> Iterator[None]:
-        """Inside, what a later pass counts is forgotten at the end."""
+        """Restore the attributes in ``counts`` on exit if this is a later pass."""
         names = [name for name in self.counts if hasattr(self, name)] if in_later_pass() else []
         before = {name: tree_map(_counted, getattr(self, name)) for name in names}
         try:
@@ -293,7 +293,7 @@ class MethodTrainerMixin:
             losses: list[Tensor] = []
             outputs: list[Any] = []
             hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
-            # In place of the backward: the loss as it would go into it.
+            # Replaces the backward, to capture the loss that would be passed to it.
             self.accelerator.backward = lambda loss, **_: losses.append(loss)
             try:
                 with self._counted_once():
@@ -328,16 +328,16 @@ class MethodTrainerMixin:
 
 
 def _restore(method: Method, path: Path) -> None:
-    """Bring a method to the state in a checkpoint.
+    """Load a method's state from a checkpoint.
 
     Raises:
-        ValueError: The checkpoint is damaged, of another method, or of none and the method cannot do without.
+        ValueError: The checkpoint is damaged, is of another method, or has no state although the method needs one.
     """
     if not path.exists():
         if method.state_dict():
             raise ValueError(
-                f"{path.parent} has no {path.name}, so where {method.spec} stood cannot be told; resume from a "
-                f"checkpoint of this trainer, or give a method that keeps no state and has no schedule"
+                f"{path.parent} has no {path.name}, so the state of {method.spec} cannot be restored; resume from a "
+                f"checkpoint of this trainer, or use a method that keeps no state and has no schedule"
             )
         return
     try:
@@ -347,25 +347,25 @@ def _restore(method: Method, path: Path) -> None:
     if saved["method"] != method.spec:
         raise ValueError(
             f"{path.parent} was trained with {saved['method']}, now {method.spec} is given; give the same, or "
-            f"delete {path} to go on with another method"
+            f"delete {path} to continue with another method"
         )
     method.load_state_dict(saved["state"])
 
 
 def _classes_of(trainer: Any, *libraries: str) -> Iterator[type]:
-    """Its classes that are a library's own."""
+    """The base classes of a trainer that belong to one of these libraries."""
     return (cls for cls in type(trainer).__mro__ if cls.__module__.partition(".")[0] in libraries)
 
 
 def _counted(value: Any) -> Any:
-    """A copy. Before version 6 Sentence Transformers adds up losses with their graphs, which deepcopy refuses."""
+    """A copy. Sentence Transformers before version 6 sums losses with their graphs, which deepcopy refuses."""
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _only(outputs: list[Any]) -> Any:
     if len(outputs) != 1:
         raise ValueError(
-            f"the model ran {len(outputs)} times for one loss, so it cannot be told which logits are the loss's; "
+            f"the model ran {len(outputs)} times for one loss, so which logits the loss used cannot be determined; "
             f"override example_losses in your trainer, or use a method that needs a scalar loss only"
         )
     return outputs[0]

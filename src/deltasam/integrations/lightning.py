@@ -1,10 +1,10 @@
-"""Lightning: any method under automatic optimization, by one callback.
+"""Lightning: any method under automatic optimization, through one callback.
 
     trainer = L.Trainer(callbacks=[MethodCallback("per_instance_sam:rho=0.05")])
 
-For each batch Lightning makes a closure of three parts: ``training_step``, ``zero_grad`` and ``backward``. The callback
-lets a method run these parts, the first as often as it needs. Precision, DDP and the hooks are inside the parts;
-clipping, optimizer and schedulers come after them: all of it stays Lightning's.
+For each batch Lightning builds a closure of three parts: ``training_step``, ``zero_grad`` and ``backward``. The
+callback lets a method run these parts, the first as often as it needs. Precision, DDP and hooks act inside the parts;
+clipping, optimizer and schedulers act after them: all of this stays Lightning's.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class MethodCallback(Callback):
     """Trains with a method: ``L.Trainer(callbacks=[MethodCallback("sam:rho=0.05")])``.
 
     Every ``log_every_n_steps`` the step's metrics are logged as ``method/perturbed_loss``, ``method/ascent_norm``, ...,
-    in the units of the ``training_step``'s loss. What the ``training_step`` itself logs, and its torchmetrics, see the
-    first pass only; what else it counts can ask ``deltasam.in_later_pass()``.
+    in the units of the ``training_step``'s loss. Logging and torchmetrics inside the ``training_step`` see the first
+    pass only; code that counts anything else can check ``deltasam.in_later_pass()``.
 
     Where micro-batches share something (``share=global`` with ``accumulate_grad_batches``), all are run when the last
-    one comes. Until then there is nothing to return: the others' ``on_train_batch_end`` is given no outputs.
+    one arrives. Until then there is nothing to return: ``on_train_batch_end`` gets no outputs for the others.
 
     Args:
-        spec: A method, and schedules of its radius: ``sam:rho=0.05@warmup=0.1``.
+        spec: Spec of a method, with optional schedules of its radius: ``sam:rho=0.05@warmup=0.1``.
     """
 
     def __init__(self, spec: str) -> None:
@@ -62,20 +62,20 @@ class MethodCallback(Callback):
 
     @property
     def method(self) -> Method:
-        """The method of the fit that is on.
+        """The method of the current fit.
 
         Raises:
-            RuntimeError: None has begun.
+            RuntimeError: No fit has begun.
         """
         if self._method is None:
             raise RuntimeError("the callback makes its method when trainer.fit() begins")
         return self._method
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the method.
+        """Create the method.
 
         Raises:
-            NotImplementedError: The strategy or the module runs backward in a way of its own.
+            NotImplementedError: The strategy or the module runs backward in its own way.
         """
         if stage == "fit":
             _refuse(trainer, pl_module)
@@ -83,20 +83,20 @@ class MethodCallback(Callback):
             self._method = make_method(self.spec, _TrainingStep(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the closures; only now are optimizer and checkpoint loaded.
+        """Take over the closures; optimizer and checkpoint are loaded only by now.
 
         Raises:
-            ValueError: The optimizer trains parameters that are none of the module's.
+            ValueError: The optimizer trains parameters that the module does not hold.
             NotImplementedError: DDP has a static graph.
         """
         if getattr(trainer.strategy.model, "static_graph", False):
             raise NotImplementedError(
-                "MethodCallback: DDP with static_graph=True takes a step's second forward for the next step's, and "
+                "MethodCallback: DDP with static_graph=True treats a step's second forward as the next step's, and "
                 "would not average the gradients; leave static_graph out"
             )
         refuse_other_parameters(trainer.optimizers[0], [self.method.model])
         self.method.follow(trainer.optimizers[0], total_steps=_total_steps(trainer))
-        if self._saved is not None:  # after follow, which counts from 0
+        if self._saved is not None:  # after follow, which starts at 0
             self.method.load_state_dict(self._saved)
             self._saved = None
         self._waiting, self._metrics = [], {}
@@ -105,37 +105,37 @@ class MethodCallback(Callback):
         self._loop._make_closure = lambda kwargs, *args: self._take_over(trainer, kwargs, make(kwargs, *args))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log the step's metrics: earlier Lightning does not allow it, and each time it takes a while."""
+        """Log the step's metrics: Lightning allows it no earlier, and only when it logs, since logging takes time."""
         if self._metrics and trainer._logger_connector.should_update_logs and not trainer.barebones:
             pl_module.log_dict(self._metrics, on_step=True, on_epoch=False)
         self._metrics = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the closures back."""
+        """Restore Lightning's closures."""
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the closures back."""
+        """Restore Lightning's closures."""
         self._give_back()
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's, for Lightning's checkpoints."""
+        """The method's state, for Lightning's checkpoints."""
         if self._saved is not None:
             return self._saved
         return {} if self._method is None else self._method.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep the state until training starts."""
         self._saved = state_dict
 
     def _give_back(self) -> None:
         if self._loop is not None:
-            del self._loop._make_closure  # the class's is seen again
+            del self._loop._make_closure  # uncovers the class's own
             self._loop = None
 
     def _take_over(self, trainer: Trainer, kwargs: dict[str, Any], closure: Any) -> Any:
-        """The closure of one micro-batch, with the method in it."""
-        if closure._backward_fn is None:  # weight averaging runs forwards only, for the buffers
+        """The closure of one micro-batch, changed to run the method."""
+        if closure._backward_fn is None:  # weight averaging updates the buffers by forwards only
             return closure
         if self.method.per_example:
             refuse_packed(kwargs, self.spec)
@@ -163,7 +163,7 @@ class MethodCallback(Callback):
 
 
 class _TrainingStep(nn.Module):
-    """A module that is called with the batches: per-example methods see there what belongs to which example.
+    """A module that is called with the batches, so that per-example methods see the rows of the examples.
 
     The LightningModule itself may never be called, only its ``training_step``.
     """
@@ -173,7 +173,7 @@ class _TrainingStep(nn.Module):
         self.module = module
 
     def forward(self, run: Callable[[], Any], **batch: Any) -> Any:
-        """What Lightning makes of the ``training_step``."""
+        """Lightning's result of the ``training_step``."""
         return run()
 
 
@@ -182,7 +182,7 @@ class _SkippedError(Exception):
 
 
 class _MicroBatch:
-    """The closure for the method: ``training_step``, and what Lightning does between that and ``backward``."""
+    """The closure for the method: ``training_step``, and Lightning's work between that and ``backward``."""
 
     def __init__(self, trainer: Trainer, step: Callable[[], Any], zero_grad: Callable[[], None] | None) -> None:
         self._trainer, self._step, self._zero_grad = trainer, step, zero_grad
@@ -198,7 +198,7 @@ class _MicroBatch:
                 self._zero_grad()
         if result.closure_loss is None:
             raise _SkippedError
-        count = self._trainer.accumulate_grad_batches  # Lightning has divided the loss, but not what it does not know
+        count = self._trainer.accumulate_grad_batches  # Lightning has divided the loss only
         output = {"loss": result.closure_loss, "logits": result.extra.get("logits")}
         if (weights := result.extra.get("logit_weights")) is not None:
             output["logit_weights"] = weights / count
@@ -207,9 +207,9 @@ class _MicroBatch:
         return output
 
     def result(self) -> Any:
-        """What Lightning would have made of the first pass, without its graph."""
+        """Lightning's result of the first pass, detached from its graph."""
         self._first.closure_loss = self._first.closure_loss.detach()
-        self._first.loss = self._first.loss.mean()  # one loss per example is as good
+        self._first.loss = self._first.loss.mean()  # it may be one loss per example
         self._first.extra.pop("example_losses", None)
         if (logits := self._first.extra.get("logits")) is not None:
             self._first.extra["logits"] = logits.detach()
@@ -217,11 +217,11 @@ class _MicroBatch:
 
 
 class _LightningRuntime(Runtime):
-    """``strategy.backward``: loss scaling, hooks and reduction over processes are Lightning's.
+    """Gradients by ``strategy.backward``: Lightning does loss scaling, hooks and reduction over processes.
 
     Args:
-        trainer: Whose precision plugin may have a scaler.
-        backward: Lightning's, for the current optimizer.
+        trainer: The trainer; its precision plugin may have a scaler.
+        backward: Lightning's backward, for the current optimizer.
     """
 
     def __init__(self, trainer: Trainer, backward: Callable[[Tensor], None]) -> None:
@@ -234,10 +234,10 @@ class _LightningRuntime(Runtime):
 
 
 class _ReducingLast(_LightningRuntime):
-    """The same for several micro-batches at once under DDP: the processes meet in the last backward.
+    """The runtime for several micro-batches in one call under DDP: the last backward reduces the gradients.
 
-    DDP decides in the forward whether the next backward reduces, but whether a forward is the last is not known then.
-    So no forward prepares for it, and the last backward does, as Lightning's ``manual_backward``.
+    DDP decides in the forward whether the next backward reduces, but it is not known then whether a forward is the
+    last. So no forward prepares the reduction, and the last backward does, as Lightning's ``manual_backward``.
     """
 
     def __init__(self, trainer: Trainer, backward: Callable[[Tensor], None], count: int) -> None:
@@ -255,7 +255,7 @@ class _ReducingLast(_LightningRuntime):
 
 @contextmanager
 def _runtime(trainer: Trainer, backward: Callable[[Tensor], None], count: int) -> Iterator[Runtime]:
-    """The runtime for so many micro-batches in one call."""
+    """The runtime for ``count`` micro-batches in one call."""
     model = trainer.strategy.model
     if count == 1 or not isinstance(model, DistributedDataParallel):
         yield _LightningRuntime(trainer, backward)
@@ -266,7 +266,7 @@ def _runtime(trainer: Trainer, backward: Callable[[Tensor], None], count: int) -
 
 @contextmanager
 def _unseen(module: LightningModule) -> Iterator[None]:
-    """Inside, the module logs nothing; afterwards its torchmetrics are as they were."""
+    """Suppress the module's logging inside the context, and restore its torchmetrics on exit."""
     metrics = [m for m in module.modules() if isinstance(m, Metric)]
     attributes = [dict(vars(m)) for m in metrics]
     states = [{k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in m.metric_state.items()} for m in metrics]
@@ -291,18 +291,18 @@ def _logged(step: Step, factor: float) -> dict[str, Tensor]:
 
 
 def _total_steps(trainer: Trainer) -> int | None:
-    total = trainer.estimated_stepping_batches  # infinite or -1 where training has no known end
+    total = trainer.estimated_stepping_batches  # infinite or -1 if the number of steps is unknown
     return int(total) if 0 < total < math.inf else None
 
 
 def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
-    # By name: lightning.pytorch and pytorch_lightning hold two copies of each class.
+    # Compared by name: lightning.pytorch and pytorch_lightning hold two copies of each class.
     kinds = {cls.__name__ for cls in type(trainer.strategy).__mro__}
     whole = kinds & {"SingleDeviceStrategy", "DDPStrategy"}
     if not whole or kinds & {"DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}:
         raise NotImplementedError(
-            f"MethodCallback: {type(trainer.strategy).__name__} shards the weights or runs backward in an engine of "
-            f"its own; use strategy='ddp' or a single device"
+            f"MethodCallback: {type(trainer.strategy).__name__} shards the weights or runs backward in its own "
+            f"engine; use strategy='ddp' or a single device"
         )
     if not pl_module.automatic_optimization:
         raise NotImplementedError(
@@ -312,5 +312,5 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise NotImplementedError(
             f"MethodCallback: {type(pl_module).__name__}.training_step takes a dataloader_iter, so a second pass would "
-            f"take the next batch; let it take (batch, batch_idx)"
+            f"take the next batch; change it to take (batch, batch_idx)"
         )

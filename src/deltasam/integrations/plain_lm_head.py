@@ -1,4 +1,4 @@
-"""What TRL's fused head computes, from logits that are made in full."""
+"""The outputs of TRL's fused head, computed from materialised logits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _IGNORED = -100
 
 
 def add_plain_lm_head(model: Any) -> None:
-    """Answer ``model(..., fused_lm_head=True)`` by the model's own forward, in operations that can be looked into.
+    """Compute ``model(..., fused_lm_head=True)`` by the model's own forward, in operations that can be traced.
 
     Args:
-        model: One that TRL gave a fused head, maybe with adapters. Nothing happens the second time.
+        model: A model that TRL gave a fused head, possibly with adapters. A second call has no effect.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base.forward, _PlainHead):
@@ -26,24 +26,24 @@ def add_plain_lm_head(model: Any) -> None:
 
 @dataclass
 class PlainCausalLMOutput(FusedCausalLMOutput):
-    """What the fused head returns, and the logits [n, T, words]; as a field, so that DDP can rebuild it."""
+    """The fused head's output with the logits [n, T, vocabulary]; a field, so that DDP can rebuild the output."""
 
     logits: Tensor | None = None
 
 
 class _PlainHead:
-    """A forward in place of the one that has a fused head.
+    """A replacement for the forward with a fused head.
 
     Args:
-        forward: That one; without ``fused_lm_head`` it is the model's own.
+        forward: The forward to replace; without ``fused_lm_head`` it is the model's own.
     """
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
-        self.__wrapped__ = forward  # its signature tells which columns of the data the model takes
+        self.__wrapped__ = forward  # trainers read its signature to select the model's data columns
 
     def __call__(self, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        """As the model's forward; with ``fused_lm_head`` what the fused head would return."""
+        """The model's forward; with ``fused_lm_head`` the output that the fused head would return."""
         if not fused_lm_head:
             return self._forward(*args, **kwargs)
         labels, shifted, items = (kwargs.pop(k, None) for k in ("labels", "shift_labels", "num_items_in_batch"))

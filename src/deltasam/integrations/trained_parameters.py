@@ -1,4 +1,4 @@
-"""What an optimizer trains must be in the method's model: else it is trained, but neither perturbed nor counted."""
+"""Check that the method's model holds all parameters an optimizer trains: others would be trained but not perturbed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SHOWN = 5
 def refuse_other_parameters(
     optimizer: torch.optim.Optimizer, models: Iterable[nn.Module], named: Iterable[tuple[str, nn.Parameter]] = ()
 ) -> None:
-    """Raise where an optimizer has parameters that no model holds.
+    """Raise if an optimizer has parameters that no model holds.
 
     Args:
-        optimizer: Whose parameters are trained.
-        models: The method's model; or several, of which it is one.
-        named: Parameters that may be among them, by name, for the error.
+        optimizer: The optimizer.
+        models: The method's model; or several models, of which it is one.
+        named: Further parameters by name, to name them in the error message.
 
     Raises:
-        ValueError: It has others.
+        ValueError: The optimizer has parameters that no model holds.
     """
     held = {id(p) for model in models for p in model.parameters()}
     names = {id(p): name for name, p in named}
@@ -32,5 +32,5 @@ def refuse_other_parameters(
         raise ValueError(
             f"the optimizer trains parameters that the method's model does not hold ({shown}{more}): they would be "
             f"trained without being perturbed or counted in a norm; put them into the model (a module that holds the "
-            f"model and its loss will do), freeze them, or give them no place in the optimizer"
+            f"model and its loss will do), freeze them, or remove them from the optimizer"
         )

@@ -1,4 +1,4 @@
-"""One loss per example from logits and labels, in a way that is checked against the trainer's loss."""
+"""One loss per example from logits and labels, checked against the trainer's loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class TrainerOutput:
-    """What a trainer's closure returns.
+    """Output of a trainer's closure.
 
     Attributes:
-        loss: As it goes into the backward [].
-        example_losses: One per example [n], with this mean.
+        loss: The loss [] as passed to the backward.
+        example_losses: Computes one loss per example [n], whose mean is ``loss``.
     """
 
     loss: Tensor
@@ -31,16 +31,16 @@ def example_losses(
 ) -> Tensor:
     """One loss per example [n], with the trainer's loss as their mean.
 
-    Losses are made of logits and labels in few ways: squared error, binary cross entropy, cross entropy of classes, of
-    tokens, of following tokens. The one that gives the trainer's loss is taken, and none is an error.
+    Few losses of logits and labels are common: squared error, binary cross entropy, cross entropy of classes, of
+    tokens, of next tokens. The one that reproduces the trainer's loss is used; if none does, that is an error.
 
     Args:
-        output: What the model returned.
-        labels: Of the batch.
-        loss: The trainer's [].
-        items: How many tokens or examples a sum over them was divided by; None: those of this batch.
+        output: The model's output.
+        labels: Labels of the batch.
+        loss: The trainer's loss [].
+        items: Number of tokens or examples that a sum over them was divided by; None: that of this batch.
         smoothing: Label smoothing.
-        scales: What the loss may have been multiplied with.
+        scales: Factors by which the loss may have been multiplied.
 
     Raises:
         ValueError: It is another loss.
@@ -55,23 +55,23 @@ def example_losses(
 def matching(
     ways: Iterable[tuple[Tensor, Tensor | int]], loss: Tensor, head: Any, *, items: Any, scales: Sequence[float]
 ) -> Tensor:
-    """One loss per example [n], computed in the one way that makes the trainer's loss.
+    """One loss per example [n], computed in the one way that reproduces the trainer's loss.
 
-    Two losses may agree in a number by chance. Their gradients do not, so where the graph can be asked these are
-    compared too; and if more than one way is left, none is taken.
+    Two losses may have the same value by chance. Their gradients do not agree by chance, so these are compared too
+    where a graph exists; if more than one way is left, none is used.
 
     Args:
-        ways: What each example adds to a sum [n], and what that is divided by unless by ``items``.
-        loss: The trainer's [].
-        head: The tensor that both are computed from.
+        ways: Each example's contribution to a sum [n], and the divisor of the sum where it is not ``items``.
+        loss: The trainer's loss [].
+        head: The tensor that both losses are computed from.
         items: As in ``example_losses``.
         scales: As in ``example_losses``.
 
     Raises:
-        ValueError: No way makes it, or more than one.
+        ValueError: No way reproduces the loss, or more than one does.
     """
     found = [made for parts, count in ways if (made := _made_to(parts, count, loss, head, items, scales)) is not None]
-    if len(found) == 1 or (found and not loss.isfinite()):  # infinite losses are alike, and no step is taken on them
+    if len(found) == 1 or (found and not loss.isfinite()):  # infinite losses all match, and cause no optimizer step
         return found[0]
     raise ValueError(
         "the method needs one loss per example, and the trainer's loss is none of those that are known of logits and "
@@ -83,10 +83,10 @@ def matching(
 def _made_to(
     parts: Tensor, count: Tensor | int, loss: Tensor, head: Any, items: Any, scales: Sequence[float]
 ) -> Tensor | None:
-    """The losses of a way [n], if divided and scaled they have the trainer's loss as their mean."""
+    """The losses of a way [n], divided and scaled, if their mean is the trainer's loss; else None."""
     for divisor in (count,) if items is None else (count, items):
         for scale in scales:
-            losses = parts * (len(parts) * scale) / torch.as_tensor(divisor).to(parts)  # an integer would be float32
+            losses = parts * (len(parts) * scale) / torch.as_tensor(divisor).to(parts)  # an int would give float32
             if _close(losses.detach().mean(), loss.detach(), loss.dtype) and _same_gradient(losses.mean(), loss, head):
                 return losses.to(loss.dtype)
     return None
@@ -99,7 +99,7 @@ def _close(a: Tensor, b: Tensor, *dtypes: torch.dtype) -> bool:
 
 
 def _same_gradient(a: Tensor, b: Tensor, head: Any) -> bool:
-    """Whether two losses depend on a tensor in the same way; True where the graph does not tell."""
+    """Whether two losses have the same gradient with respect to a tensor; True where there is no graph."""
     if not (isinstance(head, Tensor) and head.requires_grad and a.requires_grad and b.requires_grad):
         return True
     of_a, of_b = (torch.autograd.grad(x, head, retain_graph=True, allow_unused=True)[0] for x in (a, b))
@@ -107,7 +107,7 @@ def _same_gradient(a: Tensor, b: Tensor, head: Any) -> bool:
 
 
 def _ways(logits: Tensor, labels: Tensor, smoothing: float) -> Iterator[tuple[Tensor, Tensor | int]]:
-    """What each example [n] adds to the loss, and what the sum is divided by."""
+    """Each example's contribution to the loss [n], and the divisor of their sum, for every known loss."""
     n = len(logits)
     if labels.is_floating_point():
         if logits.numel() == labels.numel():
@@ -127,4 +127,4 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Te
     losses = F.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), ignore_index=_IGNORED, label_smoothing=smoothing, reduction="none"
     )
-    return losses.view(len(labels), -1).sum(1), counted.sum()  # 0: the trainer's mean is NaN too
+    return losses.view(len(labels), -1).sum(1), counted.sum()  # with none counted, the trainer's mean is NaN too

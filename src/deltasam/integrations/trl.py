@@ -43,18 +43,18 @@ class DPOConfig(MethodArguments, trl.DPOConfig):
 class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
     """``trl.SFTTrainer`` with ``method``.
 
-    For a method that looks at single examples or at predictions the logits are made in full: TRL's fused head hides
-    from them how its weights are used.
+    For methods that are per-example or compare predictions, the logits are materialised: TRL's fused head hides from
+    them how its weights are used.
     """
 
     rows_are_examples: ClassVar[bool | None] = True
     padding_free: bool
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As there; and the model's head, if the method must see it.
+        """The parent's scheduler; also replaces the model's head if the method must see it.
 
         Raises:
-            ValueError: The method looks at single examples, and a row of the batch is not one.
+            ValueError: The method works on single examples, and a row of the batch is not one.
         """
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.method is not None and self.method.per_example:
@@ -64,7 +64,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
         return scheduler
 
     def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
-        """As there, from the probabilities of the tokens where the head gives these."""
+        """One loss per example [n], from the tokens' log-probabilities where the head returns them."""
         self._refuse_packing()
         log_probs = output.get("log_probs") if hasattr(output, "get") else None
         if log_probs is None:
@@ -76,7 +76,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
     def _refuse_packing(self) -> None:
         if self.padding_free or self.args.packing:
             raise ValueError(
-                f"{self.args.method} looks at single examples, but with packing or padding_free a row of the batch "
+                f"{self.args.method} works on single examples, but with packing or padding_free a row of the batch "
                 f"holds several; set both to False, or use a method with one perturbation per batch (sam, asam)"
             )
 
@@ -84,22 +84,22 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
 class RewardTrainer(MethodTrainerMixin, trl.RewardTrainer):
     """``trl.RewardTrainer`` with ``method``.
 
-    An example is a pair, of which the batch holds the chosen text in its first half and the rejected one in its second.
-    For a method that looks at single examples each half is therefore a call of the model.
+    An example is a pair: the batch holds the chosen text in its first half and the rejected one in its second. For a
+    per-example method the model is therefore called once per half.
     """
 
     rows_are_examples: ClassVar[bool | None] = True
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As there."""
+        """The parent's loss, with one call of the model per half for per-example methods."""
         return super().compute_loss(InHalves(model) if _by_pairs(self) else model, inputs, *args, **kwargs)
 
 
 class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
     """``trl.DPOTrainer`` with ``method``.
 
-    An example is a pair, as for ``RewardTrainer``. For a method that looks at single examples the logits are made in
-    full, as for ``SFTTrainer``.
+    An example is a pair, as for ``RewardTrainer``. For a per-example method the logits are materialised, as for
+    ``SFTTrainer``.
     """
 
     rows_are_examples: ClassVar[bool | None] = True
@@ -107,17 +107,18 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
     aux_loss_enabled: bool = False
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As there; and the model's head, if the method must see it.
+        """The parent's scheduler; also replaces the model's head if the method must see it.
 
         Raises:
-            ValueError: The method looks at single examples, and a part of the loss is of the whole batch.
+            ValueError: The method works on single examples, and a term of the loss depends on the whole batch.
         """
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.method is not None and self.method.per_example:
             if self.aux_loss_enabled:
                 raise ValueError(
-                    f"{self.args.method} looks at single examples, but the router's auxiliary loss is one of the whole "
-                    f"batch; set router_aux_loss_coef=0.0, or use a method with one perturbation per batch (sam, asam)"
+                    f"{self.args.method} works on single examples, but the router's auxiliary loss is that of the "
+                    f"whole batch; set router_aux_loss_coef=0.0, or use a method with one perturbation per batch (sam, "
+                    f"asam)"
                 )
             models = [self.accelerator.unwrap_model(self.model)]
             # The fused head computes in float32: a reference in double precision would be rounded.
@@ -128,7 +129,7 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
         return scheduler
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As there."""
+        """The parent's loss, with one call of the model per half for per-example methods."""
         if not _by_pairs(self):
             return super().compute_loss(model, inputs, *args, **kwargs)
         with self._reference_in_halves():
@@ -136,7 +137,7 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
 
     @contextmanager
     def _reference_in_halves(self) -> Iterator[None]:
-        """Where the reference is the model itself without its adapter, it too is called with one row per pair."""
+        """Call a reference that is the model without its adapter with one row per pair as well."""
         if self.ref_model is not None or not hasattr(self.model, "peft_config"):
             yield
             return
@@ -155,5 +156,5 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
 
 
 def _by_pairs(trainer: MethodTrainerMixin) -> bool:
-    """Whether a loss is computed for a method that looks at single examples."""
+    """Whether a loss is being computed for a per-example method."""
     return trainer.method is not None and trainer.method.per_example and torch.is_grad_enabled()

@@ -1,27 +1,7 @@
-"""One method per file. Importing this package registers them all."""
+"""One method per file. Importing this package imports every file in it, and so registers every method."""
 
-from deltasam.methods.asam import ASAM
-from deltasam.methods.delta_sam import DeltaSAM
-from deltasam.methods.erm import ERM
-from deltasam.methods.freelb import FreeLB
-from deltasam.methods.friendly_sam import FriendlySAM
-from deltasam.methods.per_instance_sam import PerInstanceSAM
-from deltasam.methods.r3f import R3F
-from deltasam.methods.r_drop import RDrop
-from deltasam.methods.rw_sam import RWSAM
-from deltasam.methods.sam import SAM
-from deltasam.methods.smart import SMART
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "ASAM",
-    "ERM",
-    "R3F",
-    "RWSAM",
-    "SAM",
-    "SMART",
-    "DeltaSAM",
-    "FreeLB",
-    "FriendlySAM",
-    "PerInstanceSAM",
-    "RDrop",
-]
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

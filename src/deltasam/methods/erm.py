@@ -12,15 +12,15 @@ from deltasam.method import Method, Step
 class ERM(Method, name="erm"):
     """Plain training, the baseline: ``.grad += grad L(w)``.
 
-    Exactly ``loss.backward()``, so that a comparison needs no second loop.
+    Exactly ``loss.backward()``, so that a comparison needs no second training loop.
 
     Cost: one pass.
 
     Source: the name is Vapnik's, "Principles of Risk Minimization for Learning Theory", NIPS 1991.
 
-    When: as the baseline of every comparison; and wherever no other method was better on your data by more than noise.
+    When: as the baseline of every comparison; and wherever no other method beat it on your data by more than noise.
 
-    When not: never wrong to begin with.
+    When not: never a wrong choice to start with.
 
     Args:
         model: The model to train.
@@ -28,5 +28,5 @@ class ERM(Method, name="erm"):
 
     neutral: ClassVar[dict[str, float]] = {}
 
-    def _fill(self, passes: Passes) -> Step:
-        return Step(passes.backward(loss_of(passes.only())))
+    def fill(self, passes: Passes) -> Step:
+        return Step(passes.backward(loss_of(passes.plain_forward())))

@@ -1,4 +1,4 @@
-"""FreeLB: adversarial input embeddings, whose every step is also a step of training."""
+"""FreeLB: adversarial perturbations of the input embeddings; every ascent step also contributes to the gradient."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.embeddings import EmbeddingOffset
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import Regularizer
 
 
-class FreeLB(AsWritten, name="freelb"):
+class FreeLB(Regularizer, name="freelb"):
     """Mean gradient along an ascent in the input embeddings: ``mean_t grad L(w, x + delta_t)``, t = 1 to steps.
 
     ``delta_1`` is uniform noise, ``delta_{t+1} = delta_t + adv_lr * g_t / |g_t|`` with ``g_t`` the gradient of the loss
-    with respect to it, for each example by itself, brought back to length max_norm where it is longer. All steps see
-    the same dropout masks. Needs a loss only, no logits. ``loss`` among the metrics is that at ``delta_1``, and so are
-    the statistics of BatchNorm; ``perturbed_loss`` is that at the last.
+    with respect to it, normalised per example and projected to norm max_norm where it is longer. All steps see the same
+    dropout masks. Needs a loss only, no logits. The metric ``loss`` and the statistics of BatchNorm are those at
+    ``delta_1``; ``perturbed_loss`` is the loss at the last delta.
 
     Cost: as many passes as ``steps``.
 
     Source: Zhu et al., "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", ICLR 2020
     (arXiv 1909.11764), algorithm 1.
 
-    When: robustness to small changes of the input words is what you want, rather than flatness in the weights. It needs
-    no logits, so it works with any loss.
+    When: you want robustness to small changes of the input words rather than flatness in the weights. It needs no
+    logits, so it works with any loss.
 
-    When not: inputs that are no token ids (images, ``inputs_embeds``): refused. Settings of a paper are per task and
-    range widely: it wants a search.
+    When not: inputs are not token ids (images, ``inputs_embeds``): refused. The paper's settings are per task and range
+    widely: it needs a search.
 
     Args:
         model: The model to train.
-        steps: How many gradients are averaged.
-        adv_lr: How far an ascent step goes, in the Euclidean norm over all tokens of an example.
-        init_mag: Size of the noise at the start: uniform between plus and minus init_mag over the root of (tokens times
-            width), so about 0.6 init_mag long. With adv_lr=0 and init_mag=0 it is plain training.
-        max_norm: The longest an offset may be. 0: any length.
+        steps: Number of gradients that are averaged.
+        adv_lr: Length of an ascent step, in the Euclidean norm over all tokens of an example.
+        init_mag: Magnitude of the initial noise: uniform between plus and minus init_mag / sqrt(tokens * width), so
+            its norm is about 0.6 init_mag. With adv_lr=0 and init_mag=0 it is plain training.
+        max_norm: Largest norm of an offset. 0: unbounded.
 
     Raises:
-        ValueError: steps is below 1, or another is negative, NaN or infinite.
+        ValueError: steps is below 1, or another argument is negative, NaN or infinite.
     """
 
     neutral: ClassVar[dict[str, float]] = {"adv_lr": 0.0, "init_mag": 0.0}
@@ -58,14 +58,12 @@ class FreeLB(AsWritten, name="freelb"):
         self.init_mag = nonnegative("FreeLB", "init_mag", init_mag)
         self.max_norm = nonnegative("FreeLB", "max_norm", max_norm)
 
-    def _fill(self, passes: Passes) -> Step:
-        if self.adv_lr == self.init_mag == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         offset = EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator))
         with offset.added():
             loss = loss_of(passes.first())
-            passes.look_through(loss)
+            passes.check_autograd_graph(loss)
             self._descend(passes, loss, offset)
         last = loss
         for _ in range(self.steps - 1):
@@ -76,7 +74,7 @@ class FreeLB(AsWritten, name="freelb"):
         return Step(loss.detach(), {"perturbed_loss": last.detach()})
 
     def _start(self, x: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-        noise = 2 * embeddings.draw(torch.rand, x, real, generator) - real[..., None].to(x)
+        noise = 2 * embeddings.sample_noise(torch.rand, x, real, generator) - real[..., None].to(x)
         size = real.sum(1).clamp(min=1) * x.shape[-1]
         return self.init_mag * noise / size.to(x).sqrt()[:, None, None]
 
@@ -86,11 +84,11 @@ class FreeLB(AsWritten, name="freelb"):
 
     def _ascend(self, offset: EmbeddingOffset) -> None:
         delta, gradient = offset.value.detach(), offset.value.grad
-        moved = delta if gradient is None else delta + self.adv_lr * embeddings.along(gradient, _length)
+        moved = delta if gradient is None else delta + self.adv_lr * embeddings.normalized_direction(gradient, _length)
         length = _length(moved)
         if self.max_norm:
             moved = torch.where(length > self.max_norm, moved * (self.max_norm / length), moved)
-        offset.become(moved)
+        offset.set_(moved)
 
 
 def _length(x: Tensor) -> Tensor:

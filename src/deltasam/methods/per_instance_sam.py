@@ -1,4 +1,4 @@
-"""Per-instance SAM: every example has a perturbation of its own."""
+"""Per-instance SAM: every example has its own perturbation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from deltasam.core.closure import example_losses_of, loss_of, losses_of
 from deltasam.core.passes import Closure, Passes, radius_ratio
 from deltasam.core.repeats import is_of_changes, refuse_unlike
 from deltasam.core.runtime import Runtime
-from deltasam.core.warn import warn
 from deltasam.method import Method, Step
 from deltasam.per_example.coverage import Coverage
 from deltasam.per_example.engine import Engine
@@ -27,31 +26,31 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     """Mean gradient at each example's own adversarial weights: ``mean_i grad L_i(w + rho * g_i / |g_i|)``.
 
     ``g_i = grad L_i(w)``; also called m-sharpness. Exact, in two passes: the second runs as if every example had its
-    own copy of the weights. It is found out as the model runs whether that is possible, and checked against plain
-    PyTorch whenever a step does something new. A scalar loss is enough. Where examples interact in the loss (in-batch
-    negatives), g_i is the gradient of the loss with respect to example i's copy. A perturbation per example adds up
-    where one per batch averages out: use a smaller rho than for SAM.
+    own copy of the weights. Whether that is possible is determined as the model runs, and checked against plain PyTorch
+    whenever a step does something new. A scalar loss is enough. Where examples interact in the loss (in-batch
+    negatives), g_i is the gradient of the loss with respect to example i's copy. Per-example perturbations add up where
+    a perturbation per batch averages out: use a smaller rho than for SAM.
 
-    Cost: two passes, the first without gradients of the weights. A step that is checked (the first, steps 10, 100, ...,
-    and those that do something new) takes about four times as long.
+    Cost: two passes, the first without gradients of the weights. A checked step (the first, steps 10, 100, ..., and
+    those that do something new) takes about four times as long.
 
     Source: Foret et al., ICLR 2021 (arXiv 2010.01412), section 4.1 (m-sharpness); as per-instance perturbation
     in Zhou et al., Findings of EMNLP 2022 (arXiv 2112.08772). The two batched passes are this library's own.
 
-    When: a result shall not depend on the batch, on how it is cut into micro-batches, or on the number of processes.
+    When: a result must not depend on the batch, on how it is split into micro-batches, or on the number of processes.
     Under data parallelism, where its first pass communicates nothing. With bfloat16 weights, where it loses less of the
     perturbation than methods that move weights.
 
-    When not: BatchNorm in training mode, recurrent layers of torch, packed sequences: it refuses them. Where memory is
-    short: it keeps inputs and gradients of all layers from pass to pass.
+    When not: BatchNorm in training mode, torch's recurrent layers, packed sequences: refused. Where memory is short: it
+    keeps the inputs and gradients of all layers between the passes.
 
     Args:
         model: The model to train.
         rho: Radius of each perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        m: How many consecutive examples share a perturbation; divides the batch. The whole batch is SAM.
-        unsupported: What to do where two passes cannot be exact: ``error``; ``loop``, one example after the other, two
-            passes over the batch for each, which needs one loss per example; or ``skip``, leave the parameters that are
-            the reason unperturbed.
+        m: Number of consecutive examples that share a perturbation; divides the batch. The whole batch is SAM.
+        unsupported: What to do where two passes cannot be exact: ``error``; ``loop``: one example at a time, with two
+            passes over the batch for each, which needs one loss per example; or ``skip``: leave the parameters that
+            cause it unperturbed.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, m is below 1, m does not divide the batch, or unsupported is
@@ -67,14 +66,13 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self.m = whole("PerInstanceSAM", "m", m)
         self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
         self._engine = Engine(model, skip=unsupported == "skip")
-        self._alone: frozenset[str] | None = None  # with these trained, one example at a time
-        self._said: set[str] = set()
+        self._alone: frozenset[str] | None = None  # trained parameters for which it runs one example at a time
 
     def coverage(self, closure: Closure | None = None) -> Coverage:
-        """Which parameter is handled by which rule, and whether exactly; prints as a table.
+        """Report which rule handles each parameter, and whether exactly; prints as a table.
 
         Args:
-            closure: Run and checked once to find out, without a trace; None: what the steps so far have shown.
+            closure: Closure that is run and checked once, without side effects; None: report on the steps so far.
 
         Raises:
             RuntimeError: There was no step yet, and no closure is given.
@@ -82,7 +80,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         if closure is not None:
             self._engine = Engine(self.model, skip=self.unsupported == "skip")
             with suppress(NotCoveredError):
-                self._engine.look(Passes(self.model, closure, Runtime(), self._store), self.m)
+                self._engine.dry_run(Passes(self.model, closure, Runtime(), self._store), self.m)
         if self._engine.coverage is None:
             raise RuntimeError(
                 "which parameters are covered shows when the model runs: give a closure, coverage(lambda: ...), or "
@@ -96,43 +94,43 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Which parameters are left unperturbed, or that it goes one by one, and for which trained ones."""
+        """Parameters that are left unperturbed; or the trained parameters for which it runs one example at a time."""
         return self._engine.state_dict() if self._alone is None else {"alone": sorted(self._alone)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on without looking again.
+        """Continue without repeating the checks.
 
         Raises:
-            ValueError: It was saved by another method.
+            ValueError: The state was saved by another method.
         """
-        self._check_state(state, (), ("skipped", "checked"), ("alone",))
+        self.check_state(state, (), ("skipped", "checked"), ("alone",))
         alone = self.unsupported == "loop" and "alone" in state
         self._alone = frozenset(state["alone"]) if alone else None
         self._engine.load_state_dict(state)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.as_written("PerInstanceSAM"):
-            return super()._fill_from(micro_batches)
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        with self._engine.eager("PerInstanceSAM"):
+            return super().fill_step(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
-        if self._alone is not None and self._alone == self._engine.trained():
+    def fill(self, passes: Passes) -> Step:
+        if self._alone is not None and self._alone == self._engine.trainable_names():
             losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
             return Step(losses.mean(), self._descend_one_by_one(passes, losses))
         output, record = self._engine.first(passes)
         losses = losses_of(output)
         try:
             metrics = self._descend_together(passes, losses, record)
-            losses = record.losses  # of the pass that counts: where parameters are left out, another than the first
+            losses = record.losses  # of the pass that counts: with unsupported="skip" it may not be the first one
         except NotCoveredError as reason:
             # Sharded weights cannot be moved for one process alone.
             if self.unsupported != "loop" or passes.sharded or is_of_changes(reason):
-                raise self._with_ways_out(reason) from None
-            self._say_once(str(reason))
+                raise self._with_alternatives(reason) from None
+            self.warn_once(f"PerInstanceSAM goes one example at a time: {reason}")
             del output
-            with passes.at(guarded=True) as point:  # unwatched: what watching made of the model may not be what it is
+            with passes.at(guarded=True) as point:  # unwatched: watching may have changed what the model computes
                 losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
             metrics = self._descend_one_by_one(passes, losses)
-            self._alone = self._engine.trained()
+            self._alone = self._engine.trainable_names()
         return Step(losses.detach().mean(), metrics)
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
@@ -142,7 +140,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         gradients.scale(factors)
         with perturbed_pass(passes, record, gradients) as point:
             perturbed_loss = passes.backward(loss_of(point.output))
-        # Nothing was moved or rounded: the radius is rho wherever there was a direction to go.
+        # No weight was moved or rounded: the radius is rho wherever the gradient is not 0.
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
@@ -155,7 +153,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         return self._metrics(perturbed.sum(), norms, radii)
 
     def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
-        # A graph of its own for each: a later forward may write into buffers that another has saved.
+        # A separate graph for each group: a later forward may write into buffers that an earlier graph has saved.
         with passes.at(guarded=True) as point:
             again = example_losses_of(point.output, "PerInstanceSAM")
             refuse_unlike(again.detach(), losses, passes)
@@ -175,15 +173,10 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             **({"example_norms": norms} if self.m == 1 else {}),
         }
 
-    def _with_ways_out(self, reason: NotCoveredError) -> NotCoveredError:
+    def _with_alternatives(self, reason: NotCoveredError) -> NotCoveredError:
         return NotCoveredError(
             f"PerInstanceSAM: {reason}\n"
             f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is "
             f"exact for any model, one example at a time; or use SAM or DeltaSAM",
             specs=[f"{self.name}:unsupported={way}" for way in ("skip", "loop")],
         )
-
-    def _say_once(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            warn(f"PerInstanceSAM goes one example at a time: {reason}")

@@ -1,4 +1,4 @@
-"""R3F: a little noise in the embeddings shall not change the prediction."""
+"""R3F: predictions should not change under a little noise in the embeddings."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class R3F(AsWritten, name="r3f"):
-    """A second forward with noise in the embeddings, pulled to the first: ``grad [L + lam * D(p, p_noisy)]``.
+class R3F(PredictionRegularizer, name="r3f"):
+    """Consistency with a forward that has noise in the embeddings: ``grad [L + lam * D(p, p_noisy)]``.
 
     D is the mean over the predictions of ``KL(p, p_noisy) + KL(p_noisy, p)``, each weighted as in the loss. In the
-    noisy forward the embeddings get no gradient. For regression there is no D, as in the authors' code, and it is plain
-    training.
+    noisy forward the embeddings receive no gradient. For regression there is no D, as in the authors' code, and it is
+    plain training.
 
-    Cost: two forwards and a backward of both.
+    Cost: two forwards and a backward through both.
 
     Source: Aghajanyan et al., "Better Fine-Tuning by Reducing Representational Collapse", ICLR 2021 (arXiv 2008.03156);
-    fresh masks and the missing gradient are the authors' code.
+    fresh masks and the missing gradient follow the authors' code.
 
-    When: fine-tuning a pretrained language model to classes or tokens, as a baseline without an ascent.
+    When: fine-tuning a pretrained language model to predict classes or tokens, as a baseline without an ascent.
 
-    When not: regression: it does nothing there. Inputs that are no token ids (images, ``inputs_embeds``): refused.
+    When not: regression, where it has no effect. Inputs are not token ids (images, ``inputs_embeds``): refused.
 
     Args:
         model: The model to train.
-        eps: Size of the noise.
+        eps: Magnitude of the noise.
         lam: Weight of D. 0 is plain training.
-        noise: ``uniform``: between plus and minus eps; or ``normal``: with standard deviation eps.
-        dropout: ``fresh``: the noisy forward has other dropout masks, as in the authors' code, so with dropout D
-            is mostly R-Drop's; or ``same``: the noise is all that differs, as the equation has it.
+        noise: Distribution: ``uniform`` between plus and minus eps, or ``normal`` with standard deviation eps.
+        dropout: ``fresh``: the noisy forward draws other dropout masks, as in the authors' code, so with dropout D
+            is mostly R-Drop's; or ``same``: only the noise differs, as in the equation.
 
     Raises:
-        ValueError: eps or lam is negative, NaN or infinite, or there is no such noise or dropout.
+        ValueError: eps or lam is negative, NaN or infinite, or noise or dropout is unknown.
     """
 
     neutral: ClassVar[dict[str, float]] = {"lam": 0.0}
@@ -55,25 +55,13 @@ class R3F(AsWritten, name="r3f"):
         self.noise = one_of("R3F", "noise", noise, ("uniform", "normal"))
         self.dropout = one_of("R3F", "dropout", dropout, ("fresh", "same"))
 
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """As ``dropout`` says."""
-        return self.dropout == "fresh"
-
-    def _fill(self, passes: Passes) -> Step:
-        if self.lam == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         offset = embeddings.EmbeddingOffset(self.model, lambda x, real: self._start(x, real, generator), detach=True)
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "R3F")
         if predictions.are_numbers:
             return Step(passes.backward(loss))
@@ -86,5 +74,5 @@ class R3F(AsWritten, name="r3f"):
 
     def _start(self, x: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
         if self.noise == "normal":
-            return self.eps * embeddings.draw(torch.randn, x, real, generator)
-        return self.eps * (2 * embeddings.draw(torch.rand, x, real, generator) - real[..., None].to(x))
+            return self.eps * embeddings.sample_noise(torch.randn, x, real, generator)
+        return self.eps * (2 * embeddings.sample_noise(torch.rand, x, real, generator) - real[..., None].to(x))

@@ -1,4 +1,4 @@
-"""R-Drop: two dropout masks shall give the same prediction."""
+"""R-Drop: two dropout masks should give the same prediction."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases.predictions import logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class RDrop(AsWritten, name="r_drop"):
-    """Two forwards with different dropout masks, pulled together: ``grad [(L + L') / 2 + alpha * D(p, p')]``.
+class RDrop(PredictionRegularizer, name="r_drop"):
+    """Consistency of two forwards with different dropout masks: ``grad [(L + L') / 2 + alpha * D(p, p')]``.
 
     D is the mean over the predictions of ``(KL(p, p') + KL(p', p)) / 2``, each weighted as in the loss; for regression
-    the squared difference. Without dropout it is plain training.
+    it is the squared difference. Without dropout it is plain training.
 
-    Cost: two forwards and a backward of both.
+    Cost: two forwards and a backward through both.
 
     Source: Wu et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021 (arXiv 2106.14448).
-    The mean of the two losses is taken, as the authors' code for GLUE does, and not their sum as in the paper: the
-    learning rate keeps its meaning, and alpha here is half of the paper's.
+    The two losses are averaged, as in the authors' code for GLUE, and not summed as in the paper: the learning rate
+    keeps its meaning, and alpha here is half of the paper's.
 
-    When: the model has dropout and its predictions are classes or tokens; a common baseline in fine-tuning.
+    When: the model has dropout and predicts classes or tokens; a common baseline in fine-tuning.
 
-    When not: the model has no dropout: there is nothing to compare. The loss is no weighted sum of cross entropies or
-    squared errors, and the closure cannot return the logits' weights.
+    When not: the model has no dropout: there is nothing to compare. The loss is not a weighted sum of cross entropies
+    or squared errors, and the closure cannot return the logits' weights.
 
     Args:
         model: The model to train.
@@ -45,23 +45,11 @@ class RDrop(AsWritten, name="r_drop"):
         super().__init__(model)
         self.alpha = nonnegative("RDrop", "alpha", alpha)
 
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """Always."""
-        return True
-
-    def _fill(self, passes: Passes) -> Step:
-        if self.alpha == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "RDrop")
         with watched(self.model) as seen, passes.at(fresh=True) as point:
             again = loss_of(point.output)

@@ -1,4 +1,4 @@
-"""Reweighted SAM: the perturbation listens to the examples with the largest gradients."""
+"""Reweighted SAM: examples with larger gradients count more in the perturbation."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ from torch import Tensor, nn
 
 from deltasam.core.checks import nonnegative
 from deltasam.core.passes import Passes
-from deltasam.methods.bases.reweighted import ReweightedAscent, equal_unless_finite
+from deltasam.methods.bases.reweighted import ReweightedPerturbation, equal_unless_finite
 
 
-class RWSAM(ReweightedAscent, name="rw_sam"):
+class RWSAM(ReweightedPerturbation, name="rw_sam"):
     """SAM along the gradient of a reweighted loss: ``grad L(w + rho * a / |a|)``, ``a = grad mean_i p_i L_i(w)``.
 
-    The weights are a Gibbs distribution, ``p_i ~ exp(tilt * |g_i| / mean_j |g_j|)``: of all with its entropy, the one
-    whose mean of the norms is largest. So the batch's perturbation takes more of the noise between examples, as a
-    perturbation for each part of the batch would. The norms |g_i| are had in one of two ways:
+    The weights are a Gibbs distribution, ``p_i ~ exp(tilt * |g_i| / mean_j |g_j|)``: among all distributions of equal
+    entropy, the one with the largest mean norm. The batch's perturbation thus follows more of the noise between
+    examples, as a perturbation for each part of the batch would. The norms |g_i| are obtained in one of two ways:
 
-    - ``slopes``: by ``|L_i(w+d) - L_i(w)| / sigma``, each element of d being sigma or -sigma by chance, with the same
-      dropout masks. Needs one loss per example.
+    - ``slopes``: from ``|L_i(w+d) - L_i(w)| / sigma``, where each element of d is sigma or -sigma at random, with the
+      same dropout masks. Needs one loss per example.
     - ``norms``: exactly, from the per-example engine. A scalar loss is enough.
 
-    Cost: two passes; and a forward (``slopes``) or the norms (``norms``).
+    Cost: two passes, and either a forward (``slopes``) or the norms (``norms``).
 
     Source: Luo et al., "Unveiling m-Sharpness Through the Structure of Stochastic Gradient Noise", 2025 (arXiv
-    2509.18001): the Gibbs weights and the slopes. There the exponent is lambda |g_i|; dividing by the batch's mean is
-    this library's, so that neither the scale of the loss nor the stage of training changes what a tilt does (lambda is
-    ``tilt / mean_j |g_j|``), as are ``norms`` and the values of ``tilt`` and ``sigma``.
+    2509.18001): the Gibbs weights and the slopes. There the exponent is lambda |g_i|; this library divides by the
+    batch's mean, so that the effect of a tilt depends neither on the scale of the loss nor on the stage of training
+    (lambda is ``tilt / mean_j |g_j|``); ``norms`` and the default ``tilt`` and ``sigma`` are this library's too.
 
-    When: the perturbation shall listen to the hard examples: the opposite leaning of ``delta_sam``, so worth a row
-    beside it.
+    When: hard examples should dominate the perturbation: the opposite tendency of ``delta_sam``, so worth comparing
+    with it.
 
-    When not: labels are noisy: wrong ones have the largest gradients, and count the most.
+    When not: labels are noisy: mislabelled examples have the largest gradients, and count the most.
 
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        tilt: How much larger gradients count; 0 is SAM.
+        tilt: Strength of the weighting towards larger gradients; 0 is SAM.
         weights: ``slopes``, ``norms``; or ``auto``: norms where the engine covers the model, else slopes, with a
-            warning that says why.
-        sigma: Size of each element of d. Too small, and the differences are rounding.
-        share: Who shares a perturbation: ``micro-batch``, ``rank`` or ``global``. The weights have mean 1 in every
-            micro-batch all the same.
+            warning that gives the reason.
+        sigma: Magnitude of each element of d. If too small, the differences are rounding errors.
+        share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``. In each case the weights have mean 1
+            in every micro-batch.
 
     Raises:
-        ValueError: rho or tilt is negative, sigma is not above 0, or one of them is NaN or infinite; no such weights.
-        NotCoveredError: ``norms`` was asked for and the engine does not cover the model.
+        ValueError: rho or tilt is negative, sigma is not above 0, or one of them is NaN or infinite; weights is
+            unknown.
+        NotCoveredError: weights is ``norms`` and the engine does not cover the model.
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
@@ -65,8 +66,8 @@ class RWSAM(ReweightedAscent, name="rw_sam"):
         super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
         self.tilt = nonnegative("RWSAM", "tilt", tilt)
 
-    def _weigh(self, norms: Tensor) -> Tensor:
+    def weigh(self, norms: Tensor) -> Tensor:
         return equal_unless_finite(len(norms) * torch.softmax(self.tilt * norms / norms.mean(), 0))
 
-    def _noise(self, passes: Passes) -> list[Tensor]:
+    def random_direction(self, passes: Passes) -> list[Tensor]:
         return [z.sign() for z in passes.noise()]

@@ -6,15 +6,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.core.closure import loss_of
-from deltasam.core.passes import Passes
-from deltasam.methods.bases.batch_perturbation import Ascent, SharedAscent
+from deltasam.methods.bases.batch_perturbation import BatchPerturbation
 
 
-class SAM(SharedAscent, name="sam"):
+class SAM(BatchPerturbation, name="sam"):
     """Gradient at the adversarial weights of the batch: ``grad L(w + rho * g / |g|)``, ``g = grad L(w)``.
 
-    Minimises the largest loss within distance rho of the weights, to first order, the perturbation held
+    Minimises the largest loss within distance rho of the weights, to first order, with the perturbation treated as a
     constant.
 
     Cost: two passes.
@@ -22,16 +20,16 @@ class SAM(SharedAscent, name="sam"):
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021
     (arXiv 2010.01412), equation 2 and algorithm 1.
 
-    When: always the first to try, on any model and any loss. A scalar loss is enough, and most of what is published on
-    sharpness-aware training is about this method, so its radius is the easiest to guess.
+    When: always the first to try, on any model and any loss. A scalar loss is enough, and most publications on
+    sharpness-aware training are about this method, so its radius is the easiest to guess.
 
     When not: training is so short that the data is not fitted when it ends: a perturbation slows learning down. With
-    sharded weights only as ``share=global``.
+    sharded weights use it with ``share=global`` only.
 
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
-        share: Who shares a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
+        share: Scope of a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
             on one process), or ``global`` (all of them on all processes).
 
     Raises:
@@ -42,7 +40,3 @@ class SAM(SharedAscent, name="sam"):
 
     def __init__(self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch") -> None:
         super().__init__(model, rho=rho, share=share)
-
-    def _ascent(self, passes: Passes) -> Ascent:
-        loss = loss_of(passes.first())
-        return Ascent(loss.detach(), passes.grad(loss))

@@ -1,4 +1,4 @@
-"""SMART: smooth in the embeddings, and close to where the weights have been."""
+"""SMART: smoothness in the embeddings, and proximity to an average of past weights."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from deltasam.core.passes import Passes
 from deltasam.method import Step
 from deltasam.methods.bases import embeddings
 from deltasam.methods.bases.predictions import Predictions, logits_of, predictions_of, watched
-from deltasam.methods.bases.regularizer import AsWritten
+from deltasam.methods.bases.regularizer import PredictionRegularizer
 
 
-class SMART(AsWritten, name="smart"):
+class SMART(PredictionRegularizer, name="smart"):
     """Smoothness and proximity: ``grad [L + alpha * D(p, p_adversarial) + mu * D(p, p_average)]``.
 
-    D is the mean over the predictions of ``KL(p, q) + KL(q, p)``, each weighted as in the loss; for regression the
-    squared difference. ``p_adversarial``: the embeddings are moved by noise of size sigma and then, ``steps`` times,
-    along the gradient of D, by step_size at most in each number of a token. ``p_average``: at an exponential moving
-    average of the weights, ``beta * average + (1 - beta) * weights`` after each step of the optimizer, with the same
-    dropout masks; constant. Call ``method.follow(optimizer)`` once before training unless mu is 0; the average is part
-    of the state.
+    D is the mean over the predictions of ``KL(p, q) + KL(q, p)``, each weighted as in the loss; for regression it is
+    the squared difference. ``p_adversarial``: predictions with the embeddings moved by noise of standard deviation
+    sigma and then, ``steps`` times, along the gradient of D, by at most step_size in each element of a token.
+    ``p_average``: predictions at an exponential moving average of the weights, ``beta * average + (1 - beta) *
+    weights`` after each optimizer step, with the same dropout masks; treated as constant. Unless mu is 0, call
+    ``method.follow(optimizer)`` once before training; the average is part of the state.
 
-    Cost: with steps=1 three forwards and two backwards; with mu a forward and a copy of the weights for the average.
+    Cost: with steps=1 three forwards and two backwards; with mu another forward, and a copy of the weights.
 
     Source: Jiang et al., "SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through
     Principled Regularized Optimization", ACL 2020 (arXiv 1911.03437), algorithm 1. As in the authors' code the
-    ascent is scaled token by token, not projected, and dropout masks differ; that code has no average.
+    ascent is normalised token by token, not projected, and dropout masks differ; that code has no average.
 
-    When: fine-tuning on little data, where predictions shall neither jump with the input nor run away from what the
-    weights were.
+    When: fine-tuning on little data, where predictions should neither jump with the input nor drift away from those of
+    past weights.
 
-    When not: time or memory is short: it is the dearest method here. Inputs that are no token ids: refused.
+    When not: time or memory is short: it is the most expensive method here. Inputs are not token ids: refused.
 
     Args:
         model: The model to train.
-        alpha: Weight of the smoothness. With mu=0 and alpha=0 it is plain training.
-        mu: Weight of the proximity to the average. 0: none is kept.
-        step_size: Of the ascent.
-        sigma: Standard deviation of the noise that it starts from.
-        steps: How many ascent steps.
-        beta: How slowly the average follows the weights, from 0 to 1. The paper: 0.99, after a tenth of training 0.999.
-        dropout: ``fresh``: the moved forwards have other dropout masks, as in the authors' code; or ``same``: the
-            moved embeddings are all that differs, as the equation has it.
+        alpha: Weight of the smoothness term. With mu=0 and alpha=0 it is plain training.
+        mu: Weight of the proximity term. 0: no average is kept.
+        step_size: Step size of the ascent.
+        sigma: Standard deviation of the noise the ascent starts from.
+        steps: Number of ascent steps.
+        beta: Decay factor of the average, from 0 to 1. The paper uses 0.99, and 0.999 after a tenth of training.
+        dropout: ``fresh``: the perturbed forwards draw other dropout masks, as in the authors' code; or ``same``: only
+            the embeddings differ, as in the equation.
 
     Raises:
-        ValueError: A number is negative, NaN or infinite, beta is above 1, steps is below 1, or no such dropout.
+        ValueError: A number is negative, NaN or infinite, beta is above 1, steps is below 1, or dropout is unknown.
     """
 
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0, "mu": 0.0}
@@ -78,48 +78,36 @@ class SMART(AsWritten, name="smart"):
             raise ValueError(f"SMART(beta={beta}): beta must be at most 1, where the average never moves")
         self.dropout = one_of("SMART", "dropout", dropout, ("fresh", "same"))
         self._average: dict[str, Tensor] = {}
-        self._keeps_average = self.mu > 0  # whatever a schedule makes of mu
-
-    @property
-    def compares_predictions(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def fresh_dropout(self) -> bool:
-        """As ``dropout`` says."""
-        return self.dropout == "fresh"
+        self._keeps_average = self.mu > 0  # a schedule may set mu to 0 for a while
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
-        """Move the average after each step of an optimizer from now on; it begins at the weights as they are."""
+        """Update the average after each step of an optimizer from now on; it starts at the current weights."""
         if self._keeps_average:
             self._average = {name: p.detach().clone() for name, p in self._trained()}
-            self._after_each_step(optimizer, self._move_average)
+            self.after_each_step(optimizer, self._move_average)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, by name of the parameter."""
+        """The average, by parameter name."""
         return {"weight_average": self._average} if self._average else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average; after ``follow``, which begins a new one.
+        """Continue from a saved average; call it after ``follow``, which starts a new one.
 
         Raises:
-            ValueError: It is of another method, or of other parameters than those that are trained.
+            ValueError: The state was saved by another method, or for other parameters than those that are trained.
         """
-        self._check_state(state, (), ("weight_average",))
+        self.check_state(state, (), ("weight_average",))
         saved, trained = state.get("weight_average", {}), dict(self._trained())
         if {n: a.shape for n, a in saved.items()} != ({n: p.shape for n, p in trained.items()} if saved else {}):
-            raise ValueError("SMART: the saved average is of other parameters than those that are trained")
+            raise ValueError("SMART: the saved average is of other parameters than those being trained")
         self._average = {name: saved[name].to(p).clone() for name, p in trained.items() if saved}
 
-    def _fill(self, passes: Passes) -> Step:
-        if self.alpha == self.mu == 0:
-            return Step(passes.backward(loss_of(passes.only())))
+    def regularize(self, passes: Passes) -> Step:
         generator = torch.Generator().manual_seed(passes.seed())
         with watched(self.model) as seen:
             output = passes.first()
         loss = loss_of(output)
-        passes.look_through(loss)
+        passes.check_autograd_graph(loss)
         predictions = predictions_of(output, seen, loss, "SMART")
         metrics = {"divergence_loss": torch.zeros_like(loss.detach())}
         total = loss
@@ -137,14 +125,14 @@ class SMART(AsWritten, name="smart"):
         self, passes: Passes, predictions: Predictions, total: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         offset = embeddings.EmbeddingOffset(
-            self.model, lambda x, real: self.sigma * embeddings.draw(torch.randn, x, real, generator)
+            self.model, lambda x, real: self.sigma * embeddings.sample_noise(torch.randn, x, real, generator)
         )
         for _ in range(self.steps):
             with self._moved(passes, offset) as (_, logits):
                 gradient = passes.grad(predictions.detached().divergence(logits), [offset.value])[0]
             if gradient is not None:
-                direction = embeddings.along(gradient, lambda g: g.abs().amax(-1, keepdim=True))
-                offset.become(offset.value + self.step_size * direction)
+                direction = embeddings.normalized_direction(gradient, lambda g: g.abs().amax(-1, keepdim=True))
+                offset.set_(offset.value + self.step_size * direction)
         with self._moved(passes, offset) as (output, logits):
             divergence = predictions.divergence(logits)
             passes.backward(total + self.alpha * divergence)
@@ -160,8 +148,8 @@ class SMART(AsWritten, name="smart"):
     def _at_average(self, passes: Passes) -> Tensor:
         if self._following is None or not self._average:
             raise RuntimeError(
-                f"{self.spec}: the average of the weights moves with the optimizer; call method.follow(optimizer) once "
-                f"before training, or give mu=0"
+                f"{self.spec}: the average of the weights is updated by the optimizer's steps; call "
+                f"method.follow(optimizer) once before training, or use mu=0"
             )
         away = [self._average[name] - p for name, p in self._trained()]
         with watched(self.model) as seen, passes.at(away) as point:

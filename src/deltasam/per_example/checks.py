@@ -23,7 +23,8 @@ from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.closure import losses_of
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import CHANGES
-from deltasam.core.vectors import HALVES, Vector, wide
+from deltasam.core.torch_internals.modules import BatchNorm
+from deltasam.core.vectors import HALF_DTYPES, Vector, wide
 from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.plain import LOSSES, Plain, moved_run, plain_run, returned_by, through_rows
 from deltasam.per_example.recorder import Record, Use
@@ -58,7 +59,7 @@ def coupling_layers(modules: Mapping[str, nn.Module]) -> dict[str, str]:
         name: f"{type(module).__name__} in training mode normalises over the batch, so examples meet in it; call "
         f"eval() on it, or use GroupNorm or LayerNorm"
         for name, module in modules.items()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        if isinstance(module, BatchNorm) and (module.training or module.running_mean is None)
     }
 
 
@@ -67,7 +68,7 @@ def complex_parameters(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]
     return {name: "is complex: norms are of real numbers" for name, p in parameters.items() if p.is_complex()}
 
 
-def uneven_uses(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
+def find_indivisible_rows(uses: Sequence[Use], examples: int, names: Mapping[int, str]) -> dict[str, str]:
     """Parameters that meet a number of rows which the examples do not divide: why, by name."""
     return {
         names[id(p)]: f"meets {use.shape[0]} rows, which {examples} examples do not divide; the examples must be the "
@@ -128,7 +129,7 @@ class Check:
     ) -> None:
         self._model, self._passes, self._record, self._gradients = model, passes, record, gradients
         self._shown = [losses.detach(), *(t.detach() for t in record.returned)]
-        self._hidden = self._used_beside(losses)
+        self._hidden = self._find_hidden_uses(losses)
         self._n, self._groups = record.examples(losses), gradients.groups
         self._norms, self._still = gradients.norms().detach(), gradients.zeros()
         self._radius, self._looks, self._seed = self._far(), Looks(self._groups), seed
@@ -156,7 +157,9 @@ class Check:
         size = vectors.norm(plain.total)
         if not size.isfinite():
             return Verdict({}, conclusive=False)
-        reasons = self._other_forward(plain) or self._unexplained(plain) or self._not_a_sum(plain)
+        reasons = (
+            self._find_forward_mismatch(plain) or self._find_gradient_mismatch(plain) or self._find_missing_terms(plain)
+        )
         if reasons or not size:
             return Verdict(reasons, conclusive=False, of_single_uses=WHOLE not in reasons)
         for _ in range(_TRIES):
@@ -167,7 +170,7 @@ class Check:
 
     # The recorded pass beside the plain one.
 
-    def _other_forward(self, plain: Plain) -> dict[str, str]:
+    def _find_forward_mismatch(self, plain: Plain) -> dict[str, str]:
         if self._same(self._shown, plain.shown):
             return {}
         watched = Record(self._record.structure, skip=set(self._names) - set(self._record.parameters), verify=True)
@@ -182,7 +185,7 @@ class Check:
     def _same(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
         return len(a) == len(b) and all(close(x, y, self._tolerance) for x, y in zip(a, b, strict=True))
 
-    def _unexplained(self, plain: Plain) -> dict[str, str]:
+    def _find_gradient_mismatch(self, plain: Plain) -> dict[str, str]:
         parameters = self._record.parameters
         found = dict(zip(parameters, self._gradients.totals(parameters.values()), strict=True))
         aligned = [found.get(name) for name in self._names]
@@ -190,7 +193,7 @@ class Check:
         hooked = " (a gradient hook on a tensor of the forward pass was seen)" if self._record.hooked else ""
         return {name: HIDDEN + hooked for name in parameters if name in wrong}
 
-    def _used_beside(self, losses: Tensor) -> set[str]:
+    def _find_hidden_uses(self, losses: Tensor) -> set[str]:
         """The parameters that the losses depend on by other ways than through their uses, whatever the gradient is."""
         uses = {(use.output.node, use.output.output_nr): use.came_from for use in self._record.uses}
         waiting: list[tuple[Any, int]] = [(losses.grad_fn, losses.output_nr)]
@@ -208,7 +211,7 @@ class Check:
             waiting += new
         return {name for key, name in self._record.names.items() if key in found}
 
-    def _not_a_sum(self, plain: Plain) -> dict[str, str]:
+    def _find_missing_terms(self, plain: Plain) -> dict[str, str]:
         if not plain.rest or not self._other_gradients(
             vectors.times(vectors.plus(plain.own, plain.rest), 1 / plain.times), plain.total
         ):
@@ -247,7 +250,7 @@ class Check:
                 return None
             shown = [i for i, t in enumerate(probe.shown) if t.ndim]
             apart = LOSSES in shown and not separation.is_changed(-len(shown))
-            if reasons := self._interacting(separation) or self._misplaced(separation, apart=apart):
+            if reasons := self._find_batch_mixing(separation) or self._find_misordered_rows(separation, apart=apart):
                 return Verdict(reasons)
             told_apart = self._radius and plain.through and (apart or plain.through != (LOSSES,))
             if told_apart:
@@ -255,21 +258,21 @@ class Check:
                 through = through_rows([probe.shown[i] for i in plain.through], plain.slopes, slice(None))
                 found = self._passes.grad(through)
         if told_apart:
-            other = self._other_example(plain, rows, found)
+            other = self._find_example_mismatch(plain, rows, found)
             return None if other is None else Verdict(other, losses_apart=apart)
         with self._probe(torch.zeros_like(only)) as probe:
             multiplied = self._passes.grad(self._times * probe.shown[LOSSES].sum(), self._whole)
         found = vectors.times(multiplied, 1 / self._times)
-        return Verdict(self._not_the_same(found, plain.total), losses_apart=apart)
+        return Verdict(self._find_second_pass_mismatch(found, plain.total), losses_apart=apart)
 
-    def _interacting(self, separation: Separation) -> dict[str, str]:
+    def _find_batch_mixing(self, separation: Separation) -> dict[str, str]:
         reason = (
             "what meets it depends on other examples: examples interact inside the model (statistics of the batch, "
             "packed sequences, rows in another order, an axis in front of that of the examples)"
         )
         return dict.fromkeys(next(filter(None, separation.changed), ()), reason)
 
-    def _misplaced(self, separation: Separation, *, apart: bool) -> dict[str, str]:
+    def _find_misordered_rows(self, separation: Separation, *, apart: bool) -> dict[str, str]:
         """Parameters whose rows are not known to belong to the examples in turn: nothing that comes out shows it."""
         if apart:
             return {}  # each loss is of its own example alone
@@ -296,7 +299,7 @@ class Check:
                 found.update((self._record.names[id(p)], reason) for p in use.parameters)
         return found
 
-    def _other_example(self, plain: Plain, rows: Sequence[Tensor], found: Vector) -> dict[str, str] | None:
+    def _find_example_mismatch(self, plain: Plain, rows: Sequence[Tensor], found: Vector) -> dict[str, str] | None:
         """What the engine makes of the drawn example beside an ordinary pass with all weights moved as its own.
 
         None where that is not finite.
@@ -306,7 +309,7 @@ class Check:
             rows: Of the drawn example, by the engine.
             found: The gradient by the engine, with the drawn example moved and no other.
         """
-        if any(p.dtype in HALVES for p in self._record.parameters.values()):
+        if any(p.dtype in HALF_DTYPES for p in self._record.parameters.values()):
             return {}  # such weights cannot be moved so little: the engine is the exact one
         own = [g if name in self._record.parameters else None for name, g in zip(self._names, plain.own, strict=True)]
         length = vectors.length(own)
@@ -319,9 +322,9 @@ class Check:
             return None
         if not all(close(a, b, self._tolerance) for a, b in zip(rows, there, strict=True)):
             return {WHOLE: "with its own weights moved an example comes out otherwise than it does alone; " + _ALONE}
-        return self._not_the_same(found, vectors.plus(expected, own_there, 1 / plain.times))
+        return self._find_second_pass_mismatch(found, vectors.plus(expected, own_there, 1 / plain.times))
 
-    def _not_the_same(self, found: Vector, expected: Vector) -> dict[str, str]:
+    def _find_second_pass_mismatch(self, found: Vector, expected: Vector) -> dict[str, str]:
         wrong = self._other_gradients(found, expected)
         none = [n for n, a, b in zip(self._names, found, expected, strict=True) if (a is None) != (b is None)]
         reason = "would get another gradient in the second pass than an ordinary pass with the same weights gives it; "

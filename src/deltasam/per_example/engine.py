@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,47 +13,24 @@ from torch.nn.parameter import is_lazy
 
 from deltasam.core.closure import losses_of
 from deltasam.core.passes import Passes
-from deltasam.core.repeats import is_looked_at
 from deltasam.core.surroundings import interrupt_behind
-from deltasam.core.torch_internals.compiled import as_written, is_compiled
+from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.warn import warn
-from deltasam.per_example.checks import WHOLE, Check, complex_parameters, coupling_layers, uneven_uses
+from deltasam.per_example.check_history import Behaviour, Checked, Fingerprint
+from deltasam.per_example.checks import (
+    WHOLE,
+    Check,
+    Verdict,
+    complex_parameters,
+    coupling_layers,
+    find_indivisible_rows,
+)
 from deltasam.per_example.coverage import Coverage, coverage_of
 from deltasam.per_example.example_gradients import ExampleGradients
+from deltasam.per_example.handlers.tracer import FAILURES
 from deltasam.per_example.recorder import NotCoveredError, Record
-from deltasam.per_example.tracing import FAILURES
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What a check found of passes that do the same.
-
-    Attributes:
-        thin: Which of their uses have mostly rows without a gradient.
-        losses_apart: Whether the loss of one example depends on no other.
-    """
-
-    thin: frozenset[int]
-    losses_apart: bool
-
-
-@dataclass
-class Checked:
-    """What is known of a model from the passes that were checked.
-
-    Attributes:
-        passes: How many there were, checked or not.
-        trained: The names of the parameters that were trained in the last one.
-        behaviours: What was found exact.
-        losses_apart: Whether the loss of one example depends on no other in the last pass.
-    """
-
-    passes: int = 0
-    trained: frozenset[str] = frozenset()
-    behaviours: dict[tuple[object, ...], Behaviour] = field(default_factory=dict)
-    losses_apart: bool = True
 
 
 class Engine:
@@ -86,7 +62,7 @@ class Engine:
         """Whether the loss of one example depends on no other in the last pass."""
         return self._checked.losses_apart
 
-    def as_written(self, method: str) -> AbstractContextManager[object]:
+    def eager(self, method: str) -> AbstractContextManager[object]:
         """Around all passes of a step: compiled parts run as they were written; the first time, a warning says so.
 
         Args:
@@ -98,7 +74,7 @@ class Engine:
                 f"{method} runs the compiled model as it was written: compiled code does not show what becomes of each "
                 f"example; to train at the speed of compiled code use SAM, ASAM or DeltaSAM(weights='slopes')"
             )
-        return as_written()
+        return eager()
 
     def state_dict(self) -> dict[str, Any]:
         """What the checks found, in JSON values: nothing if nothing was checked."""
@@ -129,7 +105,7 @@ class Engine:
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError) or interrupt_behind(error, handled):
                 raise
-            passes.abandon()
+            passes.rollback()
             output = passes.first()  # if the closure fails by itself, it does so here
             cause = str(error).partition("\n")[0]
             why = f"its forward pass fails while its functions are watched ({type(error).__name__}: {cause})"
@@ -157,36 +133,83 @@ class Engine:
                 f"m={m} must divide the number of examples in the batch, which is {n}; drop the last, smaller batch, "
                 f"train on a number of rows that m divides (--train-size), or use m=1"
             )
-        loss, gradients = self._gradients(passes, record, loss, n // m)
-        inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
-        # What a hook makes of a gradient hangs on the gradient: a check of another step says nothing of it.
-        unknown = self._is_due(record.behaviour) or (self._check and (inner or record.hooked))
-        due = passes.any_process(unknown)
-        while due:
-            verdict = Check(self._model, passes, record, loss, gradients, seed=self._checked.passes).verdict()
-            if not verdict.reasons:
-                break
-            if not verdict.of_single_uses:
-                self._refuse(record, verdict.reasons)
-            loss, gradients = self._without(verdict.reasons, passes, record, n // m)
-        if due:
-            self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
-            if verdict.conclusive:
-                found = Behaviour(frozenset(gradients.thin), verdict.losses_apart)
-                self._checked.behaviours[record.behaviour] = found
+        gradients = self._checked_gradients(passes, record, loss, n // m)
         if known := self._checked.behaviours.get(record.behaviour):
             self._checked.losses_apart = record.losses_apart = known.losses_apart
         record.forget_graph()
         return gradients
 
-    def _gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> tuple[Tensor, ExampleGradients]:
-        """The loss and its gradients; both of another pass where some parameters had to be left out."""
+    # Checking: what stands against a pass before its gradients are computed, and what is wrong with them afterwards.
+
+    def _checked_gradients(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> ExampleGradients:
+        """The gradients, of another pass where some parameters had to be left out; checked where a check is due."""
+        loss, gradients = self._compute(passes, record, loss, groups)
+        inner = passes.ran_inner_backwards and not self._skipped  # a check says whose gradients they hide
+        # What a hook makes of a gradient hangs on the gradient: a check of another step says nothing of it.
+        unknown = self._check and (self._checked.is_due(record.behaviour) or inner or record.hooked)
+        if not passes.any_process(unknown):
+            return gradients
+        while (verdict := self._verdict(passes, record, loss, gradients)).reasons:
+            if not verdict.of_single_uses:
+                self._refuse(record, verdict.reasons)
+            loss, gradients = self._compute(passes, record, loss, groups, without=verdict.reasons)
+        self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
+        if verdict.conclusive:
+            found = Behaviour(frozenset(gradients.thin), verdict.losses_apart)
+            self._checked.behaviours[record.behaviour] = found
+        return gradients
+
+    def _verdict(self, passes: Passes, record: Record, loss: Tensor, gradients: ExampleGradients) -> Verdict:
+        return Check(self._model, passes, record, loss, gradients, seed=self._checked.passes).verdict()
+
+    def _find_uncovered(self, record: Record, loss: Tensor) -> Mapping[str, str]:
+        """Parameters that the recorded pass uses in a way without exact gradients: why, by name."""
         self._refuse(record, coupling_layers(record.structure.modules) | complex_parameters(record.parameters))
-        if reasons := uneven_uses(record.uses, record.examples(loss), record.names) | record.refusals:
-            return self._without(reasons, passes, record, groups)
+        return find_indivisible_rows(record.uses, record.examples(loss), record.names) | record.refusals
+
+    def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
+        if reasons:
+            self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
+            raise NotCoveredError(_message(reasons))
+
+    # Computing.
+
+    def _compute(
+        self, passes: Passes, record: Record, loss: Tensor, groups: int, *, without: Mapping[str, str] | None = None
+    ) -> tuple[Tensor, ExampleGradients]:
+        """The loss and its gradients; both of another pass where some parameters have to be left out.
+
+        Args:
+            passes: Of the step.
+            record: Of the pass that was run last.
+            loss: Its loss.
+            groups: How many gradients.
+            without: Parameters that are to be left out, with the reasons.
+        """
+        with ExitStack() as passes_without:
+            reasons = without or self._find_uncovered(record, loss)
+            while reasons:
+                if not self._skip:
+                    self._refuse(record, reasons)
+                loss = passes_without.enter_context(self._pass_without(reasons, passes, record))
+                reasons = self._find_uncovered(record, loss)
+            return loss, self._differentiate(passes, record, loss, groups)
+
+    @contextmanager
+    def _pass_without(self, reasons: Mapping[str, str], passes: Passes, record: Record) -> Iterator[Tensor]:
+        """The recorded pass once more, with some parameters taken for constants from the beginning."""
+        self._skipped.update(reasons)
+        record.start_over(self._skipped)
+        with ExitStack() as stack:
+            with record.open():
+                point = stack.enter_context(passes.at())
+            yield losses_of(point.output)
+
+    def _differentiate(self, passes: Passes, record: Record, loss: Tensor, groups: int) -> ExampleGradients:
+        """The gradients from one backward to the outputs of all uses."""
         with record:  # with gradient checkpointing the forward runs again in here
             total = loss.sum()
-            record.graph = passes.look_through(total).names
+            record.graph = passes.check_autograd_graph(total).names
             by_output = passes.grad(total, record.outputs) if record.uses else []
         record.reached = tuple(b is not None for b in by_output)
         n = record.examples(loss)
@@ -195,51 +218,30 @@ class Engine:
         record.behaviour = self._behaviour(record, n, n // groups)
         known = self._checked.behaviours.get(record.behaviour)
         thin = known.thin if known else None
-        return loss, ExampleGradients(record.uses, by_output, groups, thin, apart=record.outside_graph)
+        return ExampleGradients(record.uses, by_output, groups, thin, apart=record.outside_graph)
 
-    def _without(
-        self, reasons: Mapping[str, str], passes: Passes, record: Record, groups: int
-    ) -> tuple[Tensor, ExampleGradients]:
-        """The recorded pass once more, with some parameters taken for constants from the beginning."""
-        if not self._skip:
-            self._refuse(record, reasons)
-        self._skipped.update(reasons)
-        record.start_over(self._skipped)
-        with ExitStack() as stack:
-            with record.open():
-                point = stack.enter_context(passes.at())
-            return self._gradients(passes, record, losses_of(point.output), groups)
-
-    def look(self, passes: Passes, m: int = 1) -> ExampleGradients:
-        """The gradients of a first pass after which everything is put back.
-
-        Raises:
-            NotCoveredError: They cannot be had exactly; ``coverage`` says of which parameters.
-            ValueError: m does not divide the number of examples.
-        """
-        try:
-            with as_written():
-                output, record = self.first(passes)
-                return self.gradients(passes, record, losses_of(output), m)
-        finally:
-            passes.abandon()
-
-    def trained(self) -> frozenset[str]:
-        """The names of the parameters that are trained now."""
-        return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
-
-    def _behaviour(self, record: Record, n: int, m: int) -> tuple[object, ...]:
+    def _behaviour(self, record: Record, n: int, m: int) -> Fingerprint:
         """Equal for passes that a check of one of them holds for: words and numbers, and no tensor of the pass."""
         training = tuple(module.training for module in record.structure.modules.values())
         return record.fingerprint(n), n == m, m, self._checked.trained, frozenset(self._skipped), training
 
-    def _is_due(self, behaviour: tuple[object, ...]) -> bool:
-        return self._check and (is_looked_at(self._checked.passes) or behaviour not in self._checked.behaviours)
+    def dry_run(self, passes: Passes, m: int = 1) -> ExampleGradients:
+        """The gradients of a first pass after which everything is put back.
 
-    def _refuse(self, record: Record, reasons: Mapping[str, str]) -> None:
-        if reasons:
-            self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
-            raise NotCoveredError(_message(reasons))
+        Raises:
+            NotCoveredError: They cannot be computed exactly; ``coverage`` says of which parameters.
+            ValueError: m does not divide the number of examples.
+        """
+        try:
+            with eager():
+                output, record = self.first(passes)
+                return self.gradients(passes, record, losses_of(output), m)
+        finally:
+            passes.rollback()
+
+    def trainable_names(self) -> frozenset[str]:
+        """The names of the parameters that are trained now."""
+        return frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
 
 
 def _message(reasons: Mapping[str, str]) -> str:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.core import vectors
+from deltasam.core.torch_internals import foreach
 from deltasam.core.vectors import wide
-from deltasam.per_example.outer_products import Outer, Products, alike_in_small, is_small, square_norms
+from deltasam.per_example.outer_products import GramCache, OuterProduct, alike_in_small, is_small, square_norms
 from deltasam.per_example.parameter_gradient import ParameterGradient, gradient_of
 from deltasam.per_example.recorder import Use
-from deltasam.per_example.rules import Affine, PaddedLookup, Product
+from deltasam.per_example.rules import Affine, MatmulUse, PaddedLookup
 from deltasam.per_example.small import SmallGradients
 
 
@@ -121,7 +122,7 @@ class ExampleGradients:
         parts = [(key, part) for key, gradient in self.of.items() for part in gradient.parts if part.numel()]
         if not parts:
             return list(self.of)
-        largest = torch._foreach_norm([part for _, part in parts], math.inf)
+        largest = foreach.norm([part for _, part in parts], math.inf)
         sizes = torch.stack([size.to(largest[0].device, torch.float32) for size in largest]).tolist()
         moving = {key for (key, _), size in zip(parts, sizes, strict=True) if size}
         return [key for key in self.of if key not in moving]
@@ -146,7 +147,7 @@ class ExampleGradients:
         if denses:
             kinds = {(d.ndim, d.device, d.dtype): d for d in denses.values()}
             for_each = {kind: factors.to(d).view(-1, *[1] * (d.ndim - 1)) for kind, d in kinds.items()}
-            multiply = torch._foreach_mul_ if in_place and not factors.requires_grad else torch._foreach_mul
+            multiply = foreach.mul_ if in_place and not factors.requires_grad else foreach.mul
             products = multiply(list(denses.values()), [for_each[d.ndim, d.device, d.dtype] for d in denses.values()])
             denses = dict(zip(denses, products or denses.values(), strict=True))
         for key in of:  # one after the other: what each was is free before the next is made
@@ -180,9 +181,9 @@ class ExampleGradients:
 
     def _contributions(
         self, parameter: nn.Parameter, uses: Sequence[tuple[int, Use, Tensor]]
-    ) -> tuple[list[Outer], list[Tensor]]:
+    ) -> tuple[list[OuterProduct], list[Tensor]]:
         """What every use of a parameter adds to its gradient: outer products, and tensors [g, *shape]."""
-        outers: list[Outer] = []
+        outers: list[OuterProduct] = []
         denses: list[Tensor] = []
         for number, use, b in uses:
             if use.product is None:
@@ -195,11 +196,11 @@ class ExampleGradients:
                 denses.append(use.product.output_rows(wide(b), self.groups).sum(1))
         return outers, denses
 
-    def _outer(self, number: int, product: Product, b: Tensor, *, ones: bool) -> Outer:
+    def _outer(self, number: int, product: MatmulUse, b: Tensor, *, ones: bool) -> OuterProduct:
         x, b = self._input_rows(product), product.output_rows(b, self.groups)
         if isinstance(product, PaddedLookup):
             b = b * (x != product.ignored)[:, :, None]
-        term = Outer(x, b, product.axis, ones)
+        term = OuterProduct(x, b, product.axis, ones)
         unexpected = self._expected is not None and number not in self._expected
         if unexpected or not x.is_floating_point() or is_small(self.groups * product.weight.numel()):
             return term
@@ -208,9 +209,9 @@ class ExampleGradients:
             self.thin.add(number)
         return less
 
-    def _input_rows(self, product: Product | Affine) -> Tensor:
+    def _input_rows(self, product: MatmulUse | Affine) -> Tensor:
         """Of the product; the same tensor again for the same input, so that layers which share one share products."""
-        if type(product) not in (Product, Affine):
+        if type(product) not in (MatmulUse, Affine):
             return product.input_rows(self.groups).detach()
         x = product.x
         if id(x) not in self._rows:  # what has gone into a product is not written into until the backward has run
@@ -219,9 +220,9 @@ class ExampleGradients:
 
 
 def _norms(gradients: Iterable[ParameterGradient]) -> Tensor:
-    products, squares = Products(wide=True), []
+    products, squares = GramCache(wide=True), []
     small: dict[torch.device, list[Tensor]] = {}
-    alike: dict[tuple[object, ...], list[Outer]] = {}
+    alike: dict[tuple[object, ...], list[OuterProduct]] = {}
     for gradient in gradients:
         dense = gradient.dense
         if dense is not None and is_small(dense.numel()):
@@ -242,9 +243,9 @@ def _weights_by_bias(uses: Sequence[Use]) -> dict[int, int]:
     biases = set[int]()
     for use in uses:
         product, parameters = use.product, use.parameters
-        if isinstance(product, Product) and product.bias is not None:
+        if isinstance(product, MatmulUse) and product.bias is not None:
             biases.add(id(product.bias))
-        if isinstance(product, Product) and len(parameters) == 2:
+        if isinstance(product, MatmulUse) and len(parameters) == 2:
             weight, bias = map(id, parameters)
             partners.setdefault(weight, set()).add(bias)
             partners.setdefault(bias, set()).add(weight)

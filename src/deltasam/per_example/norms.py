@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from deltasam.core.passes import Closure, Passes
 from deltasam.core.restore import WeightStore
 from deltasam.core.runtime import Runtime
-from deltasam.per_example.engine import Checked, Engine
+from deltasam.per_example.check_history import Checked
+from deltasam.per_example.engine import Engine
 
 # What is known of a model, as long as there is the model.
 _CHECKED: WeakKeyDictionary[nn.Module, Checked] = WeakKeyDictionary()
@@ -33,9 +34,9 @@ def per_example_grad_norms(
         runtime: How a loss becomes gradients; plain PyTorch unless given.
 
     Raises:
-        NotCoveredError: The norms cannot be had exactly; names the parameters.
+        NotCoveredError: The norms cannot be computed exactly; names the parameters.
         ValueError: m does not divide the number of examples.
     """
     checked = _CHECKED.setdefault(model, Checked()) if check else None
     engine = Engine(model, check=check, checked=checked)
-    return engine.look(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()
+    return engine.dry_run(Passes(model, closure, runtime or Runtime(), WeightStore()), m).norms()

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam.core.torch_internals.mode_backwards import checkpoint_region
-from deltasam.core.vectors import HALVES, wide
+from deltasam.core.torch_internals.modes import checkpoint_region
+from deltasam.core.torch_internals.tensors import version_of
+from deltasam.core.vectors import HALF_DTYPES, wide
 
 SMALL = 1 << 15
 
@@ -27,7 +28,7 @@ def is_small(numbers: int) -> bool:
 
 
 @dataclass(slots=True, eq=False)  # not frozen: one is made in every layer, and that takes four times as long
-class Outer:
+class OuterProduct:
     """The gradient ``sum_r x_r (outer) b_r`` of a weight matrix, for every group.
 
     Attributes:
@@ -66,16 +67,16 @@ class Outer:
         """The gradient of the layer's bias, summed over the groups [O]."""
         return self._b().sum((0, 1))
 
-    def rows_times(self, scale: Tensor) -> Outer:
+    def rows_times(self, scale: Tensor) -> OuterProduct:
         """The gradient of a table times a tensor of its shape, element by element: every row by the row it is of."""
         return replace(self, b=self._b() * scale[self.x], factors=None)
 
-    def times(self, factors: Tensor) -> Outer:
+    def times(self, factors: Tensor) -> OuterProduct:
         """Each group's gradient times its factor [g]."""
         # In half precision the products alone could leave the range of the type. And a small b is multiplied once, the
         # products several times.
-        if self.b.dtype in HALVES or self.is_small:
-            return Outer(self.x, times(self.b, factors), self.axis, self.ones, self.factors)
+        if self.b.dtype in HALF_DTYPES or self.is_small:
+            return OuterProduct(self.x, times(self.b, factors), self.axis, self.ones, self.factors)
         factors = factors.to(self.b)
         # They go into the products, which are smaller than b.
         return replace(self, factors=factors if self.factors is None else self.factors * factors)
@@ -85,7 +86,7 @@ class Outer:
         """Whether to launch an operation costs more than what it does with all this."""
         return is_small(self.x.numel() + self.b.numel())
 
-    def without_zero_rows(self) -> Outer:
+    def without_zero_rows(self) -> OuterProduct:
         """The same gradient from fewer rows, where b is mostly 0: behind a classifier that reads one token, say."""
         if not self.b.numel():
             return self
@@ -104,7 +105,7 @@ class Outer:
         return b if self.factors is None else times(b, self.factors)
 
 
-class Products:
+class GramCache:
     """Products of rows with rows. The last few are kept: layers that share an input (Q, K, V) share them.
 
     Args:
@@ -129,7 +130,7 @@ class Products:
         # The place in the graph as well: a tensor may be detached in place. And gradient checkpointing must find as
         # much to save the second time, so its regions share with no one else.
         node, region = p.grad_fn, checkpoint_region()
-        key = (id(p), p._version, id(q), id(factors), ones, torch.is_grad_enabled(), id(region), id(node))
+        key = (id(p), version_of(p), id(q), id(factors), ones, torch.is_grad_enabled(), id(region), id(node))
         if key not in self._kept:
             product = self._product(*((wide(p), wide(q)) if self._wide else (p, q)), ones=ones)
             if factors is not None:
@@ -149,7 +150,7 @@ class Products:
         return torch.baddbmm(self._one, p, q.mT)
 
 
-def square_norm(terms: list[Outer], products: Products) -> Tensor:
+def square_norm(terms: list[OuterProduct], products: GramCache) -> Tensor:
     """Squared norm of the sum of several gradients of one weight [g], cross terms included."""
     squares = []
     for i, p in enumerate(terms):
@@ -166,7 +167,7 @@ def square_norm(terms: list[Outer], products: Products) -> Tensor:
     return functools.reduce(torch.add, squares)
 
 
-def alike_in_small(term: Outer) -> tuple[object, ...] | None:
+def alike_in_small(term: OuterProduct) -> tuple[object, ...] | None:
     """What must be equal of small gradients for ``square_norms``; None for one that is no such."""
     x, b = term.x, term.b
     if not term.is_small or not x.is_floating_point() or term.factors is not None:
@@ -174,7 +175,7 @@ def alike_in_small(term: Outer) -> tuple[object, ...] | None:
     return x.shape, b.shape, term.axis, term.ones, x.dtype, b.dtype, b.device
 
 
-def square_norms(terms: list[Outer]) -> Tensor:
+def square_norms(terms: list[OuterProduct]) -> Tensor:
     """The sum of the squared norms of gradients of several weights [g], all of one shape: launched as one."""
     x, b = (wide(torch.cat(sides)) for sides in ([t.x for t in terms], [t.b for t in terms]))
     with_x = _product(x, x)
@@ -182,7 +183,7 @@ def square_norms(terms: list[Outer]) -> Tensor:
     return products.view(len(terms), len(terms[0].b), *products.shape[1:]).sum((0, 2, 3))
 
 
-def contract(onto: Tensor, x: Tensor, axis: int, term: Outer, products: Products) -> Tensor:
+def contract(onto: Tensor, x: Tensor, axis: int, term: OuterProduct, products: GramCache) -> Tensor:
     """``onto`` [g, R', O] plus new input rows [g, R', I], or ids [g, R'], times the gradient as the weight.
 
     Args:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from deltasam.core.vectors import HALVES, wide
+from deltasam.core.vectors import HALF_DTYPES, wide
 from deltasam.per_example import outer_products as outer
-from deltasam.per_example.outer_products import Outer, Products, is_small
+from deltasam.per_example.outer_products import GramCache, OuterProduct, is_small
 
 # What forming a gradient of every group costs beside its matrix product, in rows of that product: memory traffic.
 _TRAFFIC = 40
@@ -24,12 +24,12 @@ class ParameterGradient:
     """One gradient of a parameter per group of examples: as outer products, or as a plain tensor.
 
     Attributes:
-        outers: Outer products whose sum it is; or
+        outers: OuterProduct products whose sum it is; or
         dense: The gradients themselves [g, *shape].
         multiplies: Whether all that the parameter does is multiply numbers, as a linear layer's weight.
     """
 
-    outers: tuple[Outer, ...] = ()
+    outers: tuple[OuterProduct, ...] = ()
     dense: Tensor | None = None
     multiplies: bool = False
 
@@ -38,7 +38,7 @@ class ParameterGradient:
         """Whether the gradient of the layer's bias is in this one as well."""
         return any(term.ones for term in self.outers)
 
-    def square_norm(self, products: Products) -> Tensor:
+    def square_norm(self, products: GramCache) -> Tensor:
         """Squared norm of each group's gradient [g]."""
         if self.dense is None:
             return outer.square_norm(list(self.outers), products)
@@ -108,7 +108,9 @@ class ParameterGradient:
         return _sum(term.bias_total() for term in self.outers)
 
 
-def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tensor], groups: int) -> ParameterGradient:
+def gradient_of(
+    parameter: nn.Parameter, outers: list[OuterProduct], denses: list[Tensor], groups: int
+) -> ParameterGradient:
     """The sum of what every use of a parameter contributed, in the form that costs least.
 
     Args:
@@ -128,11 +130,11 @@ def gradient_of(parameter: nn.Parameter, outers: list[Outer], denses: list[Tenso
     return ParameterGradient(dense=_sum([*matrices, *denses]), multiplies=multiplies)
 
 
-def _merged(outers: list[Outer]) -> list[Outer]:
+def _merged(outers: list[OuterProduct]) -> list[OuterProduct]:
     """The same sum with few terms: a weight that is used in every step of a loop has one with all rows."""
     if len(outers) <= _FEW:
         return outers
-    alike: dict[tuple[object, ...], list[Outer]] = {}
+    alike: dict[tuple[object, ...], list[OuterProduct]] = {}
     for term in outers:
         alike.setdefault((term.axis, term.ones, term.x.dtype, term.b.dtype), []).append(term)
     return [
@@ -149,7 +151,7 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, tensors)
 
 
-def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
+def _outer_products_are_cheaper(terms: list[OuterProduct], shape: torch.Size) -> bool:
     """Three products of rows with rows (norm, forward, backward) against one matrix for every group.
 
     In half precision the matrix takes part in as many: there it stands beside the weight, whose product is not left
@@ -159,7 +161,7 @@ def _outer_products_are_cheaper(terms: list[Outer], shape: torch.Size) -> bool:
     table = all(not term.x.is_floating_point() for term in terms)
     columns = shape[1:].numel()
     weights, sides = shape.numel(), columns if table else shape[0] + columns
-    of_matrix = 3 if terms[0].b.dtype in HALVES else 1
+    of_matrix = 3 if terms[0].b.dtype in HALF_DTYPES else 1
     by_matrix = of_matrix * rows * (columns if table else weights) + _TRAFFIC * weights
     size, size_of_matrix = terms[0].b.itemsize, wide(terms[0].b[:0]).itemsize
     return 3 * rows * rows * sides <= by_matrix or weights * size_of_matrix > 2 * rows * sides * size

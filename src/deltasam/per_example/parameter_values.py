@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.rules import Product
+from deltasam.core.torch_internals.tensors import version_of
+from deltasam.per_example.rules import MatmulUse
 
 Values = dict[int, Any]
 """Parameters by id, and what was computed from them in one evaluation by the (negative) number of the call."""
@@ -25,7 +26,7 @@ def new_call() -> int:
 
 
 @dataclass(slots=True, eq=False)
-class Shared:
+class ParameterExpr:
     """A value that depends on parameters but on no example; examples get copies of it once they meet it.
 
     Attributes:
@@ -40,7 +41,7 @@ class Shared:
     value: Tensor
     parameters: tuple[nn.Parameter, ...]
     function: Callable[[Values], Tensor]
-    lookup: Product | None = None
+    lookup: MatmulUse | None = None
     version: int | None = None
     requires_grad: bool = True
 
@@ -66,22 +67,22 @@ class Shared:
         return torch.func.vmap(self.function)(dict(parameters))
 
 
-def parameter(p: nn.Parameter) -> Shared:
+def of_parameter(p: nn.Parameter) -> ParameterExpr:
     """A parameter as a shared value."""
-    return Shared(p, (p,), lambda values: values[id(p)])
+    return ParameterExpr(p, (p,), lambda values: values[id(p)])
 
 
 def computed(
     value: Tensor,
     function: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    found: Mapping[int, Shared],
+    args: object,
+    kwargs: object,
+    found: Mapping[int, ParameterExpr],
     *,
     item: int | None = None,
     call: int | None = None,
-    lookup: Product | None = None,
-) -> Shared:
+    lookup: MatmulUse | None = None,
+) -> ParameterExpr:
     """The result of a function of shared values and constants.
 
     Args:
@@ -92,7 +93,7 @@ def computed(
         found: Shared values by the id of their tensor.
         item: Which item of the result is meant, if it is not the result itself.
         call: The number of the call, if several items of its result are kept: it is then done once for all of them.
-        lookup: See ``Shared``.
+        lookup: See ``ParameterExpr``.
     """
     tensors = tensors_in((args, kwargs))
     parameters = parameters_of(args, kwargs, found)
@@ -104,7 +105,7 @@ def computed(
     number = new_call() if call is None else call
 
     def again(values: Values) -> Tensor:
-        def replace(argument: Any) -> Any:
+        def replace(argument: Tensor) -> Tensor:
             shared = found.get(id(argument))
             return argument if shared is None else shared.function(values)
 
@@ -115,7 +116,7 @@ def computed(
                 values[number] = function(*map_tensors(replace, args), **map_tensors(replace, kwargs))
         return values[number] if item is None else values[number][item]
 
-    return Shared(value, parameters, again, lookup, _version(value), value.requires_grad)
+    return ParameterExpr(value, parameters, again, lookup, _version(value), value.requires_grad)
 
 
 def _mode(device: str) -> Callable[[], Any]:
@@ -133,23 +134,23 @@ def _mode(device: str) -> Callable[[], Any]:
 
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written into; None where PyTorch does not count."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else version_of(tensor)
 
 
-def parameters_of(args: Any, kwargs: Any, found: Mapping[int, Shared]) -> tuple[nn.Parameter, ...]:
+def parameters_of(args: object, kwargs: object, found: Mapping[int, ParameterExpr]) -> tuple[nn.Parameter, ...]:
     """The parameters that the shared values among the arguments depend on, each once."""
     parameters = {id(p): p for t in tensors_in((args, kwargs)) if id(t) in found for p in found[id(t)].parameters}
     return tuple(parameters.values())
 
 
-def tensors_in(arguments: Any) -> list[Tensor]:
+def tensors_in(arguments: object) -> list[Tensor]:
     """The tensors among arguments, in lists, tuples and dictionaries too."""
     tensors: list[Tensor] = []
     _collect(arguments, tensors)
     return tensors
 
 
-def tensors_of_call(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+def tensors_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call: most of them are no lists."""
     tensors: list[Tensor] = []
     for argument in (*args, *kwargs.values()) if kwargs else args:
@@ -160,7 +161,7 @@ def tensors_of_call(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     return tensors
 
 
-def tensors_given(arguments: Any) -> list[Tensor]:
+def tensors_given(arguments: object) -> list[Tensor]:
     """The tensors that a model is given or returns: in mappings of any kind and dataclasses as well, however deep."""
     if isinstance(arguments, Tensor):
         return [arguments]
@@ -173,18 +174,18 @@ def tensors_given(arguments: Any) -> list[Tensor]:
     return [t for argument in arguments for t in tensors_given(argument)]
 
 
-def map_tensors(function: Callable[[Any], Any], arguments: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], arguments: object) -> Any:
     """The arguments with every tensor among them replaced by its image."""
     if isinstance(arguments, Tensor):
         return function(arguments)
-    if type(arguments) in (list, tuple):
+    if isinstance(arguments, (list, tuple)) and type(arguments) in (list, tuple):
         return type(arguments)(map_tensors(function, a) for a in arguments)
     if type(arguments) is dict:
         return {key: map_tensors(function, a) for key, a in arguments.items()}
     return arguments
 
 
-def _collect(arguments: Any, tensors: list[Tensor]) -> None:
+def _collect(arguments: object, tensors: list[Tensor]) -> None:
     if isinstance(arguments, Tensor):
         tensors.append(arguments)
     elif isinstance(arguments, (list, tuple)):

@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam.core.passes import Passes, Point
+from deltasam.core.passes import Passes, PerturbedPass
+from deltasam.core.torch_internals import foreach
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import version_of
 from deltasam.per_example import outer_products as outer
 from deltasam.per_example.example_gradients import ExampleGradients
-from deltasam.per_example.functions import Function
-from deltasam.per_example.outer_products import Products, is_small
+from deltasam.per_example.functions import Args, Function, Kwargs
+from deltasam.per_example.outer_products import GramCache, is_small
 from deltasam.per_example.parameter_gradient import ParameterGradient
 from deltasam.per_example.recorder import NotCoveredError, Record
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Product, is_parameter
-from deltasam.per_example.tracing import ParameterUses
+from deltasam.per_example.rules import Affine, MatmulUse, is_parameter
+from deltasam.per_example.tracing import ParameterTracer
 
 
-class Perturbed(ParameterUses):
+class Perturbed(ParameterTracer):
     """Functions compute as with the weights ``w + perturbation_i`` for every example of group i.
 
     No weight is moved. Forward and backward belong inside: a layer may be run again in the backward.
@@ -43,8 +46,8 @@ class Perturbed(ParameterUses):
             if (gradient := self._of(p)) is not None and gradient.dense is not None and gradient.multiplies
             if id(p) not in self._small and p.untyped_storage().size()  # sharded ones are not here outside of passes
         }
-        self._versions = {id(t): t.x._version for g in perturbations.of.values() for t in g.outers}
-        self._products = Products(wide=False)
+        self._versions = {id(t): version_of(t.x) for g in perturbations.of.values() for t in g.outers}
+        self._products = GramCache(wide=False)
         self._moves, self._uses = RowMoves(), 0
         self._last: tuple[tuple[object, ...], Tensor] = ((), torch.empty(0))
 
@@ -62,7 +65,7 @@ class Perturbed(ParameterUses):
                 steps[id(p)] = p, step if step.dtype == p.dtype else step.to(p.dtype)
         if not steps:
             return {}
-        return dict(zip(steps, torch._foreach_add(*map(list, zip(*steps.values(), strict=True))), strict=True))
+        return dict(zip(steps, foreach.add(*map(list, zip(*steps.values(), strict=True))), strict=True))
 
     def copies(self, parameter: nn.Parameter, count: int) -> Tensor:
         """The perturbed parameter for every example [count, *shape]."""
@@ -80,7 +83,7 @@ class Perturbed(ParameterUses):
             perturbed = parameter + gradient.matrix(parameter.shape).to(parameter.dtype)
         return perturbed if count == self._groups else perturbed.repeat_interleave(count // self._groups, 0)
 
-    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+    def product(self, run: Callable[[], Tensor], product: MatmulUse) -> Tensor:
         """The output with perturbed weights."""
         self._uses += 1
         if len(product.x) % self._groups:
@@ -119,7 +122,7 @@ class Perturbed(ParameterUses):
         axes = output.ndim - copies.ndim
         return copies.view(len(copies), *[1] * axes, *side.shape) if axes else copies
 
-    def _add_product(self, rows: Tensor, product: Product, weight: ParameterGradient) -> Tensor:
+    def _add_product(self, rows: Tensor, product: MatmulUse, weight: ParameterGradient) -> Tensor:
         x = self._input_rows(product)
         if weight.dense is not None:
             step = (weight.dense - product.weight.detach()) if id(product.weight) in self._moved else weight.dense
@@ -130,45 +133,45 @@ class Perturbed(ParameterUses):
         # A table's rows are looked up in its own precision, also under autocast.
         with nullcontext() if x.is_floating_point() else torch.autocast(x.device.type, enabled=False):
             for term in weight.outers:
-                if term.x._version != self._versions[id(term)]:
+                if version_of(term.x) != self._versions[id(term)]:
                     self.refuse(product.parameters, "was given something that the second pass has written over")
                 rows = outer.contract(rows, x, product.axis, term, self._products)
         return rows
 
-    def _input_rows(self, product: Product) -> Tensor:
+    def _input_rows(self, product: MatmulUse) -> Tensor:
         """Of the product; the same tensor again for the same input, so that layers which share one share products."""
-        if type(product) is not Product:
+        if type(product) is not MatmulUse:
             return product.input_rows(self._groups)
         x = product.x
         if x.ndim == 3 and len(x) == self._groups:
             return x
         # The place in the graph as well; and a view that was made without gradients says that it has one, and has none.
-        key = (x, x._version, x.grad_fn, torch.is_grad_enabled())
+        key = (x, version_of(x), x.grad_fn, torch.is_grad_enabled())
         if not self._last[0] or not all(map(operator.is_, key, self._last[0])):
             self._last = (key, product.input_rows(self._groups))
         return self._last[1]
 
-    def _is_small(self, product: Product) -> bool:
+    def _is_small(self, product: MatmulUse) -> bool:
         """Whether the weights of a linear layer are there for every group; its bias also, or it is the same for all."""
-        if id(product.weight) not in self._small or type(product) is not Product:
+        if id(product.weight) not in self._small or type(product) is not MatmulUse:
             return False
         bias = product.bias  # the weight of a layer with no input is smaller than its bias
         return bias is None or id(bias) in self._small or self._of(bias) is None
 
-    def _multiply_small(self, product: Product) -> Tensor:
+    def _multiply_small(self, product: MatmulUse) -> Tensor:
         weight, bias, x = self._small[id(product.weight)], product.bias, self._input_rows(product)
         weight = weight if product.axis == 0 else weight.mT
         rows = torch.bmm(x, weight) if bias is None else torch.baddbmm(self._small.get(id(bias), bias), x, weight)
         return rows if rows.shape[:-1] == product.x.shape[:-1] else product.output(rows)
 
-    def _multiply(self, product: Product, moved: Tensor) -> Tensor:
+    def _multiply(self, product: MatmulUse, moved: Tensor) -> Tensor:
         bias = None if product.bias is None else product.bias.expand(1, 1, -1)
         if bias is not None and (step := self._of(product.bias)) is not None and step.dense is not None:
             bias = bias + step.dense[:, None]
         x = product.input_rows(self._groups)
         return product.output(_MultiplyEach.apply(x, product.weight, _matrices(moved), bias, product.axis))
 
-    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Args, kwargs: Kwargs, result: object) -> None:
         """Note whose rows were picked."""
         self._moves.see(function.name, function.rows, args, kwargs, result, self._uses)
 
@@ -211,7 +214,7 @@ class _MultiplyEach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, moved = ctx.saved_tensors  # with gradient checkpointing the forward runs again in here
-        with torch._C.DisableTorchFunction():  # what is computed here is not a use of the weight
+        with unseen():  # what is computed here is not a use of the weight
             return _MultiplyEach._gradients(ctx, x, moved, gradients[0])
 
     @staticmethod
@@ -242,7 +245,7 @@ def _in_low_precision(x: Tensor) -> bool:
 
 
 @contextmanager
-def perturbed_pass(passes: Passes, record: Record, perturbations: ExampleGradients) -> Iterator[Point]:
+def perturbed_pass(passes: Passes, record: Record, perturbations: ExampleGradients) -> Iterator[PerturbedPass]:
     """A later pass in which every group has its own weights; forward *and* backward belong inside.
 
     Args:

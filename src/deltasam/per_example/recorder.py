@@ -14,21 +14,23 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
 from deltasam.core.packed import refuse_signs, signs_of_packing
 from deltasam.core.structure import Structure
-from deltasam.core.vectors import HALVES
-from deltasam.per_example.functions import Function
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import base_of, number_of_hooks
+from deltasam.core.vectors import HALF_DTYPES
+from deltasam.per_example.functions import Args, Function, Kwargs
 from deltasam.per_example.parameter_values import tensors_given, tensors_in
 from deltasam.per_example.row_moves import RowMoves
-from deltasam.per_example.rules import Affine, Product, is_parameter
-from deltasam.per_example.tracing import ParameterUses
+from deltasam.per_example.rules import Affine, MatmulUse, is_parameter
+from deltasam.per_example.tracing import ParameterTracer
 
 _SMALL = 8
 
 
 class NotCoveredError(RuntimeError):
-    """Per-example gradients cannot be had exactly; the message says of which parameters, why, and what to do.
+    """Per-example gradients cannot be computed exactly; the message says of which parameters, why, and what to do.
 
     Attributes:
-        specs: Methods that can do it, as text: for who does not write Python.
+        specs: Methods that can do it, as text: for users who do not write Python.
     """
 
     def __init__(self, message: str, *, specs: Sequence[str] = ()) -> None:
@@ -53,7 +55,7 @@ class Use:
     shape: torch.Size
     dtype: torch.dtype
     parameters: tuple[nn.Parameter, ...]
-    product: Product | Affine | None = None
+    product: MatmulUse | Affine | None = None
     came_from: tuple[tuple[Any, int], ...] = ()
 
     @property
@@ -62,7 +64,7 @@ class Use:
         return "copies" if self.product is None else self.product.kind
 
 
-class Record(ParameterUses):
+class Record(ParameterTracer):
     """The uses of a model's trainable parameters in one forward pass.
 
     Args:
@@ -124,10 +126,10 @@ class Record(ParameterUses):
         """Whether anything was computed in half precision, or may have been in TF32."""
         parameters = self.structure.parameters.values()
         dtypes = {self.losses.dtype, *(use.dtype for use in self.uses), *(p.dtype for p in parameters)}
-        return not dtypes.isdisjoint(HALVES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
+        return not dtypes.isdisjoint(HALF_DTYPES) or (self.losses.is_cuda and rounding_of_tf32() > 0)
 
     def refuse_packed(self) -> None:
-        """To be called after the forward, in which the device shall not be waited for.
+        """To be called after the forward, which should not wait for the device.
 
         Raises:
             ValueError: What the model was given are several examples in a row.
@@ -142,7 +144,7 @@ class Record(ParameterUses):
             losses: One loss [], or one per example [n].
 
         Raises:
-            NotCoveredError: It cannot be told.
+            NotCoveredError: It cannot be determined.
         """
         batches = self._batches()
         if len(batches) == 1 and losses.shape == (1,) and next(iter(batches)) > 1:
@@ -155,7 +157,7 @@ class Record(ParameterUses):
         if len(batches) != 1:
             seen = f"was called with {sorted(batches)} of them" if batches else "itself was not called"
             raise NotCoveredError(
-                f"how many examples there are cannot be told from a scalar loss, because the model {seen}; "
+                f"how many examples there are cannot be determined from a scalar loss, because the model {seen}; "
                 f"return one loss per example, for example F.cross_entropy(logits, labels, reduction='none')"
             )
         return next(iter(batches))
@@ -176,7 +178,7 @@ class Record(ParameterUses):
         names = self.names
         uses = tuple((use.kind, of_each(use.shape[0]), *(names[id(p)] for p in use.parameters)) for use in self.uses)
         batches = frozenset(map(of_each, self._batches(examples)))
-        hooks = tuple(len(p._backward_hooks or ()) for p in self.parameters.values())
+        hooks = tuple(map(number_of_hooks, self.parameters.values()))
         functions = tuple(self._functions), self.graph, self.reached
         return hooks, uses, batches, self.row_moves(examples), functions
 
@@ -199,7 +201,7 @@ class Record(ParameterUses):
         self._add(copies, (parameter,), None)
         return copies
 
-    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+    def product(self, run: Callable[[], Tensor], product: MatmulUse) -> Tensor:
         """The output as usual, noted."""
         y = run()
         parameters, names = product.parameters, self.names
@@ -230,12 +232,12 @@ class Record(ParameterUses):
         if self._open and torch.is_autocast_enabled(device):
             self.lowered.add(torch.get_autocast_dtype(device))
 
-    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+    def met(self, parameters: Iterable[nn.Parameter], result: object) -> None:
         """Note the precision of the result: in a model of float64 some layers compute in float32."""
         if self._open and isinstance(result, Tensor) and result.is_floating_point():
             self.lowered.add(result.dtype)
 
-    def moved(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
+    def moved(self, function: Function, args: Args, kwargs: Kwargs, result: object) -> None:
         """Note whose rows were picked, if by data, and whether gradients are looked at on their way."""
         if not self._open:
             return
@@ -265,7 +267,7 @@ class Record(ParameterUses):
         tolerance = max(rounding_of(result.dtype), rounding_of_tf32() if result.is_cuda else 0.0)
         return result.dtype == expected.dtype and close(result, expected, tolerance)
 
-    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: Product | Affine | None) -> None:
+    def _add(self, y: Tensor, parameters: tuple[nn.Parameter, ...], product: MatmulUse | Affine | None) -> None:
         if self._open and y.grad_fn is None:  # it was made under no_grad
             self.outside_graph.update(map(id, parameters))
         elif self._open:
@@ -273,9 +275,9 @@ class Record(ParameterUses):
             self.uses.append(Use(output, y.shape, y.dtype, parameters, product, _sources(product)))
             self._number_of_uses += 1
 
-    def _see_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _see_inputs(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         if self._open:
-            with torch._C.DisableTorchFunction():  # now, since a forward may change what it is given
+            with unseen():  # now, since a forward may change what it is given
                 self._signs += signs_of_packing([args, kwargs])
         super()._see_inputs(module, args, kwargs)
         given = [t for t in tensors_given((args, kwargs)) if t.ndim]
@@ -283,7 +285,7 @@ class Record(ParameterUses):
             self._calls.add(frozenset(len(t) for t in given))
             self._lengths |= set(given[0].shape[1:2])
 
-    def _see_outputs(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see_outputs(self, module: nn.Module, args: object, output: object) -> None:
         self.returned += tensors_of(output)
         self._returned_rows |= {len(t) for t in self.returned if t.ndim}
 
@@ -293,18 +295,19 @@ class Record(ParameterUses):
         return {n for rows in self._calls for n in (rows & known_ones if len(rows) > 1 else rows) or rows}
 
 
-def _written_to(y: Tensor, product: Product | Affine | None) -> Tensor:
+def _written_to(y: Tensor, product: MatmulUse | Affine | None) -> Tensor:
     """Where the gradient of what came out of a use is seen, also if y is written into afterwards.
 
     A linear layer's output of three axes is a view of its rows: a write changes the place of the view in the graph, but
     not that of the rows.
     """
-    if not isinstance(product, Product) or not product.x.is_floating_point() or not y._is_view() or y._base is None:
+    if not isinstance(product, MatmulUse) or not product.x.is_floating_point():
         return y
-    return y._base if y._base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
+    base = base_of(y)
+    return base if base is not None and base.shape == (y.shape[:-1].numel(), y.shape[-1]) else y
 
 
-def _sources(product: Product | Affine | None) -> tuple[tuple[Any, int], ...]:
+def _sources(product: MatmulUse | Affine | None) -> tuple[tuple[Any, int], ...]:
     """The places in the graph of what a product was given beside parameters."""
     if product is None:
         return ()
@@ -312,7 +315,7 @@ def _sources(product: Product | Affine | None) -> tuple[tuple[Any, int], ...]:
     return tuple((t.grad_fn, t.output_nr) for t in given if t.grad_fn is not None)
 
 
-def _told(argument: Any, count: int) -> object:
+def _told(argument: object, count: int) -> object:
     """What an argument says, where that is no length: small numbers, whether one is 0 or 1, a mode.
 
     Args:
@@ -325,7 +328,7 @@ def _told(argument: Any, count: int) -> object:
         return argument if -_SMALL < argument < _SMALL else (count > 1 and argument % count == 0)
     if isinstance(argument, float):
         return argument if argument in (0.0, 1.0) else "number"
-    if type(argument) in (list, tuple):
+    if isinstance(argument, (list, tuple)) and type(argument) in (list, tuple):
         return tuple(_told(a, count) for a in argument) if len(argument) < _SMALL else len(argument) > 0
     return None
 
@@ -340,7 +343,7 @@ def _without(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> dict[
     return {name: p for name, p in parameters.items() if name not in gone}
 
 
-def tensors_of(output: Any) -> list[Tensor]:
+def tensors_of(output: object) -> list[Tensor]:
     """The tensors with a graph in what a model returned."""
     return [t for t in tensors_given(output) if t.grad_fn is not None]
 

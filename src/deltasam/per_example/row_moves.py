@@ -55,7 +55,7 @@ def reader_of(name: str) -> Reader | None:
 
 
 def _row_move(
-    name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+    name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: object
 ) -> Move | None:
     """What a call did with the rows of its arguments; None where that does not depend on data."""
     pieces = args[0] if args and isinstance(args[0], (list, tuple)) else result
@@ -76,7 +76,7 @@ class RowMoves:
         self._pieces: dict[int, tuple[Tensor, int]] = {}  # held, so that nothing else takes their places
 
     def see(
-        self, name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: Any, uses: int
+        self, name: str, reader: Reader | None, args: Sequence[Any], kwargs: dict[str, Any], result: object, uses: int
     ) -> None:
         """A function was called after so many uses.
 
@@ -120,7 +120,7 @@ def _uneven(name: str, tensors: Sequence[Tensor]) -> tuple[object, ...] | None:
     return (name, *lengths) if len(set(lengths)) > 1 else None
 
 
-def _by_index(name: str, x: Tensor, index: Any = None, *_: Any, **others: Any) -> Move | None:
+def _by_index(name: str, x: Tensor, index: object = None, *_: object, **others: object) -> Move | None:
     """``x[index]`` and what writes there; only the first axis is that of the examples."""
     index = others.get("indices", index)
     first = next(iter(index), None) if isinstance(index, tuple) else index
@@ -137,35 +137,35 @@ def _of_index(name: str, x: Tensor, index: Tensor) -> RowMove | None:
     return None if index.is_floating_point() else RowMove(name, len(x), index.detach())
 
 
-def _along(name: str, x: Tensor, dim: Any = 0, index: Any = None, *_: Any, **others: Any) -> RowMove | None:
+def _along(name: str, x: Tensor, dim: object = 0, index: object = None, *_: object, **others: object) -> RowMove | None:
     """Functions of a dimension and an index; others than the first keep every row where it is."""
     if not isinstance(dim, int) or dim % max(x.ndim, 1) or not isinstance(index, Tensor):
         return None
     return _of_index(name, x, index)
 
 
-def _chosen(name: str, x: Tensor, dim: Any = 0, *numbers: Any, **others: Any) -> tuple[object, ...] | None:
+def _chosen(name: str, x: Tensor, dim: object = 0, *numbers: object, **others: object) -> tuple[object, ...] | None:
     """Rows by numbers: ``select``, ``narrow``."""
     if not isinstance(dim, int) or dim % max(x.ndim, 1):
         return None
     return (name, *numbers, *(value for _, value in sorted(others.items())))
 
 
-def _take_along(name: str, x: Tensor, indices: Tensor, dim: Any = None) -> RowMove | None:
+def _take_along(name: str, x: Tensor, indices: Tensor, dim: int | None = None) -> RowMove | None:
     return None if dim is not None and dim % x.ndim else _of_index(name, x, indices)
 
 
-def _by_mask(name: str, x: Tensor, mask: Tensor, *_: Any, **__: Any) -> RowMove | None:
+def _by_mask(name: str, x: Tensor, mask: Tensor, *_: object, **__: object) -> RowMove | None:
     return _of_index(name, x, mask.expand(torch.broadcast_shapes(x.shape, mask.shape)))
 
 
-def _repeated(name: str, x: Tensor, repeats: Any = None, dim: Any = None, **_: Any) -> RowMove | None:
+def _repeated(name: str, x: Tensor, repeats: object = None, dim: int | None = None, **_: object) -> RowMove | None:
     if not isinstance(repeats, Tensor) or repeats.numel() != len(x) or (dim or 0) % x.ndim:
         return None
     return RowMove(name, len(x), repeats.detach(), counts=True)
 
 
-def _looked_up(name: str, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> RowMove | None:
+def _looked_up(name: str, input: Tensor, weight: Tensor, *_: object, **__: object) -> RowMove | None:
     return _of_index(name, weight, input)
 
 

@@ -1,16 +1,16 @@
 """How functions use parameters: which argument is the weight, and what the weight meets.
 
 A layer that is none of these needs no rule of its own: its parameters are handed to it in copies, one per example
-(see ``uses``). Rules are there where copies would cost too much.
+(see ``tracing``). Rules are there where copies would cost too much.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ _LAST = torch.channels_last
 
 
 @dataclass(slots=True)  # not frozen: one is made in every layer, and that takes four times as long
-class Product:
+class MatmulUse:
     """``output = input times weight (+ bias)``, seen as rows of the input and rows of the output.
 
     Attributes:
@@ -61,7 +61,7 @@ class Product:
 
 
 @dataclass(slots=True)
-class Lookup(Product):
+class Lookup(MatmulUse):
     """Ids [B, ...] that look up rows of a table: a product with one-hot rows."""
 
     kind: ClassVar[str] = "lookup"
@@ -83,7 +83,7 @@ class PaddedLookup(Lookup):
 
 
 @dataclass(slots=True)
-class Convolution(Product):
+class Convolution(MatmulUse):
     """A 2-D convolution [B, C, H, W]: a product of the patches it sees."""
 
     kernel: tuple[int, int]
@@ -178,15 +178,18 @@ class Masked:
     constant: Tensor
 
 
-PRODUCTS: dict[Any, Callable[..., Product | None]] = {}
+PRODUCTS: dict[Any, Callable[..., MatmulUse | None]] = {}
 MASKED: dict[Any, Callable[..., Masked | None]] = {}
 AFFINES: dict[Any, Callable[..., Affine | None]] = {}
 ELEMENTWISE: dict[Any, Callable[..., Affine | None]] = {}
 REFUSALS: dict[Any, Callable[..., str | None]] = {}
 
+Reader = TypeVar("Reader")
+Pair = int | Sequence[int]
 
-def _for(table: dict[Any, Any], *functions: Any) -> Callable[[Any], Any]:
-    def register(reader: Any) -> Any:
+
+def _for(table: dict[Any, Reader], *functions: Callable[..., Any] | str) -> Callable[[Reader], Reader]:
+    def register(reader: Reader) -> Reader:
         table.update(dict.fromkeys(functions, reader))
         return reader
 
@@ -194,20 +197,20 @@ def _for(table: dict[Any, Any], *functions: Any) -> Callable[[Any], Any]:
 
 
 @_for(PRODUCTS, F.linear)
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> MatmulUse | None:
     if weight.ndim != 2 or input.ndim < 2 or (bias is not None and bias.ndim != 1):
         return None
-    return Product(input, weight, bias, axis=1)
+    return MatmulUse(input, weight, bias, axis=1)
 
 
 @_for(PRODUCTS, torch.addmm)
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Product | None:
-    return Product(mat1, mat2, input, axis=0) if beta == alpha == 1 and input.ndim == 1 else None
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> MatmulUse | None:
+    return MatmulUse(mat1, mat2, input, axis=0) if beta == alpha == 1 and input.ndim == 1 else None
 
 
 @_for(PRODUCTS, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)
-def _matmul(input: Tensor, other: Tensor) -> Product | None:
-    return Product(input, other, None, axis=0) if other.ndim == 2 and input.ndim > 1 else None
+def _matmul(input: Tensor, other: Tensor) -> MatmulUse | None:
+    return MatmulUse(input, other, None, axis=0) if other.ndim == 2 and input.ndim > 1 else None
 
 
 @_for(PRODUCTS, F.embedding)
@@ -219,23 +222,24 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Product | None:
+) -> MatmulUse | None:
     if padding_idx is None:
         return Lookup(input, weight, None, axis=0)
     return PaddedLookup(input, weight, None, 0, padding_idx % len(weight))
 
 
 @_for(PRODUCTS, torch.Tensor.__getitem__)
-def _rows_of_table(input: Tensor, index: Any) -> Product | None:
-    is_ids = isinstance(index, Tensor) and index.ndim and index.dtype in (torch.int32, torch.int64)
-    if input.ndim != 2 or not is_ids:
+def _rows_of_table(input: Tensor, index: object) -> MatmulUse | None:
+    if input.ndim != 2 or not isinstance(index, Tensor):
+        return None
+    if not index.ndim or index.dtype not in (torch.int32, torch.int64):
         return None
     return Lookup(index.long() % len(input), input, None, axis=0)  # -1 is the last row
 
 
 @_for(MASKED, F.embedding)
 def _padded_embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: object, **__: object
 ) -> Masked | None:
     if padding_idx is None:
         return None
@@ -243,7 +247,7 @@ def _padded_embedding(
 
 
 @_for(MASKED, torch.embedding)
-def _padded_lookup(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any, **__: Any) -> Masked | None:
+def _padded_lookup(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: object, **__: object) -> Masked | None:
     if padding_idx < 0:
         return None
     return Masked(F.embedding, (indices, weight), (indices == padding_idx)[..., None])
@@ -254,11 +258,11 @@ def _conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
     groups: int = 1,
-) -> Product | None:
+) -> MatmulUse | None:
     if groups != 1 or input.ndim != 4 or isinstance(padding, str):
         return None
     kernel = (weight.shape[2], weight.shape[3])
@@ -272,13 +276,13 @@ def _conv2d(
 
 
 @_for(REFUSALS, F.embedding)
-def _strange_embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
+def _strange_embedding(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> str | None:
     options = dict(zip(("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"), args, strict=False)) | kwargs
     return _strange(options)
 
 
 @_for(REFUSALS, F.embedding_bag)
-def _strange_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> str | None:
+def _strange_bag(input: Tensor, weight: Tensor, *args: object, **kwargs: object) -> str | None:
     names = ("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse")
     options = dict(zip(names, args, strict=False)) | kwargs
     if options.get("sparse"):
@@ -287,7 +291,7 @@ def _strange_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> st
 
 
 @_for(REFUSALS, torch.embedding)
-def _strange_lookup(weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> str | None:
+def _strange_lookup(weight: Tensor, indices: Tensor, *args: object, **kwargs: object) -> str | None:
     return _strange(dict(zip(("padding_idx", "scale_grad_by_freq"), args, strict=False)) | kwargs)
 
 
@@ -303,12 +307,12 @@ def _strange(options: dict[str, Any]) -> str | None:
 
 
 @_for(REFUSALS, "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
-def _grouped(*_: Any, **__: Any) -> str:
+def _grouped(*_: object, **__: object) -> str:
     return "meets rows in the order of the experts that they are sent to, not of the examples"
 
 
 @_for(REFUSALS, "lstm", "gru", "rnn_tanh", "rnn_relu")
-def _recurrent(*_: Any, **__: Any) -> str:
+def _recurrent(*_: object, **__: object) -> str:
     return (
         "a recurrent layer with packed sequences, projections or dropout between its layers is one function that "
         "cannot be given a copy for each example; pad instead of packing, and have one layer in each module"
@@ -316,7 +320,7 @@ def _recurrent(*_: Any, **__: Any) -> str:
 
 
 @_for(REFUSALS, "multi_head_attention_forward")
-def _attention(*_: Any, **__: Any) -> str:
+def _attention(*_: object, **__: object) -> str:
     return (
         "nn.MultiheadAttention without an axis of examples, or with add_bias_kv or add_zero_attn, is one function that "
         "cannot be given a copy for each example; use nn.Linear layers and F.scaled_dot_product_attention"
@@ -325,7 +329,11 @@ def _attention(*_: Any, **__: Any) -> str:
 
 @_for(AFFINES, F.layer_norm)
 def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Affine:
     return Affine(
         input, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), weight, bias, key=("layer_norm", eps)
@@ -333,7 +341,9 @@ def _layer_norm(
 
 
 @_for(AFFINES, F.rms_norm)
-def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Affine:
+def _rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Affine:
     return Affine(input, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), weight, None, key=("rms_norm", eps))
 
 
@@ -362,7 +372,7 @@ def _batch_norm(
 
 
 @_for(ELEMENTWISE, torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
-def _scale(input: Any, other: Any) -> Affine | None:
+def _scale(input: object, other: object) -> Affine | None:
     if (sides := _examples_and_parameter(input, other)) is None:
         return None
     x, weight, dtype = *sides, torch.result_type(*sides)
@@ -370,14 +380,14 @@ def _scale(input: Any, other: Any) -> Affine | None:
 
 
 @_for(ELEMENTWISE, torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
-def _shift(input: Any, other: Any) -> Affine | None:
+def _shift(input: object, other: object) -> Affine | None:
     if (sides := _examples_and_parameter(input, other)) is None:
         return None
     x, bias, dtype = *sides, torch.result_type(*sides)
     return Affine(x, lambda x, _, b: x.to(dtype) if b is None else x + b, None, bias, key=("add", dtype))
 
 
-def _examples_and_parameter(a: Any, b: Any) -> tuple[Tensor, nn.Parameter] | None:
+def _examples_and_parameter(a: object, b: object) -> tuple[Tensor, nn.Parameter] | None:
     """A tensor, and a parameter of its last axes, if two real arguments are these."""
     x, parameter = (b, a) if isinstance(a, nn.Parameter) else (a, b)
     if not (isinstance(x, Tensor) and isinstance(parameter, nn.Parameter)) or x.ndim <= parameter.ndim:
@@ -398,7 +408,7 @@ def _rows(x: Tensor, groups: int) -> Tensor:
     return x.reshape(groups, x.shape[:-1].numel() // groups, x.shape[-1])
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Pair) -> tuple[int, int]:
     """One number for both axes, or one for each."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return (int(values[0]), int(values[-1]))

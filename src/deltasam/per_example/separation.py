@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deltasam.core.closeness import rounding_of_repeats
+from deltasam.core.torch_internals.modes import unseen
+from deltasam.core.torch_internals.tensors import version_of
 from deltasam.core.vectors import wide
+from deltasam.per_example.example_gradients import ExampleGradients
 from deltasam.per_example.perturbed_forward import Perturbed
-from deltasam.per_example.rules import Product
+from deltasam.per_example.recorder import Record
+from deltasam.per_example.rules import MatmulUse
 
 _FEW = 7
 """Of so many groups any two are separated; of more, those that fall into different halves."""
@@ -79,7 +82,7 @@ class Looks:
     @torch.no_grad()
     def at(self, result: Tensor, names: tuple[str, ...] = ()) -> Rows:
         """The rows of a result [B, ...]."""
-        tolerance, version = rounding_of_repeats(result.dtype), result._version
+        tolerance, version = rounding_of_repeats(result.dtype), version_of(result)
         for seen, its_version, numbers in self._last:  # what comes out of a layer goes into others
             if seen is result and its_version == version:
                 return Rows(names, numbers, tolerance)
@@ -106,8 +109,8 @@ class Looks:
 class RowsOfUses(Perturbed):
     """A perturbed forward that notes the rows of every result in which examples met parameters."""
 
-    def __init__(self, *args: Any, looks: Looks) -> None:
-        super().__init__(*args)
+    def __init__(self, record: Record, perturbations: ExampleGradients, *, looks: Looks) -> None:
+        super().__init__(record, perturbations)
         self.rows: list[Rows] = []
         self._looks, self._noting = looks, False
 
@@ -121,16 +124,16 @@ class RowsOfUses(Perturbed):
             self._noting = False
             self._looks.forget()
 
-    def product(self, run: Callable[[], Tensor], product: Product) -> Tensor:
+    def product(self, run: Callable[[], Tensor], product: MatmulUse) -> Tensor:
         """As there; what goes into a product shows interactions that weights of 0 hide in what comes out."""
         self.met(product.parameters, product.x)
         return super().product(run, product)
 
-    def met(self, parameters: Iterable[nn.Parameter], result: Any) -> None:
+    def met(self, parameters: Iterable[nn.Parameter], result: object) -> None:
         """Note it."""
         if self._noting and isinstance(result, Tensor) and result.is_floating_point() and result.ndim:
             names = tuple(self.names[id(p)] for p in parameters if id(p) in self.names)
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 self.rows.append(self._looks.at(result, names))
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deltasam.per_example.outer_products import Outer, is_small
-from deltasam.per_example.rules import Affine, Product
+from deltasam.per_example.outer_products import OuterProduct, is_small
+from deltasam.per_example.rules import Affine, MatmulUse
 
-_Layer = tuple[Product | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]
+_Layer = tuple[MatmulUse | Affine, tuple[nn.Parameter, ...], Tensor, Tensor]
 
 
 class SmallGradients:
@@ -25,16 +25,16 @@ class SmallGradients:
         self._groups = groups
         self._alike: dict[tuple[object, ...], list[_Layer]] = {}
 
-    def fit(self, product: Product | Affine, parameters: Sequence[nn.Parameter]) -> bool:
+    def fit(self, product: MatmulUse | Affine, parameters: Sequence[nn.Parameter]) -> bool:
         """Whether the parameters in a layer have gradients that are formed here."""
         if isinstance(product, Affine):
             if not product.key or parameters[0].ndim != 1:
                 return False
-        elif type(product) is not Product:
+        elif type(product) is not MatmulUse:
             return False
         return product.x.is_floating_point() and is_small(self._groups * parameters[0].numel())
 
-    def take(self, product: Product | Affine, parameters: tuple[nn.Parameter, ...], x: Tensor, b: Tensor) -> None:
+    def take(self, product: MatmulUse | Affine, parameters: tuple[nn.Parameter, ...], x: Tensor, b: Tensor) -> None:
         """Take a layer.
 
         Args:
@@ -43,7 +43,7 @@ class SmallGradients:
             x: The rows that went in [g, R, I].
             b: Gradient of the loss with respect to the rows that came out [g, R, O].
         """
-        of = product.axis if isinstance(product, Product) else product.key
+        of = product.axis if isinstance(product, MatmulUse) else product.key
         wanted = tuple(p is product.weight for p in parameters)
         # Where there are many rows, to put them together would cost more than it saves.
         alone = None if is_small(x.numel() + b.numel()) else id(product)
@@ -60,8 +60,8 @@ class SmallGradients:
                 yield from ((p, each[number]) for number, p in enumerate(of_all))
 
 
-def _gradient(product: Product | Affine, parameter: nn.Parameter, x: Tensor, b: Tensor) -> Tensor:
+def _gradient(product: MatmulUse | Affine, parameter: nn.Parameter, x: Tensor, b: Tensor) -> Tensor:
     if isinstance(product, Affine):
         return replace(product, x=x).gradient(parameter, b, len(b))
-    term = Outer(x, b, product.axis)
+    term = OuterProduct(x, b, product.axis)
     return term.matrix(parameter.shape) if parameter is product.weight else term.biases()

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam.core.collectives import alone
+from deltasam.core.torch_internals.modes import unseen
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def grads_aside(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 def grads_of(tensors: Iterable[Tensor]) -> list[Tensor | None]:
     """``.grad`` of each; to look at it is no use of a parameter, whatever mode is on."""
-    with torch._C.DisableTorchFunction():
+    with unseen():
         return [t.grad for t in tensors]
 
 
 def set_grads(tensors: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
     """Give each its ``.grad``."""
-    with torch._C.DisableTorchFunction():
+    with unseen():
         for t, grad in zip(tensors, grads, strict=True):
             t.grad = grad
 

@@ -7,30 +7,34 @@ backward is no torch function, and the mode stays on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from deltasam.core.torch_internals.modes import unseen
+
+Outputs = Tensor | GradientEdge | Sequence[Tensor | GradientEdge]
+
 
 def _tensor_backward(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
     torch.autograd.backward(_edges(tensor), gradient, *args, **kwargs)
 
 
-def _backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+def _backward(tensors: Outputs, *args: Any, **kwargs: Any) -> None:
     torch.autograd.backward(_edges(tensors), *args, **kwargs)
 
 
-def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+def _grad(outputs: Outputs, inputs: Outputs, *args: Any, **kwargs: Any) -> Any:
     return torch.autograd.grad(_edges(outputs), _edges(inputs), *args, **kwargs)
 
 
-def _edges(tensors: Any) -> list[GradientEdge]:
-    tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
-    with torch._C.DisableTorchFunction():  # to ask for the place of a parameter is no use of it
-        return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in tensors]
+def _edges(tensors: Outputs) -> list[GradientEdge]:
+    several = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
+    with unseen():  # to ask for the place of a parameter is no use of it
+        return [get_gradient_edge(t) if isinstance(t, Tensor) else t for t in several]
 
 
 BACKWARDS: dict[Any, Callable[..., Any]] = {
@@ -39,15 +43,3 @@ BACKWARDS: dict[Any, Callable[..., Any]] = {
     torch.autograd.grad: _grad,
 }
 """What to call, with the mode on, in place of a backward that the mode has seen."""
-
-
-def checkpoint_region() -> object:
-    """What stands for the checkpointed region of a forward that is under way; None outside of all.
-
-    Where PyTorch does not tell (before 2.8), an object of its own for each call.
-    """
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if top is None:
-        return object()
-    region = top(True)
-    return region[0] if region else None

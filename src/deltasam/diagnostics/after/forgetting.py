@@ -18,7 +18,7 @@ from deltasam.core.restore import WeightStore
 from deltasam.core.sharding import is_sharded
 from deltasam.diagnostics.after.weights import Evaluate, evaluated, holding
 from deltasam.diagnostics.axes import axes_or_new, by_name
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.batches import restoring_state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,11 +117,11 @@ def forgetting(
         raise ValueError("forgetting: the weights are sharded between processes; measure the saved model in one")
 
     def point(step: int) -> ForgettingPoint:
-        with put_back(model):  # what is measured shifts no dropout mask of a step
+        with restoring_state(model):  # what is measured shifts no dropout mask of a step
             on_b = float(loss())
         return ForgettingPoint(step, on_b, evaluated("forgetting", model, evaluate))
 
-    with put_back(model), holding(params, (p.detach() for p in params), WeightStore()):
+    with restoring_state(model), holding(params, (p.detach() for p in params), WeightStore()):
         for p in params:  # they are put back as the tensors they were: a step must not write into them
             p.grad = None
         trained, points = optimizer(params), [point(0)]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from deltasam.core.restore import WeightStore
 from deltasam.core.sharding import is_sharded
-from deltasam.diagnostics.put_back import put_back
+from deltasam.core.torch_internals import foreach
+from deltasam.diagnostics.batches import restoring_state
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Runs a model as it is on some data, and gives its metrics."""
@@ -52,7 +53,7 @@ def evaluated(owner: str, model: nn.Module, evaluate: Evaluate) -> dict[str, flo
     Raises:
         ValueError: It gives no metric.
     """
-    with put_back(model):
+    with restoring_state(model):
         found = {name: float(value) for name, value in evaluate().items()}
     if not found:
         raise ValueError(f"{owner}: evaluate() gave no metric; return a mapping from names to numbers")
@@ -79,4 +80,4 @@ def holding(params: Sequence[nn.Parameter], values: Iterable[Tensor], store: Wei
         torch.clear_autocast_cache()  # else autocast goes on using its low-precision copies of the old weights
         yield
     finally:
-        store.bring_back(torch._foreach_copy_)
+        store.bring_back(foreach.copy_)

@@ -88,7 +88,7 @@ def _numbers(cells: pd.DataFrame, names: list[str]) -> dict[str, pd.Series[Any]]
         return {}
 
 
-def _mark(cell: Any) -> Any:
+def _mark(cell: object) -> Any:
     """A text that a spreadsheet would run, with an apostrophe; a number stays one."""
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 

@@ -248,7 +248,7 @@ def _correct(recorder: ExampleRecorder, labels: list[Any], classes: Sequence[str
     return {"correct": correct, "correct_visits": ((visits == wanted) & (visits >= 0)).sum(0).numpy()}
 
 
-def _class_of(label: Any, classes: Sequence[str]) -> int:
+def _class_of(label: object, classes: Sequence[str]) -> int:
     if classes and label in classes:
         return classes.index(label)
     if classes or not isinstance(label, numbers.Integral):

@@ -1,15 +1,48 @@
-"""The highest loss that gradient ascent finds within a radius, for one group of examples."""
+"""The highest loss that gradient ascent finds within a radius, for one group of examples, and what groups there are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.restore import WeightStore, moved
 from deltasam.core.vectors import Vector
 from deltasam.diagnostics.batches import Batches, Piece
+
+
+def groups_of(sizes: Sequence[int], m: int | None) -> list[list[Piece]]:
+    """Cut the examples of all batches into groups of m consecutive ones; the last group may be smaller.
+
+    Args:
+        sizes: How many examples each batch has.
+        m: Examples per group; None: all of them.
+    """
+    m = sum(sizes) if m is None else m
+    groups: list[list[Piece]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            if not room:
+                groups.append([])
+                room = m
+            stop = min(size, start + room)
+            groups[-1].append((number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+    return groups
+
+
+def batches_of_whole_groups(sizes: Sequence[int], m: int | None) -> set[int]:
+    """The batches that hold several groups and no part of one."""
+    found, begin = set(), 0
+    for number, size in enumerate(sizes):
+        if m is not None and m < size and begin % m == 0 and size % m == 0:
+            found.add(number)
+        begin += size
+    return found
 
 
 def highest_rise(
@@ -41,6 +74,11 @@ def highest_rise(
         with moved(batches.params, in_units(place, units), 1.0, store):
             best = max(best, batches.rise(pieces))
     return best
+
+
+def relative_units(params: Sequence[nn.Parameter]) -> list[Tensor]:
+    """``|w|``, element by element, one tensor per parameter; a weight of 0 does not move."""
+    return [p.detach().abs() for p in params]
 
 
 def in_units(vector: Vector, units: Vector | None) -> list[Tensor | None]:

@@ -14,12 +14,9 @@ from deltasam.core.checks import positive, whole
 from deltasam.core.passes import Closure
 from deltasam.core.restore import WeightStore, moved
 from deltasam.core.vectors import Vector
-from deltasam.diagnostics.batches import Batches, epsilon_of
-from deltasam.diagnostics.flatness.ascent import in_units
-from deltasam.diagnostics.flatness.relative_units import relative_units
-from deltasam.diagnostics.flatness.rounding_warning import warn_if_rounding
-from deltasam.diagnostics.flatness.sharpness import CAUTION
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.batches import Batches, epsilon_of, restoring_state
+from deltasam.diagnostics.flatness.ascent import in_units, relative_units
+from deltasam.diagnostics.flatness.sharpness import CAUTION, warn_if_rounding
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def average_sharpness(
     """
     sigma = positive("average_sharpness", "sigma", sigma)
     samples = whole("average_sharpness", "samples", samples, least=2)
-    with put_back(model):
+    with restoring_state(model):
         batches = Batches("average_sharpness", model, closures)
         units, store = relative_units(batches.params) if adaptive else None, WeightStore()
         rises = [

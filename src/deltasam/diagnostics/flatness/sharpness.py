@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,13 +12,10 @@ from torch import nn
 from deltasam.core.checks import positive, whole
 from deltasam.core.passes import Closure
 from deltasam.core.restore import WeightStore
-from deltasam.diagnostics.batches import Batches, epsilon_of, size
+from deltasam.diagnostics.batches import Batches, epsilon_of, restoring_state, size
+from deltasam.diagnostics.closeness import rounding
 from deltasam.diagnostics.example_rises import ExampleRises
-from deltasam.diagnostics.flatness.ascent import highest_rise
-from deltasam.diagnostics.flatness.groups import batches_of_whole_groups, groups_of
-from deltasam.diagnostics.flatness.relative_units import relative_units
-from deltasam.diagnostics.flatness.rounding_warning import warn_if_rounding
-from deltasam.diagnostics.put_back import put_back
+from deltasam.diagnostics.flatness.ascent import batches_of_whole_groups, groups_of, highest_rise, relative_units
 from deltasam.per_example.recorder import NotCoveredError
 
 CAUTION = (
@@ -122,13 +120,33 @@ def sharpness(
     rho = positive("sharpness", "rho", rho)
     m = None if m is None else whole("sharpness", "m", m)
     steps = whole("sharpness", "steps", steps)
-    with put_back(model):
+    with restoring_state(model):
         batches = Batches("sharpness", model, closures)
         rises, sizes = _rises(batches, rho, m, adaptive, steps)
         rise, error = _mean(rises, sizes)
         warn_if_rounding("sharpness", "rho", rho, rise, batches.loss, epsilon_of(batches.params))
         return Sharpness(
             rise, error, batches.loss, rho, m, adaptive, steps, batches.examples, tuple(rises), tuple(sizes)
+        )
+
+
+def warn_if_rounding(owner: str, argument: str, value: float, rise: float, loss: float, epsilon: float) -> None:
+    """Warn where the rounding of the loss could make a rise of this size.
+
+    Args:
+        owner: The measure.
+        argument: What makes the rise larger.
+        value: What it is.
+        rise: Of the mean loss.
+        loss: At the weights as they are.
+        epsilon: Relative rounding error of the weights.
+    """
+    if abs(rise) <= rounding(loss, epsilon):
+        warnings.warn(
+            f"{owner}({argument}={value:g}): the loss of {loss:.3g} rises by {rise:.2g}, which rounding could make; "
+            f"raise {argument}, or compute in a wider floating-point type",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltasam.diagnostics.after.training import after_training
+from deltasam.diagnostics.after import after_training
 from deltasam.lab.data.dataset import SELECTED
 from deltasam.lab.train.random_state import deterministic_algorithms
 

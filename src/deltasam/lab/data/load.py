@@ -6,14 +6,12 @@ import os
 from pathlib import Path
 
 from deltasam.errors import UserError
-from deltasam.lab.data.assemble import assemble, goal_of
-from deltasam.lab.data.columns import choose_columns
+from deltasam.lab.data import sources  # noqa: F401  (fills the registry)
 from deltasam.lab.data.dataset import TextData
-from deltasam.lab.data.demo import load_demo
-from deltasam.lab.data.folder import load_folder
 from deltasam.lab.data.glue import GlueTask, find_task, known_task
-from deltasam.lab.data.hub import load_hub, load_hub_glue
-from deltasam.lab.data.tables import read_table, table_suffix
+from deltasam.lab.data.source import DataSource, ReadOptions
+from deltasam.lab.data.sources.folder import load_folder
+from deltasam.lab.data.sources.hub import load_hub_glue
 
 
 def load_data(
@@ -47,16 +45,9 @@ def load_data(
         UserError: Something cannot be used; the message says what, where and what to do.
     """
     name = os.fspath(source)
-    if name.split(":")[0] == "demo":
-        _refuse(name, {"--text": text, "--text-pair": text_pair, "--label": label, "--eval-data": eval_data})
-        return load_demo(name)
-    path = Path(name)
-    if path.is_file() or table_suffix(path) is not None:
-        return _load_files(path, text, text_pair, label, eval_size if eval_data is None else Path(eval_data), task)
-    _refuse(name, {"--eval-data": eval_data})
-    if path.is_dir():
-        return load_folder(path, text, text_pair, label, task)
-    return load_hub(name, text, text_pair, label, eval_size, task)
+    latest_first = reversed(DataSource.registry.values())
+    found = next(s for s in sorted(latest_first, key=lambda s: s.fallback) if s.recognizes(name))
+    return found.load(name, ReadOptions(text, text_pair, label, eval_data, eval_size, task))
 
 
 def load_glue(task: str, data_dir: str | os.PathLike[str] | None = None) -> TextData:
@@ -72,7 +63,7 @@ def load_glue(task: str, data_dir: str | os.PathLike[str] | None = None) -> Text
     known = known_task(task)
     if data_dir is None:
         return load_hub_glue(known)
-    return load_folder(_task_folder(Path(data_dir), known), None, None, None, known.goal.kind)
+    return load_folder(_task_folder(Path(data_dir), known), ReadOptions(task=known.goal.kind))
 
 
 def _task_folder(data_dir: Path, task: GlueTask) -> Path:
@@ -90,25 +81,3 @@ def _task_folder(data_dir: Path, task: GlueTask) -> Path:
             f"{task.name}/dev.* there, or leave out --data-dir to load it from the hub"
         )
     return found[0]
-
-
-def _load_files(
-    path: Path, text: str | None, text_pair: str | None, label: str | None, evaluation: Path | float, task: str
-) -> TextData:
-    goal = goal_of(task)
-    train = read_table(path)
-    columns = choose_columns(str(path), list(train.columns), text, text_pair, label)
-    if not isinstance(evaluation, Path):
-        return assemble(path.name, train, evaluation, columns, goal)
-    held_out = read_table(evaluation)
-    if evaluation.samefile(path):
-        raise UserError(f"{evaluation}: both --data and --eval-data; leave out --eval-data to split the file")
-    choose_columns(str(evaluation), list(held_out.columns), columns.text, columns.text_pair, columns.label)
-    return assemble(path.name, train, held_out, columns, goal)
-
-
-def _refuse(name: str, options: dict[str, object]) -> None:
-    """Stop at an option that would have no effect."""
-    for option, value in options.items():
-        if value is not None:
-            raise UserError(f"{name}: {option} has no meaning for it; leave it out")

@@ -60,6 +60,14 @@ class Setting:
         if not isinstance(taken, TextData):
             option = "--label-noise" if self.label_noise else "--noisy-selection"
             raise UserError(f"{data.name}: has no labels that could be wrong; leave out {option}")
+        return self.with_noise(taken, seed)
+
+    def with_noise(self, data: TextData, seed: int) -> TextData:
+        """The same training rows, with the wrong labels of a seed.
+
+        Raises:
+            UserError: The noise would change none.
+        """
         if self.noisy_selection:
-            taken = with_noisy_selection(taken, self.label_noise, seed)
-        return add_label_noise(taken, self.label_noise, seed)
+            data = with_noisy_selection(data, self.label_noise, seed)
+        return add_label_noise(data, self.label_noise, seed)

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, Value
 from deltasam.errors import UserError
 from deltasam.lab.data.columns import check_columns, read_texts
 from deltasam.lab.data.dataset import fingerprint
-from deltasam.lab.data.folder import find_table
-from deltasam.lab.data.hub import hub_splits, hub_table
+from deltasam.lab.data.sources.folder import find_table
+from deltasam.lab.data.sources.hub import hub_splits, hub_table
 from deltasam.lab.data.split import split_rows, stratified_order
 from deltasam.lab.data.table import Table
 from deltasam.lab.data.tables import read_table, table_suffix

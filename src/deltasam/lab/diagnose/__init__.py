@@ -5,7 +5,7 @@ them and keeps what they find, and ``page`` shows it.
 """
 
 from deltasam.lab.diagnose.diagnosis import Diagnosis, count, diagnose
-from deltasam.lab.diagnose.diagnostic import Diagnostic, NotMeasuredError
+from deltasam.lab.diagnose.diagnostic import Diagnostic, NotMeasuredError, Number, Plot
 from deltasam.lab.diagnose.entries import diagnostic_names
 from deltasam.lab.diagnose.page import write_diagnosis_page
 from deltasam.lab.diagnose.subject import Settings, Subject, load_subjects
@@ -14,6 +14,8 @@ __all__ = [
     "Diagnosis",
     "Diagnostic",
     "NotMeasuredError",
+    "Number",
+    "Plot",
     "Settings",
     "Subject",
     "count",

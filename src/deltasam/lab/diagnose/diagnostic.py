@@ -72,12 +72,14 @@ class Diagnostic(abc.ABC, Generic[R]):
         name: As it is written on the command line.
         title: As it is written on the page.
         share: Of the examples it is measured on: below 1 for what is expensive.
+        order: Those with a smaller one run first; among equals by name.
     """
 
     registry: ClassVar[dict[str, Diagnostic[Any]]] = {}
     name: ClassVar[str]
     title: ClassVar[str]
     share: ClassVar[float] = 1.0
+    order: ClassVar[int] = 100
 
     def __init_subclass__(cls, *, name: str) -> None:
         cls.name = name

@@ -11,7 +11,7 @@ import yaml
 from deltasam.core.files import write_atomically
 from deltasam.errors import UserError
 from deltasam.lab.folders.files import CONFIG
-from deltasam.lab.train.config import COMMAND, refuse_difference
+from deltasam.lab.train.config import COMMAND, check_same_options
 
 # Version 0.1.0 did not write the command: these of its options no other command had.
 _OPTIONS_OF_0_1_0 = {
@@ -46,7 +46,7 @@ def check_folder(folder: Path, command: str, options: dict[str, Any]) -> bool:
     made_by, saved = read_config(folder)
     if made_by not in (command, None):
         raise UserError(f"the folder {folder} is one of deltasam {made_by}; {remedy}")
-    refuse_difference({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
+    check_same_options({k: saved.get(k) for k in options}, options, f"the experiment in {folder}", remedy)
     return True
 
 

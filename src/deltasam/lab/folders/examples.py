@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deltasam.diagnostics.examples.csv_file import read_examples
 from deltasam.diagnostics.examples.recorder import ranking
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers.launcher import Cell
+from deltasam.lab.compare.launchers.launcher import RunKey
 from deltasam.lab.folders.files import EXAMPLES, RESULTS, examples_path, read_history, read_results
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.variant import full_spec, short_spec
@@ -103,7 +103,7 @@ def _runs(folder: Path) -> list[KeptRun]:
     if alone := read_history(folder):
         return [KeptRun(alone, folder / EXAMPLES)]
     if results := read_results(folder):
-        return [KeptRun(run, examples_path(folder, Cell(run.seed, run.method, run.setting))) for run in results]
+        return [KeptRun(run, examples_path(folder, RunKey(run.seed, run.method, run.setting))) for run in results]
     inside = sorted(str(path.parent) for path in folder.glob(f"**/{RESULTS}")) if folder.is_dir() else []
     hint = f"; inside it there are {', '.join(inside)}" if inside else ""
     raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam.lab.compare.grid import Grid
-from deltasam.lab.compare.launchers import Launcher, Watch
+from deltasam.lab.compare.launchers import Launcher, ProgressCallback
 from deltasam.lab.data.dataset import Data
 from deltasam.lab.data.setting import Setting
 from deltasam.lab.folders.config import check_folder, create_run_folder, read_config
@@ -29,7 +29,7 @@ from deltasam.lab.train.results import RunResult
 MADE_BY = "reproduce"
 MACHINE = "machine"
 
-Show = Callable[[str, int, int], AbstractContextManager[Watch]]
+Show = Callable[[str, int, int], AbstractContextManager[ProgressCallback]]
 """Shows a stage at work, given its title, how many runs it has and how many are finished."""
 
 
@@ -96,7 +96,7 @@ class Experiment:
 
     def _is_chosen(self, row: RowPreset) -> bool:
         source = self.preset.source(row)
-        return len(self.runs(source, SEARCH)) == len(list(self._search(source).cells()))
+        return len(self.runs(source, SEARCH)) == len(list(self._search(source).run_keys()))
 
     def record(self) -> Record:
         """The table as far as it is."""
@@ -117,7 +117,7 @@ class Experiment:
     def _stage(
         self, title: str, grid: Grid, folder: Path, show: Show, launcher: Launcher | None, trackers: Sequence[str]
     ) -> None:
-        there, done = len(list(grid.cells())), len(grid.finished(folder))
+        there, done = len(list(grid.run_keys())), len(grid.finished(folder))
         if done == there:
             return
         with show(title, there, done) as watch:

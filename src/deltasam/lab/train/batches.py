@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
+from deltasam.core.torch_internals.modes import unseen
 from deltasam.errors import UserError
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.kept_states import ROWS, STATES, LowerLayers, padded
@@ -117,7 +118,7 @@ class Feed:
         """
         if key not in self._batches:
             # Whoever watches the functions of a pass would find that only the first has these.
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 self._batches[key] = {name: self._there(tensor) for name, tensor in make().items()}
             if len(self._batches) > self._keep:
                 self._batches.popitem(last=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from deltasam.errors import UserError
@@ -15,119 +16,120 @@ BUNDLED_MODEL = "minilm"
 COMMAND, PROVENANCE = "command", "provenance"
 """The parts of a saved configuration that are a record, not options: ``--config`` passes over them."""
 
-Rules = dict[str, tuple[Callable[[Any], bool], str]]
-
-_RULES: Rules = {
-    "epochs": (lambda x: x >= 1, "1 or more"),
-    "batch_size": (lambda x: x >= 1, "1 or more"),
-    "learning_rate": (lambda x: 0 < x < math.inf, "a positive number"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "0 or more"),
-    "warmup": (lambda x: 0 <= x <= 1, "a fraction from 0 to 1"),
-    "max_length": (lambda x: x >= 2, "2 or more tokens"),
-    "precision": (lambda x: x in ("fp32", "bf16"), "fp32 or bf16"),
-    "patience": (lambda x: x >= 0, "0 (never stop early) or more evaluations"),
-    "layers": (lambda x: x >= 0, "0 (all) or more"),
-    "label_smoothing": (lambda x: 0 <= x < 1, "a share from 0 to below 1"),
-    "last_layer_l2": (lambda x: 0 <= x < math.inf, "0 or more"),
-    "train_layers": (lambda x: x >= 0, "0 (all) or more"),
-    "evaluate_every": (lambda x: x >= 0, "0 (only at the end) or more epochs"),
-}
-_SUMMARY_RULES: Rules = {
-    "max_target_length": (lambda x: x >= 2, "2 or more tokens"),
-    "label_smoothing_factor": (lambda x: 0 <= x < 1, "a share from 0 to below 1"),
-    "max_new_tokens": (lambda x: x >= 1, "1 or more"),
-    "min_new_tokens": (lambda x: x >= 0, "0 or more"),
-    "num_beams": (lambda x: x >= 1, "1 or more"),
-    "length_penalty": (lambda x: -math.inf < x < math.inf, "a number"),
-    "no_repeat_ngram_size": (lambda x: x >= 0, "0 (allow all) or more"),
-}
+Range = tuple[Callable[[Any], bool], str]
+"""Whether a value can be used, and what to say if it cannot: must be so."""
 
 
-def _check(options: Any, rules: Rules) -> None:
-    for name, (valid, expected) in rules.items():
-        value = getattr(options, name)
-        if not valid(value):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be {expected}")
+def _option(panel: str | None, default: Any, help: str, valid: Range | None = None) -> Any:
+    """A field that is also an option of the command line: the part of ``--help`` it stands in, its help, its range."""
+    return field(default=default, metadata={"panel": panel, "help": help, "range": valid})
+
+
+_model, _training, _running = (partial(_option, panel) for panel in ("Model", "Training", "Running"))
+_summary = partial(_option, None)
+
+
+def _at_least(least: int, wording: str) -> Range:
+    return lambda x: least <= x < math.inf, wording
+
+
+_SHARE: Range = (lambda x: 0 <= x < 1, "a share from 0 to below 1")
+
+
+class _Checked:
+    """Refuses values out of the range of their field."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]  # its subclasses are dataclasses
+            value, valid = getattr(self, f.name), f.metadata.get("range")
+            if valid and not valid[0](value):
+                raise UserError(f"--{f.name.replace('_', '-')} {value}: must be {valid[1]}")
 
 
 @dataclass(frozen=True)
-class SummaryOptions:
+class SummaryOptions(_Checked):
     """How summaries are learned and written; the names are those of Hugging Face's trainer and ``generate``.
 
-    Attributes:
-        max_target_length: Tokens after which a summary that is learned from is cut.
-        label_smoothing_factor: The share of a target that is spread over all tokens.
-        max_new_tokens: The most tokens written, with the one that ends a summary.
-        min_new_tokens: The end is not written before so many tokens.
-        num_beams: Width of the beam search; 1 takes the likeliest token each time.
-        length_penalty: A beam's log-likelihood is divided by its length to this power.
-        no_repeat_ngram_size: No sequence of so many tokens is written twice; 0 allows all.
-
     Raises:
         UserError: A value is out of range.
     """
 
-    max_target_length: int = 64
-    label_smoothing_factor: float = 0.0
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self, _SUMMARY_RULES)
+    max_target_length: int = _summary(64, "Tokens after which a target is cut.", _at_least(2, "2 or more tokens"))
+    label_smoothing_factor: float = _summary(0.0, "The share of a target that is spread over all tokens.", _SHARE)
+    max_new_tokens: int = _summary(64, "The most tokens written, the end included.", _at_least(1, "1 or more"))
+    min_new_tokens: int = _summary(0, "The end is not written before so many tokens.", _at_least(0, "0 or more"))
+    num_beams: int = _summary(1, "Width of the beam search; 1: the likeliest token.", _at_least(1, "1 or more"))
+    length_penalty: float = _summary(
+        1.0, "A beam's log-likelihood is divided by its length to this power.", (math.isfinite, "a number")
+    )
+    no_repeat_ngram_size: int = _summary(
+        0, "No sequence of so many tokens is written twice; 0 allows all.", _at_least(0, "0 (allow all) or more")
+    )
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """The options of a training run that are not the data, the method or the seed.
 
-    Attributes:
-        model: ``minilm``, a local folder, or a name on the Hugging Face hub.
-        epochs: How often the training data is gone through; the schedule is cut to it.
-        batch_size: Examples per optimizer step, over all processes.
-        learning_rate: Peak of AdamW's learning rate.
-        weight_decay: AdamW's decay of weight matrices; biases and norms have none.
-        warmup: Fraction of all steps over which the learning rate rises from 0; then it falls linearly to 0.
-        max_length: Tokens after which a text is cut.
-        precision: ``fp32``, or ``bf16`` for autocast.
-        device: What ``torch.device`` takes.
-        patience: Stop after this many evaluations without a new best; 0 never stops early.
-        layers: Use only the first so many layers of the model; 0: all.
-        train_layers: Train only the last so many layers and the head; what is below runs once per text; 0: all.
-        label_smoothing: The share of each label that is spread over all classes.
-        last_layer_l2: Factor of ``|V|^2 + |z_i|^2`` in the loss of example i, V the weights of the last linear layer
-            and z_i its input: in place of SAM where labels are wrong (Baek et al. 2024, arXiv 2405.03676).
-        evaluate_every: Epochs between evaluations; the end of training is always evaluated, and 0 means only that.
-        summaries: For data with summaries.
+    A field is an option of ``deltasam train`` and ``deltasam compare``, with the help and the range given here.
 
     Raises:
         UserError: A value is out of range.
     """
 
-    model: str = BUNDLED_MODEL
-    epochs: int = 3
-    batch_size: int = 16
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    max_length: int = 128
-    precision: str = "fp32"
-    device: str = "cpu"
-    patience: int = 0
-    layers: int = 0
-    train_layers: int = 0
-    label_smoothing: float = 0.0
-    last_layer_l2: float = 0.0
-    evaluate_every: int = 1
-    summaries: SummaryOptions = SummaryOptions()
+    model: str = _model(BUNDLED_MODEL, "minilm (bundled), a local folder, or a name on the Hugging Face hub.")
+    layers: int = _model(
+        0,
+        "Use only the first so many layers of the model: faster, weaker; 0: all.",
+        _at_least(0, "0 (all) or more"),
+    )
+    train_layers: int = _model(
+        0,
+        "Train only the last so many layers and the head: what is below is frozen, runs once per text, and its "
+        "hidden states are kept, so that a step costs only the layers above; 0: all.",
+        _at_least(0, "0 (all) or more"),
+    )
+    max_length: int = _model(128, "Tokens after which a text is cut.", _at_least(2, "2 or more tokens"))
+    epochs: int = _training(3, "How often to go through the training data.", _at_least(1, "1 or more"))
+    batch_size: int = _training(16, "Examples per step, over all processes.", _at_least(1, "1 or more"))
+    learning_rate: float = _training(
+        5e-5, "Peak learning rate of AdamW.", (lambda x: 0 < x < math.inf, "a positive number")
+    )
+    weight_decay: float = _training(
+        0.01, "Decay of weight matrices; biases and norms have none.", _at_least(0, "0 or more")
+    )
+    warmup: float = _training(  # from 0; it then falls linearly to 0
+        0.1,
+        "Fraction of the steps over which the learning rate rises.",
+        (lambda x: 0 <= x <= 1, "a fraction from 0 to 1"),
+    )
+    label_smoothing: float = _training(0.0, "Share of each label that is spread over all classes.", _SHARE)
+    # |V|^2 + |z_i|^2 for example i, V the weights of the last linear layer and z_i its input: in place of SAM where
+    # labels are wrong (Baek et al. 2024, arXiv 2405.03676).
+    last_layer_l2: float = _training(
+        0.0,
+        "Factor of the squares of the last layer's weights and inputs in the loss (Baek 2024).",
+        _at_least(0, "0 or more"),
+    )
+    patience: int = _option(
+        None,
+        0,
+        "Stop after this many evaluations without a new best; 0: never.",
+        _at_least(0, "0 (never stop early) or more evaluations"),
+    )
+    evaluate_every: int = _training(
+        1,
+        "Epochs between evaluations; the end is always evaluated, 0: only the end.",
+        _at_least(0, "0 (only at the end) or more epochs"),
+    )
+    precision: str = _running("fp32", "fp32, or bf16 for autocast.", (lambda x: x in ("fp32", "bf16"), "fp32 or bf16"))
+    device: str = _running(
+        "cpu", "cpu, cuda (one per process), cuda:1, ...; auto takes an accelerator where there is one."
+    )
+    summaries: SummaryOptions = SummaryOptions()  # only presets have these, for data with summaries
 
-    def __post_init__(self) -> None:
-        _check(self, _RULES)
 
-
-def refuse_difference(saved: dict[str, Any], given: dict[str, Any], where: object, remedy: str) -> None:
+def check_same_options(saved: dict[str, Any], given: dict[str, Any], where: object, remedy: str) -> None:
     """Check that two sets of options are the same. An option that was not there yet had its default.
 
     Raises:

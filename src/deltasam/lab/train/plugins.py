@@ -1,4 +1,4 @@
-"""Methods of one's own: Python files that define some, run in every process that makes methods.
+"""Plugins: Python files with methods, data sources, tasks or diagnostics, run in every process that may need them.
 
 Which files is in an environment variable, so that processes that are started later know it too.
 """
@@ -12,9 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from deltasam.errors import UserError
-from deltasam.method import Method
 
 VARIABLE = "DELTASAM_PLUGINS"
 
@@ -23,13 +23,13 @@ _loaded: dict[Path, str] = {}
 
 
 def use_plugins(paths: Sequence[Path]) -> None:
-    """Run files that define methods, here and in every process that this one starts.
+    """Run files that add to the registries, here and in every process that this one starts.
 
     Args:
-        paths: Python files, each with at least one subclass of ``deltasam.Method`` that has a name.
+        paths: Python files, each with at least one method, data source, task or diagnostic.
 
     Raises:
-        UserError: One cannot be read or run, or defines no method.
+        UserError: One cannot be read or run, or adds nothing.
     """
     known = [*_named(), *(path.absolute() for path in paths)]
     os.environ[VARIABLE] = os.pathsep.join(map(str, dict.fromkeys(known)))
@@ -57,7 +57,6 @@ def _named() -> list[Path]:
 
 
 def _run(path: Path) -> str:
-    before = set(Method.registry)
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -73,9 +72,18 @@ def _run(path: Path) -> str:
         where = next((f", line {f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
                       if f.filename == str(path)), "")  # fmt: skip
         raise UserError(f"--plugin {path}{where}: {type(error).__name__}: {error}; correct it") from error
-    if before == set(Method.registry):
+    if not _adds(module):
         raise UserError(
             f"--plugin {path}: defines no method; write class Mine(deltasam.Method, name='mine'), "
-            f"as in docs/extend/method.md"
+            f"as in docs/extend/method.md (nor does it register a data source, a task or a diagnostic)"
         )
     return digest
+
+
+def _adds(module: ModuleType) -> bool:
+    """Whether one of the module's own classes is in a registry."""
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    if any(entry is c or type(entry) is c for c in own for entry in getattr(c, "registry", {}).values()):
+        return True
+    tasks = sys.modules.get("deltasam.lab.train.tasks.task")  # heavy: loaded only by a plugin that has a task
+    return tasks is not None and any(c in tasks.make_task.registry.values() for c in own)

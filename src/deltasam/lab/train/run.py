@@ -28,7 +28,7 @@ from deltasam.errors import UserError
 from deltasam.lab.data.dataset import SELECTED, Data
 from deltasam.lab.train import distributed as processes
 from deltasam.lab.train.batches import shuffled
-from deltasam.lab.train.config import TrainConfig, refuse_difference
+from deltasam.lab.train.config import TrainConfig, check_same_options
 from deltasam.lab.train.device import own_device
 from deltasam.lab.train.distributed import SilentPasses, average_gradients, start_as_main
 from deltasam.lab.train.example_records import extremes
@@ -57,7 +57,7 @@ class Run:
         seed: Of the head, the data order and dropout.
 
     Raises:
-        UserError: The model cannot be had or does not fit the configuration.
+        UserError: The model cannot be loaded or does not fit the configuration.
     """
 
     def __init__(self, data: Data, config: TrainConfig, method: str, seed: int) -> None:
@@ -155,8 +155,8 @@ class Run:
 
         Args:
             rows: Counted from 0.
-            share: What each counts: where processes have unequally many rows, the mean of their means is
-                with these the mean over all rows.
+            share: Weight of each row: where processes have unequal numbers of rows, it makes the mean of their
+                means the mean over all rows.
             watch: Shown each output before that.
         """
 
@@ -238,7 +238,7 @@ class Run:
             remedy = "start every process with the same options and the same data"
             first, *others = processes.gather(self.identity())
             for other in others:
-                refuse_difference(first, other, "the run of process 0", remedy)
+                check_same_options(first, other, "the run of process 0", remedy)
 
     def _record(
         self, metrics: dict[str, Tensor], rows: list[int], mine: dict[str, Tensor], share: float

@@ -1,4 +1,4 @@
-"""A run as it goes, in the trackers that people look at: TensorBoard, Weights & Biases, ... through Accelerate's."""
+"""Send a run to experiment trackers while it goes on: TensorBoard, Weights & Biases, ... by those of Accelerate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ FOLDER = "tracking"
 
 
 def check_trackers(names: Sequence[str], *, files: bool = True) -> None:
-    """Check, before any work, that the trackers can be had.
+    """Check, before any work, that the trackers can be used.
 
     Args:
         names: As Accelerate calls them: ``tensorboard``, ``wandb``.
@@ -53,8 +53,10 @@ def check_trackers(names: Sequence[str], *, files: bool = True) -> None:
 
 
 @contextmanager
-def tracked(run: Run, name: str, trackers: Sequence[str], folder: Path | None) -> Iterator[Tracking]:
-    """Follow a run; what was sent is complete when this ends, however it ends.
+def tracked(run: Run, name: str, trackers: Sequence[str], folder: Path | None) -> Iterator[Callable[[], None]]:
+    """Give a function that sends the last step of a run, and the evaluations after it, to trackers.
+
+    What was sent is complete when this ends, however it ends.
 
     Args:
         run: Fresh, or resumed: what it has done already is not sent again.
@@ -66,31 +68,20 @@ def tracked(run: Run, name: str, trackers: Sequence[str], folder: Path | None) -
         started = [_start(t, run, name, folder) for t in trackers] if processes.is_main() else []
         for tracker in started:
             stack.callback(tracker.finish)
-        yield Tracking(run, started)
+        sent = len(run.evaluations)
 
+        def send() -> None:
+            nonlocal sent
+            step = run.steps[-1]
+            values = {f"train/{key}": value for key, value in dataclasses.asdict(step).items() if key != "step"}
+            for record in run.evaluations[sent:]:
+                values |= {f"eval/{key}": value for key, value in record.metrics.items()}
+            sent = len(run.evaluations)
+            known = {key: value for key, value in values.items() if not math.isnan(value)}
+            for tracker in started:
+                tracker.log(known, step=step.step)
 
-class Tracking:
-    """Sends the steps and the evaluations of a run to trackers.
-
-    Args:
-        run: The run.
-        trackers: Started ones.
-    """
-
-    def __init__(self, run: Run, trackers: Sequence[GeneralTracker]) -> None:
-        self._run, self._trackers = run, trackers
-        self._evaluations = len(run.evaluations)
-
-    def send(self) -> None:
-        """Send the last step, and the evaluation that followed it, if there was one."""
-        step = self._run.steps[-1]
-        values = {f"train/{name}": value for name, value in dataclasses.asdict(step).items() if name != "step"}
-        for record in self._run.evaluations[self._evaluations :]:
-            values |= {f"eval/{name}": value for name, value in record.metrics.items()}
-        self._evaluations = len(self._run.evaluations)
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
-        for tracker in self._trackers:
-            tracker.log(known, step=step.step)
+        yield send
 
 
 def _start(kind: str, run: Run, name: str, folder: Path | None) -> GeneralTracker:

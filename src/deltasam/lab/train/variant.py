@@ -1,6 +1,6 @@
 """A method with training options of its own, as text: ``erm+epochs=12``, ``sam:rho=0.1+weight_decay=0``.
 
-So what a method is compared with may be no method but another way to train: longer, or with smoothed labels.
+A method can so be compared with another way to train: longer, or with smoothed labels.
 """
 
 from __future__ import annotations
@@ -41,19 +41,18 @@ def full_spec(text: str) -> str:
     """The same with every hyper-parameter of the method, so that equal variants have equal names.
 
     Raises:
-        ValueError: There is no such method, or a hyper-parameter is wrong.
-        UserError: An option is wrong.
+        UserError: There is no such method, or a hyper-parameter or an option is wrong.
     """
     spec, options = split_variant(text)
     dataclasses.replace(TrainConfig(), **options)
-    return specs.full_spec(spec) + _written(options)
+    try:
+        full = specs.full_spec(spec)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return "+".join([full, *(f"{name}={value}" for name, value in sorted(options.items()))])
 
 
 def short_spec(text: str) -> str:
     """The same without the hyper-parameters of the method that have their default."""
     spec, *options = _PLUS.split(text)
     return "+".join([specs.short_spec(spec), *options])
-
-
-def _written(options: dict[str, Any]) -> str:
-    return "".join(f"+{name}={value}" for name, value in sorted(options.items()))

@@ -1,8 +1,7 @@
-"""Methods with one perturbation for all examples of a batch, and what counts as the batch."""
+"""Base class of the methods with one perturbation per batch, and the scopes of a batch (micro-batch, rank, global)."""
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, one_of
+from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import is_looked_at, refuse_another_loss
 from deltasam.core.vectors import Length, Vector
@@ -20,12 +20,12 @@ SHARES = ("micro-batch", "rank", "global")
 
 @dataclass
 class Ascent:
-    """What the first pass of a micro-batch found.
+    """Result of the first pass of a micro-batch.
 
     Attributes:
         loss: Mean loss [], detached.
-        vector: Gradient of what is to be raised, one tensor per parameter.
-        metrics: What else there is to tell.
+        vector: Gradient of the objective to ascend, one tensor per parameter.
+        metrics: Further metrics to report.
     """
 
     loss: Tensor
@@ -35,12 +35,12 @@ class Ascent:
 
 @dataclass
 class Direction:
-    """Where the weights move.
+    """Direction in which the weights move.
 
     Attributes:
-        vector: One tensor per parameter.
-        length: In the units of the radius; Euclidean unless given.
-        scales: These units, one tensor per parameter.
+        vector: The direction, one tensor per parameter.
+        length: Length of the vector in the units of the radius; None: the Euclidean norm.
+        scales: Units of the radius, one tensor per parameter; None: Euclidean.
     """
 
     vector: list[Tensor | None]
@@ -48,21 +48,21 @@ class Direction:
     scales: Vector | None = None
 
 
-class SharedAscent(Method):
-    """Gradient at ``w + rho * a / |a|``, where the ascent ``a`` is found from a whole batch.
+class BatchPerturbation(Method):
+    """Gradient at ``w + rho * a / |a|``, where the ascent ``a`` is computed from a whole batch.
 
-    With gradient accumulation or several processes there is a choice of whose ascents are added up before the weights
-    move (``docs/how-to/distributed.md``):
+    With gradient accumulation or several processes, ``share`` sets which ascents are summed before the weights move
+    (``docs/how-to/distributed.md``):
 
-    - ``micro-batch``: nobody's. Each micro-batch of each process has its own; no communication.
+    - ``micro-batch``: none. Each micro-batch of each process has its own perturbation; no communication.
     - ``rank``: those of all micro-batches of one process, given in one call of ``backward``.
-    - ``global``: those of all processes, and of all micro-batches in the call. The ascent is averaged over the
-      processes, which costs as much communication as the gradient.
+    - ``global``: those of all processes and all micro-batches in the call. The ascent is averaged over the processes,
+      which costs as much communication as the gradient.
 
     Args:
         model: The model to train.
         rho: Radius of the perturbation. 0 is plain training.
-        share: Who shares a perturbation.
+        share: Scope of a perturbation.
     """
 
     def __init__(self, model: nn.Module, *, rho: float, share: str) -> None:
@@ -76,20 +76,21 @@ class SharedAscent(Method):
         """Whether the micro-batches of a step must be given in one call."""
         return self.share != "micro-batch"
 
-    @abc.abstractmethod
-    def _ascent(self, passes: Passes) -> Ascent:
-        """Run the first pass."""
+    def ascent(self, passes: Passes) -> Ascent:
+        """Run the first pass: the gradient of the mean loss, unless overridden."""
+        loss = loss_of(passes.first())
+        return Ascent(loss.detach(), passes.grad(loss))
 
-    def _direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
-        """Where to go, given the sum of all ascents: along it, unless overridden."""
+    def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
+        """The direction to move in, given the sum of all ascents: that sum, unless overridden."""
         return Direction(ascent)
 
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self.share == "micro-batch":
-            return super()._fill_from(micro_batches)
+            return super().fill_step(micro_batches)
         return self._fill_together(micro_batches)
 
-    def _fill(self, passes: Passes) -> Step:
+    def fill(self, passes: Passes) -> Step:
         return self._fill_together([passes])
 
     def _fill_together(self, micro_batches: Iterable[Passes]) -> Step:
@@ -102,7 +103,8 @@ class SharedAscent(Method):
                     f"{self.spec}: FSDP cuts the weights up between the processes, so all must share a perturbation; "
                     f"use share=global, or per_instance_sam"
                 )
-            ascents.append(self._ascent(passes))
+            ascents.append(self.ascent(passes))
+            # A closure that reads new data in each call would ascend on one batch and descend on another.
             if is_looked_at(self._steps):
                 refuse_another_loss(passes, ascents[-1].loss)
             begun.append(passes)
@@ -110,11 +112,11 @@ class SharedAscent(Method):
             ascents[-1].vector.clear()
         if self.share == "global":
             total = begun[0].mean_over_processes(total)
-        direction = self._direction(begun[0], total)
+        direction = self.direction(begun[0], total)
         length = vectors.length(direction.vector) if direction.length is None else direction.length
         steps = []
         for i, (passes, ascent) in enumerate(zip(begun, ascents, strict=True)):
-            # Given away for the last descent: its memory, as much as the model's, is free during that pass.
+            # Handed over to the last descent: its memory, as much as the model's, is free during that pass.
             vector = direction.vector if i == len(begun) - 1 else list(direction.vector)
             metrics = passes.descend(vector, self.rho, length=length, scales=direction.scales)
             steps.append(Step(ascent.loss, {**metrics, **ascent.metrics}))

@@ -1,7 +1,7 @@
-"""An offset of a model's input embeddings, for models as they are.
+"""An offset of a model's input embeddings, for unmodified models.
 
-What the module returns that turns token ids into vectors is replaced as it leaves that module: scaled and tied
-embeddings, positions and types are added to it as always. The model must read it once in a forward.
+The output of the module that maps token ids to vectors is replaced by a forward hook: scaling, tying, positions and
+token types apply to it as usual. The model must look its embeddings up once per forward.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 Start = Callable[[Tensor, Tensor], Tensor]
-"""From embeddings [n, T, d] and which positions are real [n, T] to an offset [n, T, d]."""
+"""Maps embeddings [n, T, d] and a mask of the positions that are not padding [n, T] to an offset [n, T, d]."""
 
 
 class EmbeddingOffset:
     """An offset [n, T, d] of the input embeddings in every forward that runs inside ``with offset.added()``.
 
     Args:
-        model: Whose embeddings.
-        start: Makes the offset when the embeddings are first seen.
-        detach: The embeddings themselves get no gradient.
+        model: The model whose embeddings are offset.
+        start: Creates the offset when the embeddings are first looked up.
+        detach: Whether the embeddings themselves get no gradient.
     """
 
     def __init__(self, model: nn.Module, start: Start, *, detach: bool = False) -> None:
@@ -35,15 +35,15 @@ class EmbeddingOffset:
 
     @property
     def value(self) -> Tensor:
-        """The offset: a leaf of the graph, 0 at padding."""
+        """The offset [n, T, d]: a leaf of the graph, 0 at padding."""
         self.check()
         return self._value  # type: ignore[return-value]
 
     def check(self) -> None:
-        """To be called after a forward.
+        """Check, after a forward, that it looked the embeddings up.
 
         Raises:
-            ValueError: It has not read the embeddings.
+            ValueError: It did not.
         """
         if self._value is None:
             raise ValueError(
@@ -51,7 +51,7 @@ class EmbeddingOffset:
                 f"the model itself, with input_ids and not inputs_embeds"
             )
 
-    def become(self, value: Tensor) -> None:
+    def set_(self, value: Tensor) -> None:
         """Replace the offset for the following passes; padding stays as it is.
 
         Args:
@@ -62,10 +62,10 @@ class EmbeddingOffset:
 
     @contextmanager
     def added(self) -> Iterator[None]:
-        """Inside, the embeddings have the offset.
+        """Add the offset to the embeddings in every forward inside the context.
 
         Raises:
-            ValueError: They are not those of token ids, or are read several times.
+            ValueError: The embeddings are not those of token ids, or are looked up several times.
         """
         inside: list[dict[str, Any]] = []
         reads: list[Tensor] = []
@@ -78,7 +78,7 @@ class EmbeddingOffset:
             inside.pop()
 
         def read(_: nn.Module, args: Any, embeddings: Tensor) -> Tensor | None:
-            if not inside:  # a decoder's, which shares the table with its encoder
+            if not inside:  # a lookup of the decoder, which shares the table with its encoder
                 return None
             reads.append(embeddings)
             return self._moved(args[0], embeddings, inside[-1], len(reads))
@@ -98,8 +98,8 @@ class EmbeddingOffset:
         real = _real_positions(ids, given)
         if reads > 1:
             raise ValueError(
-                f"{type(self._scope).__name__} reads its input embeddings several times in one closure, so it cannot "
-                f"be told which to perturb; use a closure with one forward"
+                f"{type(self._scope).__name__} reads its input embeddings several times in one closure, so which to "
+                f"perturb cannot be determined; use a closure with one forward"
             )
         if self._value is None:
             wide = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
@@ -108,7 +108,7 @@ class EmbeddingOffset:
         if self._value.shape != embeddings.shape:
             shapes = f"{list(self._value.shape)} and {list(embeddings.shape)}"
             raise ValueError(f"two passes on one batch read embeddings of shapes {shapes}")
-        offset = torch.where(real[..., None], self._value, 0)  # nor is a gradient at padding one of the offset
+        offset = torch.where(real[..., None], self._value, 0)  # padding gets no gradient either
         return (_blocked(embeddings) if self._detach else embeddings) + offset.to(embeddings.dtype)
 
 
@@ -127,34 +127,37 @@ class _Block(torch.autograd.Function):
 
 
 def _blocked(x: Tensor) -> Tensor:
-    """The same with gradient 0, and not detached: DDP would take the parameters before it for unused."""
+    """Identity with gradient 0. Not detached: DDP would consider the parameters before it unused."""
     blocked: Tensor = _Block.apply(x)
     return blocked
 
 
-def draw(sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise [n, T, d] at the real positions; it does not depend on how much padding there is.
+def sample_noise(
+    sampler: Callable[..., Tensor], embeddings: Tensor, real: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Noise [n, T, d] at the positions that are not padding; independent of the amount of padding.
 
     Args:
         sampler: ``torch.rand`` or ``torch.randn``.
-        embeddings: The noise is like these.
-        real: Where it is drawn [n, T].
+        embeddings: Embeddings [n, T, d] whose shape, dtype and device the noise gets.
+        real: Mask of the positions that are not padding [n, T].
         generator: A generator on the CPU.
     """
     numbers, width = embeddings.numel(), embeddings.shape[-1]
-    # PyTorch draws normal numbers sixteen at a time: with whole sixteens the first ones are the same, however many.
+    # PyTorch draws normal numbers in blocks of 16: in whole blocks, a number does not depend on how many are drawn.
     drawn = sampler((-(-numbers // 16) * 16,), generator=generator, device="cpu")[:numbers].view(-1, width)
-    place = (real.flatten().cumsum(0) - 1).clamp(min=0)  # of each real position among them; no count is waited for
+    place = (real.flatten().cumsum(0) - 1).clamp(min=0)  # index of each real position; avoids a device sync
     rows = drawn.to(embeddings)[place].view_as(embeddings)
     return torch.where(real[..., None], rows, 0.0)
 
 
-def along(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient over its norm; 0 where that is 0 or not finite.
+def normalized_direction(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient divided by its norm; 0 where the norm is 0 or not finite.
 
     Args:
-        gradient: [n, T, d].
-        norm: Its norms, to be divided by. Sees gradients of size 1, so that no square leaves the range of numbers.
+        gradient: Gradient [n, T, d].
+        norm: Computes the norms to divide by. It is given gradients of magnitude 1, so that no square over- or
+            underflows.
     """
     size = gradient.abs().amax((-1, -2), keepdim=True)
     level = torch.where((size > 0) & size.isfinite(), gradient / size, 0.0)
@@ -163,30 +166,30 @@ def along(gradient: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _real_positions(ids: Tensor, given: dict[str, Any]) -> Tensor:
-    """Which positions are no padding [n, T]."""
+    """Mask of the positions that are not padding [n, T]."""
     if ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(
-            f"the input embeddings were given {ids.dtype} of shape {list(ids.shape)}; only those of token ids [n, T] "
-            f"can be perturbed"
+            f"the input embeddings were given {ids.dtype} of shape {list(ids.shape)}; only embeddings of token ids "
+            f"[n, T] can be perturbed"
         )
     whole, mask = given.get("input_ids"), given.get("attention_mask")
     if isinstance(whole, Tensor) and whole is not ids and not torch.equal(whole.reshape(-1, whole.shape[-1]), ids):
         raise ValueError(
-            "the input embeddings were given other ids than the model, so it cannot be told what is padding; only "
-            "models that look their input_ids up as they are can be perturbed"
+            "the input embeddings were given other ids than the model, so padding cannot be determined; only models "
+            "that look up their input_ids unchanged can be perturbed"
         )
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if not isinstance(mask, Tensor) or mask.shape[-1] != ids.shape[-1] or mask.numel() != ids.numel():
-        raise ValueError("the attention_mask must have one entry for every token, [n, T], to tell what is padding")
+        raise ValueError("the attention_mask must have one entry per token, [n, T], to mark padding")
     return mask.reshape(ids.shape) != 0
 
 
 def _input_embeddings(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The module whose forward counts as the model's, and the one that looks token ids up in it.
+    """The module whose forward counts as the model's, and its module that looks token ids up.
 
     Raises:
-        ValueError: There is none, or more than one.
+        ValueError: There is no such module, or more than one.
     """
     for module in model.modules():
         table = _of_transformer(module)
@@ -196,9 +199,9 @@ def _input_embeddings(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     if len(tables) == 1:
         return model, tables[0]
     raise ValueError(
-        f"which input embeddings of {type(model).__name__} to perturb cannot be told: it has {len(tables)} "
-        f"nn.Embedding modules; give it a function get_input_embeddings() that returns the one of its tokens, or use a "
-        f"method that perturbs weights"
+        f"which input embeddings of {type(model).__name__} to perturb cannot be determined: it has {len(tables)} "
+        f"nn.Embedding modules; give the model a method get_input_embeddings() that returns its token embedding, or "
+        f"use a method that perturbs weights"
     )
 
 

@@ -1,11 +1,11 @@
-"""Predictions of a pass, what each weighs in the loss, and how far those of two passes are apart.
+"""Predictions of a pass, their weights in the loss, and the divergence between those of two passes.
 
-A weighted sum of cross entropies, ``L = sum_i w_i CE(softmax(x_i), t_i)``, has in its logits the second derivative
-``w_i (diag(p_i) - p_i p_i^T)``, whatever the targets ``t_i``: hard, smoothed, shifted by one, masked. So the weights,
-with all that a trainer has divided or multiplied the loss by, are read off the loss itself; and a loss that is no such
-sum shows. For squared errors, ``L = sum_i w_i (x_i - y_i)^2``, the second derivative is ``2 w_i``.
+A weighted sum of cross entropies, ``L = sum_i w_i CE(softmax(x_i), t_i)``, has the Hessian
+``w_i (diag(p_i) - p_i p_i^T)`` in its logits, whatever the targets ``t_i``: hard, smoothed, shifted by one, masked. So
+the weights, including every factor by which a trainer scaled the loss, are read off the loss itself; and a loss that is
+not such a sum is detected. For squared errors, ``L = sum_i w_i (x_i - y_i)^2``, the second derivative is ``2 w_i``.
 
-Shapes: B any axes of predictions, C classes; logits [B, C], weights [B].
+Shapes: B stands for any prediction axes, C for classes; logits [B, C], weights [B].
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deltasam.core.closure import part_of
 
-# Between the logits that a model returns and those its loss is made of there may be these, which change no value.
+# Nodes that may lie between the logits a model returns and those its loss is computed from; they change no value.
 _PASSING = frozenset(["ToCopyBackward0", "AliasBackward0", "_DDPSinkBackward"])
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits, and what each prediction's own loss is multiplied with in the closure's loss.
+    """Logits, and the weight of each prediction's own loss in the closure's loss.
 
     Attributes:
-        logits: [B, C]; C = 1: numbers, not distributions.
-        weights: [B], detached.
+        logits: Logits [B, C]; C = 1: numbers, not distributions.
+        weights: Weights [B], detached.
     """
 
     logits: Tensor
@@ -44,10 +44,13 @@ class Predictions:
         return self.logits.shape[-1] == 1
 
     def divergence(self, other: Tensor) -> Tensor:
-        """Weighted sum [] of ``KL(p, q) + KL(q, p)`` of each prediction, of ``(x - y)^2`` where they are numbers.
+        """Weighted sum [] over the predictions of ``KL(p, q) + KL(q, p)``, or of ``(x - y)^2`` if they are numbers.
 
         Args:
             other: The logits of another pass on the same batch.
+
+        Raises:
+            ValueError: The logits have another shape.
         """
         x, y = _wide(self.logits), _wide(_with_classes(other))
         if x.shape != y.shape:
@@ -56,20 +59,20 @@ class Predictions:
         return (self.weights * apart).sum()
 
     def detached(self) -> Predictions:
-        """As constants."""
+        """The same predictions, with logits detached from the graph."""
         return Predictions(self.logits.detach(), self.weights)
 
 
 def _symmetric_kl(x: Tensor, y: Tensor) -> Tensor:
-    lowest = torch.finfo(x.dtype).min  # a class that is ruled out by -inf in both has no part in it
+    lowest = torch.finfo(x.dtype).min  # a class masked by -inf in both contributes 0
     p, q = (z.log_softmax(-1).clamp(min=lowest) for z in (x, y))
-    # In one product of differences: nothing cancels where the two are close.
+    # One product of differences instead of two divergences: no cancellation where p and q are close.
     return ((p.exp() - q.exp()) * (p - q)).sum(-1)
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Any]]:
-    """What the model returns, call by call."""
+    """Collect the model's outputs, one per call."""
     outputs: list[Any] = []
     hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
     try:
@@ -79,15 +82,15 @@ def watched(model: nn.Module) -> Iterator[list[Any]]:
 
 
 def logits_of(output: Any, seen: list[Any], method: str) -> Tensor:
-    """The logits of a pass: the closure's, or else those that the model returned.
+    """The logits of a pass: the closure's if it returned some, else the model's.
 
     Args:
-        output: What the closure returned.
-        seen: What the model returned, call by call.
-        method: The name of the method that asks, for errors.
+        output: The closure's output.
+        seen: The model's outputs, one per call.
+        method: Name of the calling method, for error messages.
 
     Raises:
-        ValueError: There are none, or more than one.
+        ValueError: There are no logits, or the model ran several times.
     """
     logits = part_of(output, "logits")
     if logits is None and len(seen) == 1:
@@ -102,16 +105,16 @@ def logits_of(output: Any, seen: list[Any], method: str) -> Tensor:
 
 
 def predictions_of(output: Any, seen: list[Any], loss: Tensor, method: str) -> Predictions:
-    """The predictions of the first pass with their weights: the closure's, or else those found from its loss.
+    """The predictions of the first pass with their weights: the closure's if it returned some, else from its loss.
 
     Args:
-        output: As in ``logits_of``; so for the others.
-        seen: What the model returned.
+        output: The closure's output.
+        seen: The model's outputs, one per call.
         loss: The closure's mean loss [].
-        method: For errors.
+        method: Name of the calling method, for error messages.
 
     Raises:
-        ValueError: There are no logits, the weights given do not fit them, or none can be found.
+        ValueError: There are no logits, the given weights do not match them, or no weights can be derived.
     """
     returned = logits_of(output, seen, method)
     logits, weights = _with_classes(returned), part_of(output, "logit_weights")
@@ -119,24 +122,24 @@ def predictions_of(output: Any, seen: list[Any], loss: Tensor, method: str) -> P
         weights = _found_weights(loss, returned)
         if weights is None:
             raise ValueError(
-                f"{method} must know what the loss of each prediction is multiplied with, but the loss is no weighted "
-                f"sum of cross entropies (or of squared errors, where a prediction is one number) of the logits "
+                f"{method} needs the weight of each prediction's loss, but the loss is not a weighted sum of cross "
+                f"entropies (or of squared errors, where a prediction is one number) of the logits "
                 f"{list(returned.shape)}; return deltasam.Output(loss, logits, logit_weights=...), for the mean over n "
                 f"examples torch.full((n,), 1 / n)"
             )
     if weights.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{method}: logit_weights have shape {list(weights.shape)}, but there is one for each of the predictions "
+            f"{method}: logit_weights have shape {list(weights.shape)}, but the predictions have shape "
             f"{list(logits.shape[:-1])}"
         )
     return Predictions(logits, weights.detach())
 
 
 def _found_weights(loss: Tensor, logits: Tensor) -> Tensor | None:
-    """The weights [B] of the predictions; None if the loss is no weighted sum of their cross entropies or squares.
+    """Weights [B] of the predictions; None if the loss is not a weighted sum of cross entropies or squared errors.
 
-    A prediction on which the loss has no curvature, since it is masked or certain to the last bit, has weight 0. A
-    number is neither where the loss has a slope: that is an absolute error, or the straight part of Huber's.
+    A prediction in which the loss has no curvature, since it is masked or certain to the last bit, has weight 0. For a
+    number, slope without curvature means an absolute error, or the linear part of the Huber loss: None.
     """
     head, slope = _slope(loss, logits)
     if head is None or slope is None:
@@ -153,7 +156,7 @@ def _found_weights(loss: Tensor, logits: Tensor) -> Tensor | None:
     weights = bent.squeeze(-1) / 2 if x.shape[-1] == 1 else _of_cross_entropy(bent, p, unit)
     if bool(weights.isfinite().all()) and not _explains(weights, bent, p, unit, slope.detach()):
         return None
-    if x.shape[-1] <= 2:  # so few numbers also fit other losses: their curvature changes otherwise
+    if x.shape[-1] <= 2:  # two entries fit other losses too; third derivatives tell them apart
         third = _along(curvature, head, unit.view_as(slope))
         bends = torch.zeros_like(x) if third is None else _wide(third).view_as(x) / scale
         expected = 0.0 if x.shape[-1] == 1 else (bent * unit * (1 - 2 * p)).sum(-1)
@@ -163,14 +166,14 @@ def _found_weights(loss: Tensor, logits: Tensor) -> Tensor | None:
 
 
 def _of_cross_entropy(bent: Tensor, p: Tensor, unit: Tensor) -> Tensor:
-    """From the entries ``-w p_c p_m`` beside the most likely class m: where it is nearly certain, these are exact."""
+    """Weights from the entries ``-w p_c p_m`` off the diagonal, m the most likely class: exact if m is near certain."""
     others = (p * (1 - unit)).sum(-1)
     weights = -(bent * (1 - unit)).sum(-1) / ((p * unit).sum(-1) * others)
     return torch.where(others > 0, weights, 0.0)
 
 
 def _explains(weights: Tensor, bent: Tensor, p: Tensor, unit: Tensor, slope: Tensor) -> bool:
-    """Whether the curvature is that of cross entropies, or squares, with these weights, and none is negative."""
+    """Whether the curvature is that of cross entropies (or squared errors) with these weights, and none is negative."""
     if p.shape[-1] == 1:
         flat = slope.reshape(bent.shape).squeeze(-1) == 0
         return bool(((weights > 0) | (weights == 0) & flat).all())
@@ -198,9 +201,9 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def _slope(loss: Tensor, logits: Tensor) -> tuple[Tensor | GradientEdge | None, Tensor | None]:
-    """The gradient of the loss with respect to the logits, and the place in the graph it was taken at.
+    """The graph node of the logits that the loss depends on, and the gradient of the loss with respect to it.
 
-    A model may return its logits in float32, and have computed the loss from what they were before.
+    A model may return its logits cast to float32, and have computed the loss from the logits before the cast.
     """
     head: Tensor | GradientEdge | None = logits if logits.requires_grad else None
     while head is not None:
@@ -233,7 +236,7 @@ def _along(
 
 
 def _scale(slope: Tensor) -> float:
-    """A power of two that brings the curvature of cross entropies, not above the slope, to where float16 is exact."""
+    """A power of two that scales the curvature of cross entropies (at most the slope) into float16's precise range."""
     largest = float(slope.detach().abs().amax()) if slope.dtype == torch.float16 else 0.0
     return 2.0 ** min(14, 13 - math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0
 

@@ -1,34 +1,61 @@
-"""Methods that look into a forward from outside, and what they do about ``torch.compile``."""
+"""Base classes of the methods that regularise the model's predictions and do not move the weights."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 
-from torch import nn
-
+from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
-from deltasam.core.torch_internals.compiled import as_written, is_compiled
-from deltasam.core.warn import warn
+from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.method import Method, Step
 
 
-class AsWritten(Method):
-    """A method whose passes run a compiled model as it was written: compiled code shows neither logits nor embeddings.
+class Regularizer(Method):
+    """A method that hooks into the forward pass; with its neutral hyper-parameters it runs one plain pass.
+
+    A compiled model is run eagerly, with a warning: hooks see neither logits nor embeddings in compiled code.
 
     Args:
         model: The model to train.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self._said = False
-
-    def _fill_from(self, micro_batches: Iterator[Passes]) -> Step:
-        if not self._said and is_compiled(self.model.modules()):
-            self._said = True
-            warn(
-                f"{type(self).__name__} runs the compiled model as it was written: compiled code does not show what "
-                f"it must see of a forward; to train at the speed of compiled code use SAM or ASAM"
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        """Fill ``.grad`` from micro-batches, running the model eagerly."""
+        if is_compiled(self.model.modules()):
+            self.warn_once(
+                f"{type(self).__name__} runs the compiled model as it was written: compiled code does not expose what "
+                f"it needs to see of a forward; to train at the speed of compiled code use SAM or ASAM"
             )
-        with as_written():
-            return super()._fill_from(micro_batches)
+        with eager():
+            return super().fill_step(micro_batches)
+
+    def fill(self, passes: Passes) -> Step:
+        """Run the passes of one micro-batch and fill ``.grad``."""
+        if all(getattr(self, key) == value for key, value in self.neutral.items()):
+            return Step(passes.backward(loss_of(passes.plain_forward())))
+        return self.regularize(passes)
+
+    @abc.abstractmethod
+    def regularize(self, passes: Passes) -> Step:
+        """Fill ``.grad`` with the gradient of the regularised loss."""
+
+
+class PredictionRegularizer(Regularizer):
+    """A regulariser that compares the predictions of two forwards.
+
+    Attributes:
+        dropout: ``fresh``: the later forwards draw new dropout masks; ``same``: they replay those of the first.
+    """
+
+    dropout: str = "fresh"
+
+    @property
+    def compares_predictions(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def fresh_dropout(self) -> bool:
+        """Whether ``dropout`` is ``fresh``."""
+        return self.dropout == "fresh"

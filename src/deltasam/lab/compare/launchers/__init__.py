@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers.in_sequence import InSequence
-from deltasam.lab.compare.launchers.launcher import Cell, Launcher, Standing, Watch, run_name
+from deltasam.lab.compare.launchers.launcher import (
+    Launcher,
+    ProgressCallback,
+    RunKey,
+    RunProgress,
+    SequentialLauncher,
+    run_name,
+)
 
-__all__ = ["Cell", "InSequence", "Launcher", "Standing", "Watch", "find_launcher", "run_name"]
+__all__ = ["Launcher", "ProgressCallback", "RunKey", "RunProgress", "SequentialLauncher", "find_launcher", "run_name"]
 
 
 def find_launcher(name: str, workers: int | None, *, gpu: bool) -> Launcher:
@@ -27,7 +33,7 @@ def find_launcher(name: str, workers: int | None, *, gpu: bool) -> Launcher:
     if name != "local":
         raise UserError(f"--launcher {name}: must be local or ray")
     if workers in (None, 1):
-        return InSequence()
-    from deltasam.lab.compare.launchers.processes import Processes
+        return SequentialLauncher()
+    from deltasam.lab.compare.launchers.worker_pool import WorkerPool
 
-    return Processes(workers)
+    return WorkerPool(workers)

@@ -1,4 +1,4 @@
-"""What a launcher is, and how far a run is."""
+"""What a launcher is, what it is given and what it reports; and the simplest one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deltasam.lab.train.run import Run
 
 
-class Cell(NamedTuple):
+class RunKey(NamedTuple):
     """What tells the runs of a grid apart."""
 
     seed: int
@@ -22,60 +22,70 @@ class Cell(NamedTuple):
     setting: Setting | None = None
 
 
-def run_name(cell: Cell) -> str:
+def run_name(key: RunKey) -> str:
     """What to call a run."""
-    name = f"{short_spec(cell.method)} seed {cell.seed}"
-    return f"{name} {cell.setting}" if cell.setting else name
+    name = f"{short_spec(key.method)} seed {key.seed}"
+    return f"{name} {key.setting}" if key.setting else name
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunProgress:
     """How far a run is. Small: it is sent between processes after every step.
 
     Attributes:
-        cell: Which run it is.
+        key: Which run it is.
         steps: Steps done.
         total: Steps there are at most.
         loss: Of the last step; None before the first.
         finished: Whether no step is left.
     """
 
-    cell: Cell
+    key: RunKey
     steps: int
     total: int
     loss: float | None
     finished: bool
 
     @classmethod
-    def of(cls, cell: Cell, run: Run) -> Standing:
-        """The standing of the run of a cell."""
+    def of(cls, key: RunKey, run: Run) -> RunProgress:
+        """How far the run with a key is."""
         loss = run.steps[-1].loss if run.steps else None
-        return cls(cell, len(run.steps), run.total_steps, loss, run.finished)
+        return cls(key, len(run.steps), run.total_steps, loss, run.finished)
 
 
-Watch = Callable[[Standing], None]
-Work = Callable[[Cell, Watch], "RunResult"]
+ProgressCallback = Callable[[RunProgress], None]
+RunFn = Callable[[RunKey, ProgressCallback], "RunResult"]
 """Does one run. It can be pickled, so that it can be done elsewhere."""
 
 
 class Launcher(Protocol):
     """Does the runs of a grid.
 
-    A run is a function of its cell, so where it is done, and beside which others, does not change its numbers.
+    A run is a function of its key, so where it is done, and beside which others, does not change its numbers.
     """
 
     shares_disk: ClassVar[bool]
     """Whether all runs see the same files: only then are there checkpoints to go on from."""
 
-    def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
-        """Do the work for every cell; give each result as soon as it is there, in any order.
+    def launch(self, work: RunFn, keys: Sequence[RunKey], watch: ProgressCallback) -> Generator[RunResult]:
+        """Do the runs; give each result as soon as it is there, in any order.
 
         Args:
-            work: What to do for a cell.
-            cells: In the order in which they are begun.
+            work: Does the run of a key.
+            keys: In the order in which the runs are begun.
             watch: Told, in this process, how far each run is.
 
         Raises:
-            UserError: A run cannot be done; what is at work with it is stopped.
+            UserError: A run cannot be done; those in progress beside it are stopped.
         """
         ...
+
+
+class SequentialLauncher:
+    """One run after the other in this process: an error is shown where it is raised."""
+
+    shares_disk: ClassVar[bool] = True
+
+    def launch(self, work: RunFn, keys: Sequence[RunKey], watch: ProgressCallback) -> Generator[RunResult]:
+        """Do one run after the other."""
+        return (work(key, watch) for key in keys)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers.launcher import Cell, Standing, Watch, Work, run_name
-from deltasam.lab.compare.launchers.worker import Done, Failed, Losses, Warned, do_apart
+from deltasam.lab.compare.launchers.launcher import ProgressCallback, RunFn, RunKey, RunProgress, run_name
+from deltasam.lab.compare.launchers.worker import CrashCounter, Done, Failed, Warned, do_apart
 from deltasam.lab.train import plugins
 
 if TYPE_CHECKING:
@@ -46,28 +46,28 @@ class RayCluster:
     def __init__(self, workers: int | None, *, gpu: bool) -> None:
         self._workers, self._gpu = workers, gpu
 
-    def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
+    def launch(self, work: RunFn, keys: Sequence[RunKey], watch: ProgressCallback) -> Generator[RunResult]:
         """Do the runs; no task is left when this ends, however it ends."""
-        waiting, losses, warned = deque(cells), Losses(), set[Warned]()
-        at_work: dict[Any, Cell] = {}
+        waiting, crashes, warned = deque(keys), CrashCounter(), set[Warned]()
+        at_work: dict[Any, RunKey] = {}
         with _connection():
             board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
             begin = self._task(work)
             try:
                 while waiting or at_work:
                     while waiting and (self._workers is None or len(at_work) < self._workers):
-                        cell = waiting.popleft()
-                        at_work[begin(cell, board)] = cell
+                        key = waiting.popleft()
+                        at_work[begin(key, board)] = key
                     ended, _ = ray.wait(list(at_work), timeout=_POLL_SECONDS)
-                    for standing in ray.get(board.take.remote()):
-                        watch(standing)
+                    for progress in ray.get(board.take.remote()):
+                        watch(progress)
                     for task in ended:
-                        cell = at_work.pop(task)
+                        key = at_work.pop(task)
                         try:
-                            outcome = _outcome(task, cell)
+                            outcome = _outcome(task, key)
                         except ray.exceptions.RayError as error:
-                            losses.note(cell, type(error).__name__)
-                            waiting.appendleft(cell)
+                            crashes.note(key, type(error).__name__)
+                            waiting.appendleft(key)
                         else:
                             yield outcome.unpack(warned)
             finally:
@@ -75,36 +75,36 @@ class RayCluster:
                     ray.cancel(task, force=True)
                 ray.kill(board)
 
-    def _task(self, work: Work) -> Any:
+    def _task(self, work: RunFn) -> Any:
         threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
         task = ray.remote(num_cpus=threads, num_gpus=int(self._gpu), max_retries=0)(_do)
         shared = ray.put(work)  # once, not with every run: it holds the data
-        return lambda cell, board: task.remote(shared, cell, board, threads)
+        return lambda key, board: task.remote(shared, key, board, threads)
 
 
 class _Board:
     """Where runs on all machines note how far they are."""
 
     def __init__(self) -> None:
-        self._standings: dict[Cell, Standing] = {}
+        self._news: dict[RunKey, RunProgress] = {}
 
-    def note(self, standing: Standing) -> None:
-        self._standings[standing.cell] = standing
+    def note(self, progress: RunProgress) -> None:
+        self._news[progress.key] = progress
 
-    def take(self) -> list[Standing]:
+    def take(self) -> list[RunProgress]:
         """What is new."""
-        news, self._standings = list(self._standings.values()), {}
+        news, self._news = list(self._news.values()), {}
         return news
 
 
-def _do(work: Work, cell: Cell, board: Any, threads: int) -> Done | Failed:
+def _do(work: RunFn, key: RunKey, board: Any, threads: int) -> Done | Failed:
     last: deque[Any] = deque(maxlen=1)
-    outcome = do_apart(work, cell, lambda standing: last.append(board.note.remote(standing)), threads)
+    outcome = do_apart(work, key, lambda progress: last.append(board.note.remote(progress)), threads)
     ray.get(list(last))  # notes arrive in order: once the run has ended, the board knows all of it
     return outcome
 
 
-def _outcome(task: Any, cell: Cell) -> Done | Failed:
+def _outcome(task: Any, key: RunKey) -> Done | Failed:
     """What came back of a run.
 
     Raises:
@@ -116,7 +116,7 @@ def _outcome(task: Any, cell: Cell) -> Done | Failed:
     except ray.exceptions.RayTaskError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"{run_name(cell)} could not begin on a machine of the Ray cluster ({reason}); "
+            f"{run_name(key)} could not begin on a machine of the Ray cluster ({reason}); "
             f"install the same deltasam[cli] on all of them"
         ) from error
     return outcome

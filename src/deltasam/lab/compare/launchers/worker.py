@@ -1,4 +1,4 @@
-"""A run in a process that is not the one that asked for it: what comes back, and what is lost with the process."""
+"""A run in another process: how results and errors are sent back, and what happens when the process dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers.launcher import Cell, Watch, Work, run_name
+from deltasam.lab.compare.launchers.launcher import ProgressCallback, RunFn, RunKey, run_name
 from deltasam.lab.train.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ class Failed:
         raise self.error from RuntimeError(f"in the worker:\n{self.trace}")
 
 
-def do_apart(work: Work, cell: Cell, watch: Watch, threads: int) -> Done | Failed:
+def do_apart(work: RunFn, key: RunKey, watch: ProgressCallback, threads: int) -> Done | Failed:
     """Do a run in a worker; an error that stops it is sent back too.
 
     Args:
         work: What to do.
-        cell: For which run.
+        key: For which run.
         watch: Told after each step.
         threads: Of PyTorch. Sums depend on it in their last bits, so it is always set.
     """
@@ -80,27 +80,27 @@ def do_apart(work: Work, cell: Cell, watch: Watch, threads: int) -> Done | Faile
     with warnings.catch_warnings(record=True) as given:
         try:
             load_plugins()
-            result = work(cell, watch)
+            result = work(key, watch)
         except Exception as error:  # noqa: BLE001  # raised again by whoever asked for the run
             return Failed(_portable(error), traceback.format_exc())
     return Done(result, [(str(w.message), w.category, w.filename, w.lineno) for w in given])
 
 
-class Losses:
-    """Counts the workers that each run has lost: a run that takes its worker along every time is not begun for ever."""
+class CrashCounter:
+    """Counts the crashes of each run's workers, so that a run which kills its worker is not restarted for ever."""
 
     def __init__(self) -> None:
-        self._lost: Counter[Cell] = Counter()
+        self._lost: Counter[RunKey] = Counter()
 
-    def note(self, cell: Cell, reason: str) -> None:
+    def note(self, key: RunKey, reason: str) -> None:
         """A worker died in the middle of a run.
 
         Raises:
             UserError: It happened to this run too often.
         """
-        self._lost[cell] += 1
-        name = run_name(cell)
-        if self._lost[cell] >= _ATTEMPTS:
+        self._lost[key] += 1
+        name = run_name(key)
+        if self._lost[key] >= _ATTEMPTS:
             raise UserError(
                 f"{name}: the process at work on it died {_ATTEMPTS} times ({reason}); if memory ran out, use fewer "
                 f"--workers or a smaller --batch-size; what is finished is kept, the same command goes on"

@@ -1,35 +1,14 @@
-"""One small file per diagnostic; they run in this order."""
+"""One file for each diagnostic; importing this package registers them all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from deltasam.lab.diagnose.diagnostic import Diagnostic
 
-# isort: off
-from deltasam.lab.diagnose.entries.sharpness import SharpnessDiagnostic
-from deltasam.lab.diagnose.entries.examples import ExamplesDiagnostic
-from deltasam.lab.diagnose.entries.hessian import HessianDiagnostic
-from deltasam.lab.diagnose.entries.calibration import CalibrationDiagnostic
-from deltasam.lab.diagnose.entries.after import AfterDiagnostic
-from deltasam.lab.diagnose.entries.slice import SliceDiagnostic
-from deltasam.lab.diagnose.entries.plane import PlaneDiagnostic
-from deltasam.lab.diagnose.entries.path import PathDiagnostic
-from deltasam.lab.diagnose.entries.fidelity import FidelityDiagnostic
-from deltasam.lab.diagnose.entries.cost import CostDiagnostic
-# isort: on
-
-__all__ = [
-    "AfterDiagnostic",
-    "CalibrationDiagnostic",
-    "CostDiagnostic",
-    "ExamplesDiagnostic",
-    "FidelityDiagnostic",
-    "HessianDiagnostic",
-    "PathDiagnostic",
-    "PlaneDiagnostic",
-    "SharpnessDiagnostic",
-    "SliceDiagnostic",
-    "diagnostic_names",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 
 def diagnostic_names() -> list[str]:
     """Every diagnostic, in the order in which they run."""
-    return list(Diagnostic.registry)
+    return sorted(Diagnostic.registry, key=lambda name: (Diagnostic.registry[name].order, name))

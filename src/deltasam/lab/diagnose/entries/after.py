@@ -15,6 +15,7 @@ class AfterDiagnostic(Diagnostic[Results], name="after"):
     """Accuracy and NLL after each change of the weights."""
 
     title = "After training: rounded, pruned, and with noise on the weights"
+    order = 50
 
     def measure(self, *subjects: Subject) -> Results:
         """On all rows: a loss of accuracy is often that of a few of them."""

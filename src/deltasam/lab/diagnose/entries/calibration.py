@@ -13,6 +13,7 @@ class CalibrationDiagnostic(Diagnostic[Calibration], name="calibration"):
     """Confidence beside accuracy."""
 
     title = "Calibration: confidence beside accuracy"
+    order = 40
 
     def measure(self, *subjects: Subject) -> Calibration:
         """On all rows at once."""

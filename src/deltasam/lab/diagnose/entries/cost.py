@@ -18,6 +18,7 @@ class CostDiagnostic(Diagnostic[Cost], name="cost"):
     """Time and memory of each method, with dropout."""
 
     title = "Cost: time and memory of each method"
+    order = 100
 
     def measure(self, *subjects: Subject) -> Cost:
         """On one batch, in training mode."""

@@ -15,6 +15,7 @@ class ExamplesDiagnostic(Diagnostic[ExampleGeometry], name="examples"):
     """Norms and curvatures of single examples."""
 
     title = "Examples: gradient norm and curvature of each"
+    order = 20
 
     def measure(self, *subjects: Subject) -> ExampleGeometry:
         """In the order of the subject's rows."""

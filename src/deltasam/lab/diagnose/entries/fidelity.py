@@ -20,6 +20,7 @@ class FidelityDiagnostic(Diagnostic[Results], name="fidelity"):
     """Methods beside the exact one, with dropout."""
 
     title = "Fidelity: how close methods come to one perturbation per example"
+    order = 90
 
     def measure(self, *subjects: Subject) -> Results:
         """On a few batches, in training mode."""

@@ -15,6 +15,7 @@ class HessianDiagnostic(Diagnostic[HessianSpectrum], name="hessian"):
     """The upper end of the spectrum."""
 
     title = "Hessian: curvature of the mean loss"
+    order = 30
     share = 1 / 16
 
     def measure(self, *subjects: Subject) -> HessianSpectrum:

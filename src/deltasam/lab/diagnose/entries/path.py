@@ -13,6 +13,7 @@ class PathDiagnostic(Diagnostic[LossPath], name="path"):
     """From the first checkpoint to the second."""
 
     title = "Path: the loss between two checkpoints"
+    order = 80
     share = 1 / 2
 
     def groups(self, subjects: Sequence[Subject]) -> dict[str, tuple[Subject, ...]]:

@@ -15,6 +15,7 @@ class PlaneDiagnostic(Diagnostic[LossPlane], name="plane"):
     """A plane through the weights."""
 
     title = "Plane: the loss along two random directions"
+    order = 70
     share = 1 / 8
 
     def measure(self, *subjects: Subject) -> LossPlane:

@@ -33,6 +33,7 @@ class SharpnessDiagnostic(Diagnostic[AllSharpness], name="sharpness"):
     """Sharpness in all its forms."""
 
     title = "Sharpness: how much the loss rises within a radius of the weights"
+    order = 10
     share = 1 / 2
 
     def measure(self, *subjects: Subject) -> AllSharpness:

@@ -15,6 +15,7 @@ class SliceDiagnostic(Diagnostic[LossSlice], name="slice"):
     """A line through the weights."""
 
     title = "Slice: the loss along a random direction"
+    order = 60
     share = 1 / 2
 
     def measure(self, *subjects: Subject) -> LossSlice:

@@ -17,14 +17,14 @@ from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.models import load_encoder
 from deltasam.lab.train.tasks.contrastive import contrastive_loss, embed, mask_span
 from deltasam.lab.train.tasks.similarity import similarity_metrics
-from deltasam.lab.train.tasks.task import Task, refuse_options
+from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class SentenceTask(Task):
     """A pretrained encoder that is to know a sentence among the others of its batch.
 
     A sentence's two views differ in dropout and in a span that is masked in one of them. The model is called once for
-    each view, so that a sentence is one row of both calls: for a method that looks at single examples the example is
+    each view, so that a sentence is one row of both calls: for a per-example method the example is
     the sentence, and both its views have its own copy of the weights. Negatives are the other sentences of the batch;
     where several processes share a batch, those of the own process. A sentence that is alone has a loss of 0.
     """
@@ -94,3 +94,6 @@ class SentenceTask(Task):
         batches = [embeddings[order[i : i + size]] for i in range(0, len(order), size)]
         losses = [contrastive_loss(batch, batch, self._data.contrast.temperature)[0] for batch in batches]
         return float(torch.cat(losses).mean())
+
+
+make_task.register(SentenceData, SentenceTask)

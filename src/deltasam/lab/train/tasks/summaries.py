@@ -18,7 +18,7 @@ from deltasam.lab.train.tasks.objective import NO_TOKEN, logits_of, token_losses
 from deltasam.lab.train.tasks.rouge import KINDS, rouge
 from deltasam.lab.train.tasks.seq2seq import load_seq2seq
 from deltasam.lab.train.tasks.summary_batches import SummaryBatches
-from deltasam.lab.train.tasks.task import Task, refuse_options
+from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class SummaryTask(Task):
@@ -101,3 +101,6 @@ def generation(options: SummaryOptions) -> dict[str, Any]:
         "min_new_tokens": options.min_new_tokens,
         "no_repeat_ngram_size": options.no_repeat_ngram_size,
     }
+
+
+make_task.register(SummaryData, SummaryTask)

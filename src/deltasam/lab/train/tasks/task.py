@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 from contextlib import AbstractContextManager, nullcontext
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from deltasam.core.closure import Output
 from deltasam.errors import UserError
+from deltasam.lab.data.dataset import Data
 from deltasam.lab.train.config import TrainConfig
 from deltasam.lab.train.majority_class import OneClass
 
@@ -72,3 +74,13 @@ class Task(abc.ABC):
 
         The model is left in the mode, training or evaluation, in which it came. Several processes share the work.
         """
+
+
+@singledispatch
+def make_task(data: Data, config: TrainConfig, device: str) -> Task:
+    """The task of data, with its model drawn from the global random state: ``make_task.register(MyData, MyTask)``.
+
+    Raises:
+        UserError: The model cannot be loaded, or does not fit the configuration.
+    """
+    raise NotImplementedError(f"there is no task for {type(data).__name__}")

@@ -17,7 +17,7 @@ from deltasam.lab.train.majority_class import one_class_of
 from deltasam.lab.train.metrics import evaluate_all
 from deltasam.lab.train.models import load_classifier
 from deltasam.lab.train.tasks.objective import example_losses, logits_of
-from deltasam.lab.train.tasks.task import Task, refuse_options
+from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class TextTask(Task):
@@ -108,3 +108,6 @@ class LastLayer:
         if self._layer is None or self._input is None:
             raise UserError("--last-layer-l2: this model ends in no linear layer; leave the option out")
         return self._layer.weight.square().sum() + self._input.float().flatten(1).square().sum(1)
+
+
+make_task.register(TextData, TextTask)

@@ -8,7 +8,7 @@ draws its mask in that order. A function returns None for arguments that it does
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ from torch import Tensor
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State, Tensor, Tensor | None], State]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 COMPOSED: dict[str, Callable[..., Any]] = {}
+"""By the name of the function."""
 
 
-def _is(name: str) -> Callable[[Any], Any]:
-    def register(function: Any) -> Any:
+def _is(name: str) -> Callable[[Function], Function]:
+    def register(function: Function) -> Function:
         COMPOSED[name] = function
         return function
 
@@ -143,14 +146,19 @@ def _of_step(step: Step) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The cell of a step, and layers of it."""
 
     def cell(
-        input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
     ) -> Any:
         state = step(F.linear(input, w_ih, b_ih), (hx,) if isinstance(hx, Tensor) else tuple(hx), w_hh, b_hh)
         return state[0] if isinstance(hx, Tensor) else state
 
     def layers(
         input: Tensor,
-        hx: Any,
+        hx: Tensor | Sequence[Tensor],
         weights: Sequence[Tensor],
         has_biases: bool,
         num_layers: int,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from deltasam.lab.compare.launchers.launcher import Cell, Watch, Work
-from deltasam.lab.compare.launchers.worker import Done, Failed, Losses, Warned, do_apart
+from deltasam.lab.compare.launchers.launcher import ProgressCallback, RunFn, RunKey
+from deltasam.lab.compare.launchers.worker import CrashCounter, Done, Failed, Warned, do_apart
 
 if TYPE_CHECKING:
     from deltasam.lab.train.results import RunResult
@@ -24,7 +24,7 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's loc
 _LAST_BREATH = 10.0  # seconds that a process may take from closing its pipe to its end
 
 
-class Processes:
+class WorkerPool:
     """Worker processes that do one run after the other.
 
     A worker that dies takes nothing but its own run along: that is begun again in a new process, from its checkpoint
@@ -39,9 +39,9 @@ class Processes:
     def __init__(self, workers: int) -> None:
         self._workers = workers
 
-    def launch(self, work: Work, cells: Sequence[Cell], watch: Watch) -> Generator[RunResult]:
+    def launch(self, work: RunFn, keys: Sequence[RunKey], watch: ProgressCallback) -> Generator[RunResult]:
         """Do the runs; no process is left when this ends, however it ends."""
-        waiting, losses, warned = deque(cells), Losses(), set[Warned]()
+        waiting, crashes, warned = deque(keys), CrashCounter(), set[Warned]()
         idle: list[_Worker] = []
         at_work: dict[Connection, _Worker] = {}
         try:
@@ -53,8 +53,8 @@ class Processes:
                     worker = at_work[pipe]  # type: ignore[index]
                     message = worker.receive()
                     if message is None:
-                        waiting.appendleft(at_work.pop(worker.pipe).cell)
-                        losses.note(worker.cell, worker.cause_of_death())
+                        waiting.appendleft(at_work.pop(worker.pipe).key)
+                        crashes.note(worker.key, worker.cause_of_death())
                     elif isinstance(message, Done | Failed):
                         idle.append(at_work.pop(worker.pipe))
                         yield message.unpack(warned)
@@ -65,32 +65,32 @@ class Processes:
                 worker.kill()
 
     def _threads(self) -> int:
-        """For each worker its share of what a single run would use, unless the user has said how many."""
+        """Threads of a worker: its share of those of a single run, unless the user has chosen a number."""
         threads = torch.get_num_threads()
         return threads if "OMP_NUM_THREADS" in os.environ else max(1, threads // self._workers)
 
 
 class _Worker:
-    """A process, the pipe to it, and the run it is at work on."""
+    """A process, the pipe to it, and its current run."""
 
-    def __init__(self, work: Work, threads: int) -> None:
+    def __init__(self, work: RunFn, threads: int) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
-        self.cell: Cell
+        self.key: RunKey
         # A daemon: even if this process ends in an unforeseen way, multiprocessing ends it on the way out.
         self._process = _SPAWN.Process(target=_serve, args=(theirs, work, threads), daemon=True)
         with _ctrl_c_waits():
             self._process.start()
         theirs.close()  # so that the pipe ends with the process
 
-    def begin(self, cell: Cell) -> Connection:
+    def begin(self, key: RunKey) -> Connection:
         """Start a run; what it sends comes out of the pipe."""
-        self.cell = cell
+        self.key = key
         with suppress(BrokenPipeError):  # it died while it was idle: reading will show
-            self.pipe.send(cell)
+            self.pipe.send(key)
         return self.pipe
 
     def receive(self) -> Any:
-        """A standing, or what comes back of the run; None: the process is gone."""
+        """A progress report, or the outcome of the run; None: the process is gone."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -109,7 +109,7 @@ class _Worker:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _serve(pipe: Connection, work: Work, threads: int) -> None:
+def _serve(pipe: Connection, work: RunFn, threads: int) -> None:
     """The life of a worker: runs until the other end of the pipe is closed, or its process is gone."""
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -10,6 +10,7 @@ from deltasam.lab.data.columns import Columns, choose_columns
 from deltasam.lab.data.dataset import TextData
 from deltasam.lab.data.delimited import parse_delimited
 from deltasam.lab.data.glue import GlueTask, find_task
+from deltasam.lab.data.source import DataSource, ReadOptions
 from deltasam.lab.data.table import Table
 from deltasam.lab.data.tables import read_bytes, read_table, supported_suffixes, table_suffix
 
@@ -17,7 +18,20 @@ _TRAIN = ("train",)
 _DEV = ("dev", "dev_matched")
 
 
-def load_folder(folder: Path, text: str | None, text_pair: str | None, label: str | None, task: str) -> TextData:
+class FolderSource(DataSource, name="folder"):
+    """A folder with ``train.*`` and ``dev.*``."""
+
+    def recognizes(self, name: str) -> bool:
+        """Whether there is such a folder."""
+        return Path(name).is_dir()
+
+    def load(self, name: str, options: ReadOptions) -> TextData:
+        """Read both tables."""
+        options.refuse(name, "eval_data")
+        return load_folder(Path(name), options)
+
+
+def load_folder(folder: Path, options: ReadOptions) -> TextData:
     """Read a GLUE folder; with a column named, or a name that is no GLUE task, a folder of plain tables.
 
     Raises:
@@ -25,20 +39,18 @@ def load_folder(folder: Path, text: str | None, text_pair: str | None, label: st
     """
     name = folder.resolve().name
     known = find_task(name)
-    if known is None or text or text_pair or label:
-        return _load_plain(folder, name, text, text_pair, label, task)
-    known.check_kind(str(folder), task)
+    if known is None or any(options.columns):
+        return _load_plain(folder, name, options)
+    known.check_kind(str(folder), options.task)
     return _load_task(folder, known)
 
 
-def _load_plain(
-    folder: Path, name: str, text: str | None, text_pair: str | None, label: str | None, task: str
-) -> TextData:
+def _load_plain(folder: Path, name: str, options: ReadOptions) -> TextData:
     train, dev = find_table(folder, _TRAIN), find_table(folder, _DEV)
     train_table, dev_table = read_table(train), read_table(dev)
-    columns = choose_columns(str(train), list(train_table.columns), text, text_pair, label)
+    columns = choose_columns(str(train), list(train_table.columns), *options.columns)
     choose_columns(str(dev), list(dev_table.columns), columns.text, columns.text_pair, columns.label)
-    return assemble(name, train_table, dev_table, columns, goal_of(task))
+    return assemble(name, train_table, dev_table, columns, goal_of(options.task))
 
 
 def _load_task(folder: Path, known: GlueTask) -> TextData:

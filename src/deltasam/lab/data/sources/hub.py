@@ -17,6 +17,7 @@ from deltasam.lab.data.assemble import assemble, goal_of
 from deltasam.lab.data.columns import choose_columns
 from deltasam.lab.data.dataset import TextData
 from deltasam.lab.data.glue import GlueTask, task_on_hub
+from deltasam.lab.data.source import DataSource, ReadOptions
 from deltasam.lab.data.table import Table
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -25,23 +26,36 @@ _GLUE = "nyu-mll/glue"
 _PATIENCE = 5  # seconds to wait for the hub: its own client retries for minutes
 
 
-def load_hub(
-    name: str, text: str | None, text_pair: str | None, label: str | None, eval_size: float, task: str
-) -> TextData:
+class HubSource(DataSource, name="hub"):
+    """A data set of the Hugging Face hub: whatever is nothing else."""
+
+    fallback = True
+
+    def recognizes(self, name: str) -> bool:
+        """Any name; whether the hub knows it shows when it is asked."""
+        return True
+
+    def load(self, name: str, options: ReadOptions) -> TextData:
+        """Download it, or read it from the hub's cache."""
+        options.refuse(name, "eval_data")
+        return load_hub(name, options)
+
+
+def load_hub(name: str, options: ReadOptions) -> TextData:
     """Read a hub data set: ``owner/name``, ``name``, each optionally with ``:config``; or a GLUE task: ``glue/cola``.
 
     Raises:
         UserError: The hub does not answer or does not have it, or a row cannot be used.
     """
     glue = task_on_hub(name)
-    if glue is not None and not (text or text_pair or label):
-        glue.check_kind(name, task)
+    if glue is not None and not any(options.columns):
+        glue.check_kind(name, options.task)
         return load_hub_glue(glue)
     train, held_out = hub_splits(name, name if glue is None else f"{_GLUE}:{glue.name}")
-    columns = choose_columns(name, train.column_names, text, text_pair, label)
+    columns = choose_columns(name, train.column_names, *options.columns)
     used = [column for column in (columns.text, columns.text_pair, columns.label) if column is not None]
-    evaluation = eval_size if held_out is None else hub_table(f"{name} (evaluation)", held_out, used)
-    return assemble(name, hub_table(f"{name} (train)", train, used), evaluation, columns, goal_of(task))
+    evaluation = options.eval_size if held_out is None else hub_table(f"{name} (evaluation)", held_out, used)
+    return assemble(name, hub_table(f"{name} (train)", train, used), evaluation, columns, goal_of(options.task))
 
 
 def load_hub_glue(task: GlueTask) -> TextData:

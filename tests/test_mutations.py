@@ -1900,7 +1900,7 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "data/test_split.py",
     ),
     "the test rows of the hub choose the model": (
-        "lab/data/hub.py",
+        "lab/data/sources/hub.py",
         "for split in _EVALUATION if",
         "for split in reversed(_EVALUATION) if",
         "validation_goes_before_test",
@@ -1915,15 +1915,15 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "every seed has the data of the first": (
         "lab/compare/grid.py",
-        "data_for(self.data, cell.seed)",
+        "data_for(self.data, key.seed)",
         "data_for(self.data, self.seeds[0])",
         "rows_of_its_own",
         "experiment/test_grid.py",
     ),
     "every run has the seed of the first": (
         "lab/compare/grid.py",
-        "self.config, cell.method, cell.seed)",
-        "self.config, cell.method, self.seeds[0])",
+        "self.config, key.method, key.seed)",
+        "self.config, key.method, self.seeds[0])",
         "interrupted_anywhere",
         "experiment/test_grid.py",
     ),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltasam.lab.compare.statistics.formatting import MISSING
-from deltasam.lab.compare.text_tables import rich_table
+from deltasam.lab.compare.text_tables import empty_table
 from deltasam.lab.diagnose.number_text import number_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
     """One row per number, one column per checkpoint; what is measured of two together has a column of its own."""
     columns = list(dict.fromkeys(name for finding in diagnosis.findings for name in finding.results))
-    table = rich_table()
+    table = empty_table()
     table.add_column("number", overflow="fold")
     for name in columns:
         table.add_column(Text(name), justify="right", overflow="fold")

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deltasam.diagnostics.examples import NUMBERS
 from deltasam.lab.compare.statistics import formatting
-from deltasam.lab.compare.text_tables import rich_table
+from deltasam.lab.compare.text_tables import empty_table
 from deltasam.lab.data.setting import Setting
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
         top: How many to show.
     """
     first = ranked.iloc[0]
-    table = rich_table(
+    table = empty_table(
         title=f"{first['method']} seed {first['seed']}{_setting(first)}",
         caption=f"the {min(top, len(ranked))} with the largest {by} of {len(ranked)}",
     )
@@ -59,7 +59,7 @@ def ranking_table(ranked: pd.DataFrame, by: str, top: int) -> Table:
 
 def detection_table(title: str, methods: Sequence[Cell]) -> Table:
     """How well each mean finds wrong labels, by method: AUROC with its 95 % interval over seeds."""
-    table = rich_table(title=title, caption="± 95 % interval over seeds")
+    table = empty_table(title=title, caption="± 95 % interval over seeds")
     table.add_column("method", overflow="fold")
     for by in NUMBERS:
         table.add_column(f"AUROC of {by}", justify="right", no_wrap=True)

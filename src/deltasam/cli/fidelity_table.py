@@ -12,7 +12,7 @@ from rich.text import Text
 from deltasam.diagnostics.fidelity import spec_with_rho
 from deltasam.diagnostics.floor import FLOOR
 from deltasam.lab.compare.statistics import formatting
-from deltasam.lab.compare.text_tables import rich_table
+from deltasam.lab.compare.text_tables import empty_table
 
 if TYPE_CHECKING:
     from deltasam.diagnostics import Fidelity
@@ -31,16 +31,14 @@ _COLUMNS = {
 def fidelity_table(results: Sequence[Fidelity], batches: int) -> Table:
     """One row per method: means over the batches, and below each its standard deviation."""
     counted = "1 batch" if batches == 1 else f"{batches} batches; ±: standard deviation over them"
-    table = rich_table(caption=f"{counted}; cost: time per step over sam")
+    table = empty_table(caption=f"{counted}; cost: time per step over sam")
     table.add_column("method", overflow="fold")
     for title in (*_COLUMNS.values(), "cost"):
         table.add_column(Text(title), justify="right", no_wrap=True)
     for result in results:
-        # Text: no markup
         cells = [_mean_and_spread(getattr(result.mean, n), getattr(result.spread, n)) for n in _COLUMNS]
-        table.add_row(
-            Text(spec_with_rho(result.method)), *cells, Text(formatting.ratio(result.cost))
-        )  # Text: no markup
+        # Text: no markup
+        table.add_row(Text(spec_with_rho(result.method)), *cells, Text(formatting.ratio(result.cost)))
     return table
 
 

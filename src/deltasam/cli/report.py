@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from deltasam.errors import UserError
+from deltasam.lab.folders.files import PAGE
 
 
 def report(
@@ -60,8 +61,6 @@ def _path(runs: list[Path], output: Path | None) -> Path:
     Raises:
         UserError: It is a folder.
     """
-    from deltasam.lab.folders.files import PAGE
-
     path = output or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     if path.is_dir():
         raise UserError(f"--output {path}: a folder; give the file, as in {path / PAGE}")

@@ -13,6 +13,7 @@ from rich.console import Console
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.lab.folders.files import PAGE, RECORD
 from deltasam.lab.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -110,7 +111,6 @@ def _bars(title: str, runs: int, done: int) -> Iterator[ProgressCallback]:
 
 
 def _write(experiment: Experiment) -> None:
-    from deltasam.lab.folders.files import PAGE, RECORD
     from deltasam.lab.folders.record import write_record
     from deltasam.lab.report.page import write_table_page
 
@@ -124,7 +124,6 @@ def _print(experiment: Experiment) -> None:
     from deltasam.lab.compare.statistics.compare import compare
     from deltasam.lab.compare.statistics.conclusion import conclusion
     from deltasam.lab.compare.text_tables import TerminalTable
-    from deltasam.lab.folders.files import PAGE, RECORD
     from deltasam.lab.train.results import each_no_better
 
     rows = experiment.record().rows

@@ -14,6 +14,7 @@ import typer
 from deltasam.cli import options
 from deltasam.cli.errors import interruptible
 from deltasam.errors import UserError
+from deltasam.lab.folders.files import CHECKPOINT, CONFIG, EXAMPLES, HISTORY, METRICS
 from deltasam.lab.train.config import PROVENANCE, TrainConfig
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def train(
     from deltasam.cli.progress import RunBar
     from deltasam.lab.data.setting import Setting
     from deltasam.lab.folders.config import create_run_folder
-    from deltasam.lab.folders.files import CHECKPOINT
     from deltasam.lab.train import distributed as processes
     from deltasam.lab.train.checkpoint import train_resumably
     from deltasam.lab.train.provenance import provenance
@@ -111,7 +111,6 @@ def train(
 
 def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
     from deltasam.lab.folders.config import check_folder
-    from deltasam.lab.folders.files import METRICS
 
     begun = check_folder(output, "train", choices)
     if resume and not begun:
@@ -124,8 +123,6 @@ def _check_output(output: Path, choices: dict[str, Any], resume: bool) -> None:
 
 def _how_to_go_on(output: Path) -> str:
     """What is kept of a training that was stopped, and which command goes on."""
-    from deltasam.lab.folders.files import CONFIG, METRICS
-
     if (output / METRICS).exists():
         return f"the training is finished; model in {output}"
     if (output / CONFIG).exists():
@@ -137,7 +134,6 @@ def _finish(output: Path, run: Run, result: RunResult) -> dict[str, float]:
     """Write the record; gives the metrics of the model that was kept."""
     from deltasam.core.files import write_atomically
     from deltasam.diagnostics.examples.csv_file import write_csv
-    from deltasam.lab.folders.files import EXAMPLES, HISTORY, METRICS
 
     if run.diverged:
         raise UserError(

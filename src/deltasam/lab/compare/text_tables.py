@@ -22,12 +22,12 @@ _TITLE_WIDTH = 22
 _LABEL_WIDTH = 18
 
 
-def rich_table(*, title: str = "", caption: str = "") -> RichTable:
+def empty_table(title: str | None = None, caption: str | None = None) -> RichTable:
     """An empty table for the terminal as all commands show them: a line under the head, and no frame."""
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     # Text, never markup, here and in all cells: a spec or a name may hold brackets.
-    table.title, table.title_justify = Text(title) if title else None, "left"
-    table.caption, table.caption_justify = Text(caption) if caption else None, "left"
+    table.title, table.title_justify = None if title is None else Text(title), "left"
+    table.caption, table.caption_justify = None if caption is None else Text(caption), "left"
     return table
 
 
@@ -36,7 +36,7 @@ def row_table(row: Row) -> RichTable:
 
     Numbers are never broken; in 80 columns a long method spec takes several lines instead.
     """
-    table = rich_table(caption=_caption(row))
+    table = empty_table(caption=_caption(row))
     table.add_column("method", overflow="fold")
     for title in (row.metric, "vs baseline", row.loss_name, "ECE", "cost", "GiB"):
         table.add_column(Text(title), justify="right", overflow="fold")
@@ -74,7 +74,7 @@ def _caption(row: Row) -> str:
 
 def after_table(row: Row, changed: Sequence[AfterRow]) -> RichTable:
     """One line per change of the weights and method: each metric, and its paired difference to the baseline."""
-    table = rich_table(
+    table = empty_table(
         caption="after training; vs: paired difference and 95 % interval, not corrected for their number"
     )
     table.add_column("weights")
@@ -184,7 +184,7 @@ class TerminalTable:
         return [*cells, *(_marked(texts[i]) for _, texts in self._footers)]
 
     def _grid(self, block: Sequence[int]) -> RichTable:
-        table = rich_table()
+        table = empty_table()
         table.add_column("task", overflow="fold", max_width=_TITLE_WIDTH)
         for i in block:
             table.add_column(Text(self.table.methods[i]), justify="right", overflow="fold", width=self._width(i) - 1)

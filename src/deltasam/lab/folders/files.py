@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltasam.errors import UserError
-from deltasam.lab.compare.launchers.launcher import RunKey
-from deltasam.lab.train.results import RunResult
+
+if TYPE_CHECKING:
+    from deltasam.lab.compare.launchers.launcher import RunKey
+    from deltasam.lab.train.results import RunResult
 
 CONFIG = "config.yaml"
 """Of every command: which one it was, its options as they were used, and what else decided the numbers."""
@@ -51,7 +55,7 @@ def read_results(folder: Path) -> list[RunResult]:
     Raises:
         UserError: The file cannot be read, or a line is no result.
     """
-    return [RunResult.from_json(line) for line in _lines(folder / RESULTS)]
+    return list(_results(folder / RESULTS))
 
 
 def read_history(folder: Path) -> RunResult | None:
@@ -60,14 +64,15 @@ def read_history(folder: Path) -> RunResult | None:
     Raises:
         UserError: The file cannot be read, or is no result.
     """
-    return next((RunResult.from_json(line) for line in _lines(folder / HISTORY)), None)
+    return next(_results(folder / HISTORY), None)
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    try:
-        # splitlines would cut at U+2028 inside a text.
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}); delete it and run again") from error
+def _results(path: Path) -> Iterator[RunResult]:
+    from deltasam.lab.train.results import RunResult  # with PyTorch, which the names of files need not wait for
+
+    if path.exists():
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a text
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path} ({error}); delete it and run again") from error
+        yield from (RunResult.from_json(line) for line in lines if line)

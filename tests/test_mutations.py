@@ -1525,7 +1525,7 @@ TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
         "integrations/hf.py",
         "if self.method is not None and self.method.per_example:\n            refuse_packed",
         "if False:\n            refuse_packed",
-        "packed_rows and hand",
+        "packed_rows_that_only_the_trainer_sees",
         "integrations/test_hf.py",
     ),
     "later passes count": (
@@ -1913,17 +1913,17 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "selection_set_alone",
         "experiment/test_sentence_task.py",
     ),
-    "every seed has the data of the first": (
+    "every seed has the rows of one": (
         "lab/compare/grid.py",
-        "data_for(self.data, cell.seed)",
-        "data_for(self.data, self.seeds[0])",
+        ".seed) if ",
+        ".seed * 0) if ",
         "rows_of_its_own",
         "experiment/test_grid.py",
     ),
-    "every run has the seed of the first": (
+    "every run has one seed": (
         "lab/compare/grid.py",
-        "self.config, cell.method, cell.seed)",
-        "self.config, cell.method, self.seeds[0])",
+        "return Run(data, self.config,",
+        "return (lambda data, config, method, seed: Run(data, config, method, 0))(data, self.config,",
         "interrupted_anywhere",
         "experiment/test_grid.py",
     ),

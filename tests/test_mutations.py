@@ -1525,7 +1525,7 @@ TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
         "integrations/hf.py",
         "if self.method is not None and self.method.per_example:\n            refuse_packed",
         "if False:\n            refuse_packed",
-        "packed_rows and hand",
+        "packed_rows_that_only_the_trainer_sees",
         "integrations/test_hf.py",
     ),
     "later passes count": (
@@ -1913,14 +1913,14 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "selection_set_alone",
         "experiment/test_sentence_task.py",
     ),
-    "every seed has the data of the first": (
+    "every seed has the rows of one": (
         "lab/compare/grid.py",
         "data_for(self.data, key.seed)",
         "data_for(self.data, self.seeds[0])",
         "rows_of_its_own",
         "experiment/test_grid.py",
     ),
-    "every run has the seed of the first": (
+    "every run has one seed": (
         "lab/compare/grid.py",
         "self.config, key.method, key.seed)",
         "self.config, key.method, self.seeds[0])",
@@ -2013,8 +2013,8 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "differences are the baseline minus the method": (
         "lab/compare/statistics/paired.py",
-        "value - reference for",
-        "reference - value for",
+        "stats.ttest_rel(pairs[:, 0], pairs[:, 1])",
+        "stats.ttest_rel(pairs[:, 1], pairs[:, 0])",
         "paired_t_test",
         "experiment/test_statistics.py",
     ),

@@ -428,6 +428,21 @@ def test_packed_rows_are_refused_where_examples_count(spec: str, seq2seq: bool, 
             trainer.train()
 
 
+class OwnPositions(Trainer):
+    """The model does not see which positions the batch has."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        del inputs["position_ids"]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_packed_rows_that_only_the_trainer_sees_are_refused(tmp_path: Path) -> None:
+    args = TrainingArguments(**tiny.settings(tmp_path, "per_instance_sam:rho=0.1", max_steps=1))
+    trainer = OwnPositions(gpt2(), args, train_dataset=ROWS, data_collator=packed_by_hand)
+    with pytest.raises(ValueError, match=r"a row of the batch holds several \(.*pad instead of packing"):
+        trainer.train()
+
+
 # Parameters of the optimizer
 
 

@@ -1,4 +1,4 @@
-"""Text with labels from a file, a GLUE folder, the hub or the demonstration package, in one shape."""
+"""Text with labels from a file, a GLUE folder, the hub or the demonstration package, in one format."""
 
 from __future__ import annotations
 

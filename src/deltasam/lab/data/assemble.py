@@ -1,4 +1,4 @@
-"""Make `TextData` out of tables: check the rows, encode the labels, split."""
+"""Build `TextData` from tables: check the rows, encode the labels, split."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Kind = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Goal:
-    """What is learned from a table.
+    """Learning goal of a table: kind of labels, metrics, classes.
 
     Attributes:
         kind: Whether labels are classes or scores.
         metric: As in `TextData`.
-        label_names: The classes in order, when they are known beforehand; empty to take them from the training rows,
-            or from what their file says about its class indices.
+        label_names: The classes in order, if they are known beforehand; empty to take them from the training rows,
+            or from the class names in their file.
         also: As in `TextData`.
     """
 
@@ -46,7 +46,7 @@ class Goal:
 
 
 def goal_of(task: str) -> Goal:
-    """Compute the goal that ``--task`` names, with its usual metric."""
+    """The goal that ``--task`` names, with its usual metric."""
     if task == "classification":
         return Goal("classification", "accuracy")
     if task == "regression":
@@ -62,18 +62,18 @@ def assemble(
     goal: Goal,
     further: Mapping[str, Table] | None = None,
 ) -> TextData:
-    """Make checked, encoded data out of a training table and an evaluation table.
+    """Build checked, encoded data from a training table and an evaluation table.
 
     Args:
         name: As in `TextData`.
         train: The training rows, or all rows.
-        evaluation: The evaluation rows, or how much of ``train`` to split off for them.
-        columns: The columns to use of all tables.
-        goal: What is learned.
+        evaluation: The evaluation rows, or how much of ``train`` to hold out for them.
+        columns: The columns to use in all tables.
+        goal: Learning goal.
         further: More tables with evaluation rows, by name.
 
     Raises:
-        UserError: A row cannot be used, or the labels make no task.
+        UserError: A row cannot be used, or the labels do not define a task.
     """
     rows = {**_texts(train, columns), "label": _training_labels(train, columns.label, goal), "row": _rows(train)}
     _check_varied(train.name, rows["label"], columns.label)
@@ -83,7 +83,7 @@ def assemble(
         _warn_of_blanks(train.name, columns.label, names)
 
     def read_like_train(table: Table) -> dict[str, list[Any]]:
-        """The rows of an evaluation table, whose labels must be among those of the training rows."""
+        """Rows of an evaluation table; its labels must be among those of the training rows."""
         indexed = columns.label in train.class_names
         labels = _evaluation_labels(table, columns.label, goal, names, indexed=indexed)
         _check_known(table.name, labels, rows["label"], goal)
@@ -165,7 +165,7 @@ def _pick(examples: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list
 
 
 def _warn_of_blanks(where: str, column: str, names: Sequence[str]) -> None:
-    """Say that blanks belong to labels: in a CSV file, those after commas are seldom meant."""
+    """Warn that blanks are part of labels: in a CSV file, those after commas are rarely intended."""
     padded = [name for name in names if name != name.strip()]
     if padded:
         warn(

@@ -1,4 +1,4 @@
-"""Find the text and label columns of a table, and take the text out of them."""
+"""Find the text and label columns of a table, and read the text."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Columns:
 def choose_columns(
     where: str, present: Sequence[str], text: str | None, text_pair: str | None, label: str | None
 ) -> Columns:
-    """Compute which columns to use from those asked for, with the defaults where none was.
+    """Determine which columns to use, with defaults for those that are not named.
 
     Args:
-        where: What to call the table in messages.
-        present: The columns it has.
+        where: Name of the table in messages.
+        present: The table's columns.
         text: As ``--text``.
         text_pair: As ``--text-pair``.
         label: As ``--label``.
 
     Raises:
-        UserError: A column is not there, is used twice, or the text column is not plain.
+        UserError: A column does not exist, is used twice, or the text column is ambiguous.
     """
     if text is None:
         candidates = [column for column in TEXT_COLUMNS if column in present]
@@ -62,15 +62,15 @@ def choose_columns(
 
 
 def check_columns(where: str, present: Sequence[str], used: Mapping[str, str]) -> None:
-    """Check that columns are there and differ.
+    """Check that columns exist and differ.
 
     Args:
-        where: What to call the table in messages.
-        present: The columns it has.
+        where: Name of the table in messages.
+        present: The table's columns.
         used: The column that each option names.
 
     Raises:
-        UserError: One is not there, or is used twice.
+        UserError: A column does not exist, or is used twice.
     """
     for option, column in used.items():
         _check_present(where, present, option, column)
@@ -80,15 +80,15 @@ def check_columns(where: str, present: Sequence[str], used: Mapping[str, str]) -
 
 
 def read_texts(table: Table, column: str, options: str = "--text or --text-pair") -> list[str]:
-    """Take the text of each row out of ``column``, unchanged.
+    """Read the text of each row from ``column``, unchanged.
 
     Args:
-        table: Where it is.
-        column: Which.
-        options: By which options another column is named.
+        table: The table.
+        column: Name of the column.
+        options: The options that name another column, for messages.
 
     Raises:
-        UserError: A row holds no text, something that is not text, or text that UTF-8 cannot write.
+        UserError: A row holds no text, something that is not text, or text that UTF-8 cannot encode.
     """
     values = table.columns[column]
     blank = [row for row, v in enumerate(values) if is_missing(v) or (isinstance(v, str) and not v.strip())]
@@ -108,7 +108,7 @@ def read_texts(table: Table, column: str, options: str = "--text or --text-pair"
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for "nothing here": null or NaN."""
+    """Whether a value is missing: null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -127,7 +127,7 @@ def _check_present(where: str, present: Sequence[str], option: str, column: str)
 
 
 def _check_blanks(where: str, present: Sequence[str], option: str, wanted: Sequence[str]) -> None:
-    """Stop where a name is missing only because of blanks around it, as after the commas of ``text, label``."""
+    """Raise if a name is missing only because of blanks around it, as after the comma of ``text, label``."""
     padded = next((name for name in present if name.strip() in wanted), None)
     if padded is not None:
         raise UserError(

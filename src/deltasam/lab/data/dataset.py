@@ -1,4 +1,4 @@
-"""What all data has in common; and texts with labels, whatever they were read from."""
+"""The interface of all data; and texts with labels, whatever source they come from."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 CLEAN_LABEL = "clean_label"
 
 SELECTION = "selection"
-"""What metrics of the rows that choose the epoch end in: ``accuracy_selection``."""
+"""Suffix of the metrics of the selection rows, which choose the epoch: ``accuracy_selection``."""
 
 SELECTED = "_selected"
-"""What metrics at the epoch that was chosen so far end in, where it is chosen by other rows: ``accuracy_selected``."""
+"""Suffix of the metrics at the epoch chosen so far, where selection rows choose it: ``accuracy_selected``."""
 
 
 class Data(Protocol):
-    """What a run can be made of; a task is registered for each kind (``experiment/tasks``)."""
+    """Interface of the data of a run; a task is registered for each kind (``lab/train/tasks``)."""
 
     @property
     def name(self) -> str:
-        """What to call it in tables and reports."""
+        """Name in tables and reports."""
 
     @property
     def metric(self) -> str:
@@ -44,28 +44,28 @@ class Data(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal contents, equal fingerprint."""
+        """Fingerprint of the contents: equal contents, equal fingerprint."""
 
     @property
     def train(self) -> Sized:
         """The training rows."""
 
     def take(self, size: int, seed: int) -> Data:
-        """So many of the training rows, drawn with a seed; what is evaluated stays.
+        """A sample of ``size`` training rows, drawn with a seed; the evaluation rows do not change.
 
         Raises:
             UserError: There are fewer.
         """
 
     def for_selection(self, held_out: float) -> Data:
-        """What hyper-parameters are chosen with: nothing in it is evaluation data.
+        """Data for choosing hyper-parameters; it contains no evaluation data.
 
         Args:
-            held_out: How much of the training rows is set aside to evaluate on, a fraction below 1 or a number of rows;
-                data with a set of its own for this has no use for it.
+            held_out: Training rows to hold out for evaluation, a fraction below 1 or a number of rows; ignored by data
+                with a separate set for this.
 
         Raises:
-            UserError: There are not so many rows.
+            UserError: There are fewer rows.
         """
 
     def describe(self) -> dict[str, list[Any]]:
@@ -76,7 +76,7 @@ class Data(Protocol):
 
 
 def said(columns: Mapping[str, list[Any]]) -> list[tuple[str, ...]]:
-    """What each row says: its text, or both of its texts, to the last character."""
+    """The text of each row, or both texts of a pair, exact to the last character."""
     return list(zip(*(columns[name] for name in ("text", "text_pair") if name in columns), strict=True))
 
 
@@ -85,20 +85,19 @@ class TextData:
     """Text with one label per row, split into training and evaluation.
 
     Attributes:
-        name: What to call it in tables and reports: ``demo``, ``my.csv``, ``glue/rte``.
+        name: Name in tables and reports: ``demo``, ``my.csv``, ``glue/rte``.
         train: Columns ``text`` [str], ``text_pair`` [str, only where there are pairs], ``label`` [int class
             index, or float for regression], ``row`` [int, the row in the source: traces an example back];
-            with label noise also ``clean_label``, the label as it was: a row is noisy where the two differ.
+            with label noise also ``clean_label``, the original label: a row is noisy where the two differ.
         evaluation: The same columns. No row of it is in ``train``.
         kind: ``classification`` or ``regression``.
         label_names: The name of each class, in the order of the class indices. Empty for regression.
         metric: The evaluation metric that ranks checkpoints and methods: ``accuracy``, ``matthews``, ``f1``,
             ``pearson``, ``spearman``. All are better when larger.
         fingerprint: SHA-256 over the contents of all splits; equal data, equal fingerprint.
-        also: Metrics that are reported beside ``metric``.
-        further: More evaluation splits by name, ``mismatched``; their metrics end in it, ``accuracy_mismatched``.
-        selection: Rows that only choose the epoch, where these are others than the evaluation rows (their labels may be
-            wrong); None: the evaluation rows choose it too.
+        also: Metrics that are reported in addition to ``metric``.
+        further: More evaluation splits by name, ``mismatched``; the suffix of their metrics, ``accuracy_mismatched``.
+        selection: Rows that only choose the epoch (their labels may be wrong); None: the evaluation rows choose it.
     """
 
     name: str
@@ -119,7 +118,7 @@ class TextData:
 
     @property
     def splits(self) -> dict[str, Dataset]:
-        """All that a model is measured on, by the end of its metrics' names."""
+        """All splits that a model is evaluated on, by the suffix of their metrics' names."""
         chosen = {} if self.selection is None else {SELECTION: self.selection}
         return {"": self.evaluation, **self.further, **chosen}
 
@@ -130,19 +129,19 @@ class TextData:
 
     @property
     def evaluation_rows_in_training(self) -> int:
-        """How many evaluation rows, of all splits, say what a training row says, whatever the labels are."""
+        """Number of evaluation rows, over all splits, with the text of a training row, whatever the labels are."""
         trained = set(said(self.train[:]))
         return sum(row in trained for split in self.splits.values() for row in said(split[:]))
 
     def take(self, size: int, seed: int) -> TextData:
-        """Part of the training split, each class in proportion; the evaluation split stays.
+        """A stratified sample of the training split; the evaluation split does not change.
 
         Args:
             size: The number of training rows to keep.
-            seed: Equal seeds, equal rows. With one seed, a smaller set is part of every larger one.
+            seed: Seed of the sample: equal seeds, equal rows. With one seed, a smaller sample is part of a larger one.
 
         Returns:
-            The smaller data, rows in the order of the source, with a fingerprint of its own.
+            The smaller data, rows in the order of the source, with its own fingerprint.
 
         Raises:
             UserError: There are fewer rows than ``size``, or ``size`` is below the number of classes.
@@ -158,7 +157,7 @@ class TextData:
         return self.with_train(self.train.select(sorted(stratified_order(groups, seed)[:size])))
 
     def for_selection(self, held_out: float) -> TextData:
-        """The training split alone, a part of it for evaluation, each class in proportion: the same rows each time.
+        """The training split alone, with a fixed stratified part of it for evaluation.
 
         Args:
             held_out: A fraction below 1, or a number of rows.
@@ -173,7 +172,7 @@ class TextData:
         return reduced.with_train(self.train.select(train))
 
     def describe(self) -> dict[str, list[Any]]:
-        """The training rows for people: the texts of a pair in one, classes by name, scores as they are."""
+        """The training rows in readable form: pairs joined into one text, classes by name, scores unchanged."""
         columns = self.train[:]
         pairs = (columns[name] for name in ("text", "text_pair") if name in columns)
         found = {"row": columns["row"], "text": [" | ".join(pair) for pair in zip(*pairs, strict=True)]}
@@ -190,7 +189,7 @@ class TextData:
         return (*own, *(f"{metric}_{split}" for split in self.further for metric in own))
 
     def with_train(self, train: Dataset) -> TextData:
-        """The same with other training rows, and the fingerprint of those."""
+        """The same data with other training rows, and the matching fingerprint."""
         further = {name: rows[:] for name, rows in self.splits.items() if name}
         found = fingerprint(train[:], self.evaluation[:], self.label_names, further)
         return replace(self, train=train, fingerprint=found)
@@ -207,7 +206,7 @@ def fingerprint(
     Args:
         train: The columns of the training split.
         evaluation: The columns of the evaluation split.
-        label_names: What the class indices mean.
+        label_names: The class names, by index.
         further: The columns of more evaluation splits, by name.
 
     Returns:

@@ -17,8 +17,8 @@ from deltasam.lab.data.table import Table, check_header, decode
 
 _SEP_LINE = re.compile(r'(?:sep=([^\w\s"]|\t)|"sep=([^\w\s"]|\t)")(?:\r\n?|\n)', re.IGNORECASE)
 _BLANK_BEFORE_QUOTE = re.compile(r' +".*"', re.DOTALL)
-_LONGEST = 2**31 - 1  # characters in a field: the most that csv takes on every platform, whose C long may have 32 bits
-_limit = threading.Lock()  # the limit belongs to the process, and another thread may parse, too
+_LONGEST = 2**31 - 1  # characters in a field: the maximum of csv on every platform, since a C long may have 32 bits
+_limit = threading.Lock()  # the limit is global to the process, and another thread may parse too
 
 
 def parse_delimited(
@@ -26,17 +26,17 @@ def parse_delimited(
 ) -> Table:
     """Parse CSV or TSV text.
 
-    A first line ``sep=;``, by which spreadsheets are told the delimiter, is obeyed.
+    A first line ``sep=;``, which tells spreadsheets the delimiter, is respected.
 
     Args:
-        name: What to call the file in messages.
-        content: UTF-8, with or without a byte order mark.
-        delimiter: What stands between two fields.
-        quoted: Whether a quotation mark at the start of a field opens a quoted one. GLUE files do not quote.
-        header: The column names, when the file has no header line.
+        name: Name of the file in messages.
+        content: UTF-8 text, with or without a byte order mark.
+        delimiter: The delimiter between fields.
+        quoted: Whether a quotation mark at the start of a field opens a quoted field. GLUE files do not quote.
+        header: The column names, if the file has no header line.
 
     Raises:
-        UserError: It cannot be parsed, or seems to have another delimiter.
+        UserError: The text cannot be parsed, or seems to have another delimiter.
     """
     text = decode(name, content)
     first_line = 1
@@ -56,11 +56,11 @@ def parse_delimited(
 
 
 def without_blanks(name: str, delimiter: str | None = None) -> str:
-    """How to write a file anew without the blanks after its delimiters, for a message; empty for other formats.
+    """A command that rewrites a file without the blanks after its delimiters, for a message; empty for other formats.
 
     Args:
         name: The file.
-        delimiter: What stands between two fields; None for what the suffix says.
+        delimiter: The delimiter between fields; None: according to the suffix.
     """
     suffix = Path(name).suffix.lower()
     if suffix not in (".csv", ".tsv"):
@@ -74,11 +74,11 @@ def without_blanks(name: str, delimiter: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """Text to be parsed, and how.
+    """A text to be parsed, and its format.
 
     Attributes:
-        name: What to call the file in messages.
-        text: All of it.
+        name: Name of the file in messages.
+        text: The whole text.
         delimiter: As in `parse_delimited`.
         quoted: As in `parse_delimited`.
         first_line: The number of the first line of ``text`` in the file.
@@ -91,7 +91,7 @@ class _Source:
     first_line: int
 
     def records(self) -> tuple[list[list[str]], list[int]]:
-        """The fields of every record, and the line each begins on; empty lines are no records."""
+        """The fields of every record, and the line each begins on; empty lines are skipped."""
         records, places, start = [], [], self.first_line
         try:
             with _any_length():
@@ -108,7 +108,7 @@ class _Source:
         return records, places
 
     def records_without_blanks(self) -> list[list[str]]:
-        """The records as they would be without the blanks after delimiters; empty where this cannot be parsed."""
+        """The records parsed without the blanks after delimiters; empty if that fails."""
         try:
             with _any_length():
                 return [record for record in self.reader(skip_blanks=True) if record]
@@ -137,9 +137,9 @@ def _any_length() -> Iterator[None]:
 
 
 def _check_delimiter(name: str, header: str, delimiter: str, *, told: bool) -> None:
-    """Stop at a header that is one column, but would be several with another delimiter.
+    """Raise if the header is one column, but would be several with another delimiter.
 
-    Later the file would be broken at the first text that holds the delimiter, far from the cause.
+    Otherwise parsing would fail at the first text that contains the delimiter, far from the cause.
     """
     if delimiter in header:
         return
@@ -159,10 +159,10 @@ def _check_delimiter(name: str, header: str, delimiter: str, *, told: bool) -> N
 
 
 def _check_blanks(source: _Source, records: list[list[str]], places: Sequence[int]) -> None:
-    """Stop at a blank between a delimiter and a quotation mark: the mark quotes nothing and becomes part of the text.
+    """Raise at a blank between a delimiter and a quotation mark: the mark does not quote and becomes part of the text.
 
-    The same value can be written rightly, with the blank inside the quotation marks. The two are told apart by parsing
-    once more without blanks.
+    The same value can be written correctly, with the blank inside the quotation marks. Parsing once more without blanks
+    distinguishes the two.
     """
     if not source.quoted or not any(_BLANK_BEFORE_QUOTE.fullmatch(field) for record in records for field in record):
         return

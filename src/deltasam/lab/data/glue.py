@@ -1,4 +1,4 @@
-"""The tasks of GLUE: what the name of each tells about its files and its metrics."""
+"""The tasks of GLUE: files, columns and metrics of each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _HUB_NAME = re.compile(r"(?:nyu-mll/)?glue[/:]([\w-]+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What the name of a GLUE task tells.
+    """Files, columns and metrics of a GLUE task.
 
     Attributes:
-        name: As it is listed: ``stsb``.
-        goal: Classes in the order of their indices, and the metrics GLUE reports, the one that ranks first.
+        name: Name of the task: ``stsb``.
+        goal: Classes in the order of their indices, and the metrics GLUE reports, the ranking one first.
         layouts: The columns as (text, text pair, label): of the common release, then of the official TSV files.
-        tsv_header: The columns of the TSV files where these have no header line.
-        dev: What the file of the development set may be called.
-        hub_dev: What the development set is called on the hub.
+        tsv_header: The columns of the TSV files if these have no header line.
+        dev: Possible names of the development file.
+        hub_dev: Name of the development split on the hub.
         further: Other development sets: ``mismatched`` is the file ``dev_mismatched``, on the hub
             ``validation_mismatched``.
     """
@@ -37,7 +37,7 @@ class GlueTask:
     further: tuple[str, ...] = ()
 
     def check_kind(self, where: str, task: str) -> None:
-        """Check that ``--task`` does not contradict it.
+        """Check that ``--task`` does not contradict the task.
 
         Raises:
             UserError: Scores are asked for where there are classes.
@@ -94,7 +94,7 @@ def glue_tasks() -> tuple[str, ...]:
 
 
 def find_task(name: str) -> GlueTask | None:
-    """Find the task of that name, however it is written: ``stsb``, ``STS-B``; None when there is none."""
+    """Find the task of that name, in any spelling: ``stsb``, ``STS-B``; None if there is none."""
     return _TASKS.get(_plain(name))
 
 
@@ -116,7 +116,7 @@ def task_on_hub(name: str) -> GlueTask | None:
     """Find the task in ``glue/cola`` or ``nyu-mll/glue:cola``; None for another data set.
 
     Raises:
-        UserError: It is GLUE, but no task of it.
+        UserError: The data set is GLUE, but it has no such task.
     """
     found = _HUB_NAME.fullmatch(name)
     return known_task(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""Parse JSON: a list of objects, or objects one after the other, on a line each or over several."""
+"""Parse JSON: a list of objects, or a sequence of objects, one per line or over several lines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def parse_json(name: str, content: bytes) -> Table:
-    """Parse the rows of a JSON file, whichever of its forms it has. Values keep their types; a missing one is None.
+    """Parse the rows of a JSON file in any of these forms. Values keep their types; a missing one is None.
 
     Raises:
-        UserError: It is not JSON, or its rows are not objects.
+        UserError: The content is not JSON, or its rows are not objects.
     """
     text = decode(name, content)
     if _LIST_OF_ROWS.match(text):
@@ -36,7 +36,7 @@ def parse_json(name: str, content: bytes) -> Table:
 
 
 def _over_lines(name: str, text: str, error_by_line: UserError) -> list[tuple[int, Any]]:
-    """Objects that may take several lines each; where that fails, too, the error of the form that the file has."""
+    """Objects over several lines each; if that fails too, raise the error of the form that the file has."""
     try:
         return list(_one_after_the_other(name, text))
     except UserError as error:
@@ -94,6 +94,6 @@ def _from_records(name: str, records: list[Any], places: Sequence[int], unit: st
 
 
 def _is_whole_table(record: dict[str, Any]) -> bool:
-    """Whether an object holds the rows or columns of a table: ``{"data": [...]}``, ``{"text": [...], ...}``."""
+    """Whether an object contains the rows or columns of a table: ``{"data": [...]}``, ``{"text": [...], ...}``."""
     nested = [isinstance(value, list | dict) for value in record.values()]
     return bool(nested) and (all(nested) or isinstance(record.get("data"), list))

@@ -1,8 +1,8 @@
 """Turn a label column into class names, or into scores for regression.
 
-A class is called what the file says: ``1E1``, ``01`` and ``9007199254740993`` are names. One thing is read as a number:
-a column of whole numbers with a point (``0.0``, ``1.0``: what programs make of integers beside a gap) counts as
-integers, and not where two labels would become one.
+A class has the name in the file: ``1E1``, ``01`` and ``9007199254740993`` are names. There is one exception: a column
+of whole numbers with a decimal point (``0.0``, ``1.0``: what programs write for integers next to a missing value) is
+read as integers, unless two labels would become one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXACT = 2.0**53  # below it, every whole number is a float of its own
 
 
 def read_classes(table: Table, column: str) -> list[str]:
-    """Take the class name of each training row out of ``column``.
+    """Read the class name of each training row from ``column``.
 
     Raises:
         UserError: A label is missing, not a plain value, the column holds fractions, or one number in two spellings.
@@ -49,23 +49,23 @@ def read_classes(table: Table, column: str) -> list[str]:
 
 
 def read_classes_like(table: Table, column: str, known: Sequence[str], *, indexed: bool) -> list[str]:
-    """Take the class name of each evaluation row out of ``column``, read as the training labels were.
+    """Read the class name of each evaluation row from ``column``, matched to the training labels.
 
-    A label that is written as in training is that class. Otherwise ``1.0`` is the class ``1`` where all classes are
-    whole numbers, and ``TRUE`` is the class ``true`` where there are no classes but true and false. What this file
-    itself says about its class indices goes before.
+    A label that is written as in training is that class. Otherwise ``1.0`` is the class ``1`` if all classes are
+    whole numbers, and ``TRUE`` is the class ``true`` if the only classes are true and false. Class names in the
+    evaluation file itself take precedence.
 
     Args:
         table: The evaluation rows.
-        column: Which.
+        column: Name of the column.
         known: The class names of the training rows.
-        indexed: Whether a label may be an index in ``known``, too.
+        indexed: Whether a label may also be an index in ``known``.
 
     Returns:
-        The class names; labels unknown in training are there as they are written.
+        The class names; labels unknown in training are returned as they are written.
 
     Raises:
-        UserError: A label is missing, not a plain value, or may be meant in two ways.
+        UserError: A label is missing, not a plain value, or ambiguous.
     """
     if own := table.class_names.get(column):
         named = _by_index(table, column, own)
@@ -79,10 +79,10 @@ def read_classes_like(table: Table, column: str, known: Sequence[str], *, indexe
 
 
 def read_known_classes(table: Table, column: str, names: Sequence[str]) -> list[str]:
-    """Take class names out of ``column`` that writes each as its name or as its index in ``names``.
+    """Read class names from ``column``, which contains names or indices in ``names``.
 
     Raises:
-        UserError: As `read_classes`, or a label is neither, or all may be either.
+        UserError: As for `read_classes`; or a label is neither a name nor an index, or all of them may be either.
     """
     by_index = {str(index): name for index, name in enumerate(names)}
     texts = [str(value) for value in _plain_values(table, column)]
@@ -108,18 +108,18 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
     """Sort the distinct class names: by number when all are integers, else as strings."""
     names = sorted(set(labels))
     if all(_INTEGER.fullmatch(name) for name in names):
-        names.sort(key=Decimal)  # not int(): that takes 4,300 digits at most
+        names.sort(key=Decimal)  # not int(), which is limited to 4,300 digits
     return tuple(names)
 
 
 def nearest_spelling(label: str, known: Collection[str]) -> str | None:
-    """The class name that differs from a label in blanks, in case, or in how a number is written; None without one."""
+    """The class name that differs from a label only in blanks, case, or number spelling; None if there is none."""
     essence = _essence(label)
     return next((name for name in known if name != label and _essence(name) == essence), None)
 
 
 def same_number(label: str, known: Collection[str]) -> str | None:
-    """The one class name that writes the same whole number as a label, ``1.0`` for ``1``; None without one."""
+    """The one class name that spells the same whole number as a label, ``1.0`` for ``1``; None if there is none."""
     if not _WHOLE.fullmatch(label):
         return None
     found = [name for name in known if _WHOLE.fullmatch(name) and _integer(name) == _integer(label)]
@@ -127,7 +127,7 @@ def same_number(label: str, known: Collection[str]) -> str | None:
 
 
 def read_scores(table: Table, column: str) -> list[float]:
-    """Take the score of each row out of ``column``.
+    """Read the score of each row from ``column``.
 
     Raises:
         UserError: A score is missing, not a number, or not finite.
@@ -157,7 +157,7 @@ def _present(table: Table, column: str) -> list[Any]:
 
 
 def _plain_values(table: Table, column: str) -> list[str | int | float]:
-    """The labels of a column: strings, true or false, and numbers that are exact."""
+    """The labels of a column: strings, booleans, and exactly representable numbers."""
     values = _present(table, column)
     for row, value in enumerate(values):
         if not isinstance(value, str | int | float):
@@ -176,7 +176,7 @@ def _plain_values(table: Table, column: str) -> list[str | int | float]:
 
 
 def _by_index(table: Table, column: str, names: Sequence[str]) -> list[str]:
-    """Class names of a column whose own file says what its indices mean."""
+    """Class names of a column whose file defines the names of its indices."""
     classes = []
     for row, value in enumerate(_plain_values(table, column)):
         if isinstance(value, int | float) and not isinstance(value, bool) and value in range(len(names)):
@@ -189,7 +189,7 @@ def _by_index(table: Table, column: str, names: Sequence[str]) -> list[str]:
 
 
 def _meanings(text: str, known: Collection[str]) -> Iterator[str]:
-    """The known names that a label may stand for, the likeliest first."""
+    """The known names that a label may mean, the most likely first."""
     if text in known:
         yield text
     number = _WHOLE.fullmatch(text.strip())
@@ -201,7 +201,7 @@ def _meanings(text: str, known: Collection[str]) -> Iterator[str]:
 
 
 def _check_spellings(table: Table, column: str, values: Sequence[Any]) -> None:
-    """Stop where strings that differ would become one integer. Numbers of JSON are what they equal."""
+    """Raise if different strings would become one integer. Numbers in JSON are compared by value."""
     spellings: dict[str, tuple[str, int]] = {}
     for row, value in enumerate(values):
         if isinstance(value, str):
@@ -215,7 +215,7 @@ def _check_spellings(table: Table, column: str, values: Sequence[Any]) -> None:
 
 
 def _integer(text: str) -> str:
-    """A whole number without point, zeros in front, and blanks. Not int(): that takes 4,300 digits at most."""
+    """A whole number without point, leading zeros and blanks. Not int(), which is limited to 4,300 digits."""
     number = _WHOLE.fullmatch(text.strip())
     if number is None:
         raise ValueError(f"{text!r} is not a whole number")
@@ -229,7 +229,7 @@ def _essence(label: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """Read a number; None when it is not one. Not float(): that also takes ``1_0`` and ``nan``."""
+    """Read a number; None if it is not one. Not float(), which also accepts ``1_0`` and ``nan``."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Read data from wherever it is."""
+"""Load data from any source."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def load_data(
         source: ``demo`` or ``demo:search``; a table file (``.csv``, ``.tsv``, ``.jsonl``, ``.json``, each also
             with ``.gz``, or ``.parquet``); a folder in GLUE layout; ``glue/cola`` and the like for a task of GLUE
             from the hub; or the name of another hub data set.
-        text: The column with the text. Default: ``text`` or ``sentence``, when the table has exactly one of them.
+        text: The column with the text. Default: ``text`` or ``sentence``, if the table has exactly one of them.
         text_pair: The column with the second text, for pairs.
         label: The column with the label. Default: ``label``.
         eval_data: A second table file with the evaluation rows, for a table file.
-        eval_size: How much of a source without evaluation rows to split off for them: a fraction below 1, or a
-            count. The same rows each time.
-        task: ``classification`` or ``regression``. A GLUE folder knows it from its name.
+        eval_size: How many rows of a source without evaluation rows to hold out: a fraction below 1, or a count. The
+            same rows each time.
+        task: ``classification`` or ``regression``. For a GLUE folder its name determines it.
 
     Returns:
-        The data, all in memory.
+        The data, in memory.
 
     Raises:
         UserError: Something cannot be used; the message says what, where and what to do.
@@ -54,8 +54,8 @@ def load_glue(task: str, data_dir: str | os.PathLike[str] | None = None) -> Text
     """Read a task of GLUE.
 
     Args:
-        task: One of `glue_tasks`, however it is written: ``stsb``, ``STS-B``.
-        data_dir: The folder that holds a folder for each task; None to load it from the hub.
+        task: One of `glue_tasks`, in any spelling: ``stsb``, ``STS-B``.
+        data_dir: The folder with a sub-folder for each task; None to load it from the hub.
 
     Raises:
         UserError: There is no such task, the folder lacks it, or something in it cannot be used.

@@ -1,11 +1,11 @@
-"""Wrong labels, put into the training split on purpose and remembered: what is learned in spite of them?
+"""Label noise: wrong labels that are put into the training split on purpose, and recorded.
 
-Symmetric noise: rows are chosen without regard to their label, and each gets one of the *other* classes, all equally
-likely; so the rate is the share of labels that are wrong. (Drawing from all classes, as some do, leaves 1/classes of
+Symmetric noise: rows are chosen independently of their label, and each gets one of the *other* classes, all equally
+likely; so the rate is the fraction of labels that are wrong. (Drawing from all classes, as some do, leaves 1/classes of
 the chosen ones right.) Exactly ``round(rate * rows)`` rows are chosen, not each with a probability: seeds then differ
-in which labels are wrong and not in how many, which would be noise in the comparison itself.
+in which labels are wrong and not in how many, which would add noise to the comparison itself.
 
-Scores are permuted among the chosen rows, so that their distribution stays as it is. Equal scores may meet.
+Scores are permuted among the chosen rows, so that their distribution does not change. A row may get an equal score.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from deltasam.errors import UserError
 from deltasam.lab.data.dataset import CLEAN_LABEL, SELECTED, TextData, said
 from deltasam.lab.data.split import split_rows
 
-_STREAM = 1  # apart from the draw of the training rows, which has the same seed
+_STREAM = 1  # separates this stream from the draw of the training rows, which has the same seed
 _SELECTION_STREAM = 2
 
 
 def add_label_noise(data: TextData, rate: float, seed: int) -> TextData:
-    """Replace a share of the training labels by wrong ones; the evaluation splits stay.
+    """Replace a fraction of the training labels by wrong ones; the evaluation splits do not change.
 
     Args:
-        data: What to change.
-        rate: The share, from 0 (the data as it is) to below 1.
-        seed: Equal seeds, equal noise. With one seed, what a lower rate changes a higher one changes too, for
-            classes to the same labels.
+        data: The data.
+        rate: The fraction, from 0 (no change) to below 1.
+        seed: Seed of the noise: equal seeds, equal noise. With one seed, a higher rate changes all labels that a lower
+            rate changes, for classes to the same labels.
 
     Returns:
-        The data with a fingerprint of its own and with the labels as they were in the training column
-        ``clean_label``.
+        The data with its own fingerprint and with the original labels in the training column ``clean_label``.
 
     Raises:
-        UserError: The rate is no share, or so small that it changes nothing.
+        UserError: The rate is not a valid fraction, or so small that it changes nothing.
     """
     check_rate(rate)
     if rate == 0:
@@ -47,18 +46,19 @@ def add_label_noise(data: TextData, rate: float, seed: int) -> TextData:
 
 
 def with_noisy_selection(data: TextData, rate: float, seed: int) -> TextData:
-    """Have half of the evaluation rows choose the epoch, with as many wrong labels as training rows have.
+    """Let half of the evaluation rows choose the epoch, with the same fraction of wrong labels as the training rows.
 
-    So it is where nobody has clean labels. The other half stays clean and is what a model is measured on, at the epoch
-    that was chosen and at the last. The rows are the same for every seed, their wrong labels are not.
+    This is the situation without clean labels. The other half stays clean, and models are evaluated on it, at the
+    chosen epoch and at the last. The rows are the same for every seed, their wrong labels are not.
 
     Args:
-        data: What to change; its metric is then the one at the chosen epoch.
-        rate: The share of wrong labels; may be 0.
+        data: The data; in the result its metric is the one at the chosen epoch.
+        rate: The fraction of wrong labels; may be 0.
         seed: As for ``add_label_noise``.
 
     Raises:
-        UserError: The rate is no share, or so small that it changes nothing; there are too few evaluation rows.
+        UserError: The rate is not a valid fraction, or so small that it changes nothing; or there are too few
+            evaluation rows.
     """
     check_rate(rate)
     rows = data.evaluation[:]
@@ -80,7 +80,7 @@ def with_noisy_selection(data: TextData, rate: float, seed: int) -> TextData:
 
 def _with_wrong_labels(data: TextData, split: Dataset, what: str, rate: float, seed: list[int]) -> Dataset:
     labels = np.asarray(split[:]["label"])
-    # RandomState: its stream is frozen across numpy versions, that of Generator is not.
+    # RandomState: its stream is stable across numpy versions, that of Generator is not.
     random = np.random.RandomState(seed)
     rows = random.permutation(len(labels))[: round(rate * len(labels))]
     least = 1 if data.kind == "classification" else 2
@@ -101,7 +101,7 @@ def _with_wrong_labels(data: TextData, split: Dataset, what: str, rate: float, s
 
 
 def check_rate(rate: float) -> None:
-    """Check that a rate is a share of labels that can be wrong.
+    """Check that a rate is a valid fraction of wrong labels.
 
     Raises:
         UserError: It is not.

@@ -1,4 +1,4 @@
-"""Raw sentences to learn embeddings from, and scored pairs to measure these with: self-supervised STS."""
+"""Self-supervised STS: raw sentences for training, and scored pairs for evaluation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from deltasam.lab.data.split import SPLIT_SEED, stratified_order
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of sentences and how similar people found them.
+    """Pairs of sentences with human similarity scores.
 
     Attributes:
-        first: One sentence of each pair.
-        second: The other.
+        first: The first sentence of each pair.
+        second: The second sentence of each pair.
         scores: The gold score of each pair; larger is more similar.
     """
 
@@ -32,10 +32,10 @@ class ScoredPairs:
         return len(self.scores)
 
     def take(self, size: int) -> ScoredPairs:
-        """So many of the pairs, or all where there are fewer: always the same ones, drawn at random, in their order.
+        """A fixed random sample of ``size`` pairs in their order, or all if there are fewer.
 
         Raises:
-            UserError: They would be too few.
+            UserError: The sample would be too small.
         """
         if size < 2:
             raise UserError(f"{size} pairs of a set: a correlation needs 2 or more")
@@ -46,13 +46,13 @@ class ScoredPairs:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How a sentence is told from others; the defaults are those of Mirror-BERT (Liu et al. 2021) for BERT-base.
+    """Settings of the contrastive loss; the defaults are those of Mirror-BERT (Liu et al. 2021) for BERT-base.
 
     Attributes:
-        temperature: Cosine similarities are divided by it.
+        temperature: Divisor of the cosine similarities.
         masked_characters: Length of the span that is masked in one of a sentence's two views; 0 masks nothing, and the
-            views differ in dropout alone, as in SimCSE (Gao et al. 2021).
-        pooling: What of the last layer is the embedding: the ``mean`` over the tokens, or the first of them, ``cls``.
+            views differ only in dropout, as in SimCSE (Gao et al. 2021).
+        pooling: How the last layer gives the embedding: ``mean`` over the tokens, or the first token, ``cls``.
 
     Raises:
         UserError: A value is out of range.
@@ -73,15 +73,15 @@ class Contrast:
 
 @dataclass(frozen=True)
 class SentenceData:
-    """Sentences without labels to train on, and scored pairs that are only ever measured on.
+    """Unlabelled sentences for training, and scored pairs that are used for evaluation only.
 
     Attributes:
-        name: What to call it in tables and reports.
+        name: Name in tables and reports.
         train: The sentences, each once.
         evaluation: The sets that are reported, by name.
         selection: The set that hyper-parameters are chosen on; None if there is none.
-        contrast: How a sentence is told from others.
-        rows: Where a training sentence stood before a part was taken; None: where it stands.
+        contrast: Settings of the contrastive loss.
+        rows: Original index of each training sentence before a sample was taken; None: no sample was taken.
     """
 
     name: str
@@ -105,15 +105,15 @@ class SentenceData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides a run's numbers: equal sentences, pairs and contrast, equal fingerprint."""
+        """SHA-256 over everything that affects a run's numbers: sentences, pairs and contrast."""
         contents = {key: value for key, value in dataclasses.asdict(self).items() if key != "name"}
         return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
     def take(self, size: int, seed: int) -> SentenceData:
-        """Part of the training sentences, at random, in their order; with one seed smaller parts are parts of larger.
+        """A random sample of the training sentences in their order; with one seed, smaller samples are part of larger.
 
         Raises:
-            UserError: There are fewer sentences, or the size leaves none to tell another from.
+            UserError: There are fewer sentences, or too few for a contrast.
         """
         if not 2 <= size <= len(self.train):
             raise UserError(
@@ -128,7 +128,7 @@ class SentenceData:
         )
 
     def for_selection(self, held_out: float) -> SentenceData:  # training sentences have no scores
-        """The same, evaluated on the selection set alone: what hyper-parameters are chosen with.
+        """The same data, evaluated only on the selection set, for choosing hyper-parameters.
 
         Raises:
             UserError: There is no selection set.

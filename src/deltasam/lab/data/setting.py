@@ -1,4 +1,4 @@
-"""The axes of an experiment: how many training examples there are, and how many of their labels are wrong."""
+"""The axes of an experiment: training set size and label noise."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from deltasam.lab.data.noise import add_label_noise, check_rate, with_noisy_sele
 
 @dataclass(frozen=True)
 class Setting:
-    """What methods are compared under. Runs of two settings are never pooled.
+    """Conditions of a comparison. Runs of different settings are never pooled.
 
     Attributes:
-        train_size: Training examples of a run.
-        label_noise: The share of them whose label is wrong.
-        noisy_selection: Whether the epoch is chosen by rows whose labels are wrong as often, and judged on others.
+        train_size: Number of training examples of a run.
+        label_noise: Fraction of them with a wrong label.
+        noisy_selection: Whether rows with the same fraction of wrong labels choose the epoch, and others evaluate.
 
     Raises:
-        UserError: The noise is no share.
+        UserError: The noise is not a valid fraction.
     """
 
     train_size: int
@@ -35,24 +35,24 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """In words: ``500 training examples, 20 % label noise``."""
+        """Description: ``500 training examples, 20 % label noise``."""
         return f"{self.size_title}, {self.noise_title}"
 
     @property
     def size_title(self) -> str:
-        """In words: ``500 training examples``."""
+        """Description: ``500 training examples``."""
         return f"{self.train_size} training examples"
 
     @property
     def noise_title(self) -> str:
-        """In words: ``20 % label noise``, or ``no label noise added``."""
+        """Description: ``20 % label noise``, or ``no label noise added``."""
         return f"{100 * self.label_noise:g} % label noise" if self.label_noise else "no label noise added"
 
     def data_for(self, data: Data, seed: int) -> Data:
         """The data of the runs with a seed: all methods train on the same rows with the same wrong labels.
 
         Raises:
-            UserError: There are not so many rows, there are no labels, or the noise would change none.
+            UserError: There are fewer rows, there are no labels, or the noise would change none.
         """
         taken = data.take(self.train_size, seed)
         if not self.label_noise and not self.noisy_selection:

@@ -1,4 +1,4 @@
-"""What a data source is: something that turns the text after ``--data`` into training and evaluation rows."""
+"""The base class of data sources: a source turns the argument of ``--data`` into training and evaluation rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deltasam.lab.data.dataset import TextData
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user says about the data, beside where it is.
+    """Options for reading data, in addition to its location.
 
     Attributes:
-        text: The column with the text; None: the source finds it.
+        text: The column with the text; None: determined by the source.
         text_pair: The column with the second text, for pairs.
-        label: The column with the label; None: the source finds it.
+        label: The column with the label; None: determined by the source.
         eval_data: A second file, with the evaluation rows.
-        eval_size: How much to split off for evaluation where the source has no evaluation rows: a fraction below 1, or
+        eval_size: How many rows to hold out for evaluation if the source has no evaluation rows: a fraction below 1, or
             a number of rows.
         task: ``classification`` or ``regression``.
     """
@@ -34,18 +34,18 @@ class ReadOptions:
 
     @property
     def columns(self) -> tuple[str | None, str | None, str | None]:
-        """Text, text pair and label, as they were named."""
+        """The given columns of text, text pair and label."""
         return self.text, self.text_pair, self.label
 
     def refuse(self, name: str, *options: str) -> None:
-        """Stop at options that would have no effect.
+        """Refuse options that would have no effect.
 
         Args:
-            name: What was given as ``--data``.
+            name: The argument of ``--data``.
             *options: Names of attributes.
 
         Raises:
-            UserError: One of them was given; names it.
+            UserError: One of them was given; the message names it.
         """
         for option in options:
             if getattr(self, option) is not None:
@@ -53,25 +53,25 @@ class ReadOptions:
 
 
 class DataSource(abc.ABC):
-    """One kind of source. Subclass with a name; a subclass in ``sources/`` or in a plugin is found by itself.
+    """One kind of source. Subclass it with a name; a subclass in ``sources/`` or in a plugin is found automatically.
 
-    The last one defined that recognises the text reads it, so a plugin comes before what the library has.
+    Of several that recognise the argument, the one defined last reads it, so a plugin takes precedence.
     """
 
     registry: ClassVar[dict[str, DataSource]] = {}
     fallback: ClassVar[bool] = False
-    """Whether it is asked only when no other source recognises the text."""
+    """Whether it is tried only if no other source recognises the argument."""
 
     def __init_subclass__(cls, *, name: str) -> None:
         DataSource.registry[name] = cls()
 
     @abc.abstractmethod
     def recognizes(self, name: str) -> bool:
-        """Whether this source reads what was given as ``--data``."""
+        """Whether this source reads the given argument of ``--data``."""
 
     @abc.abstractmethod
     def load(self, name: str, options: ReadOptions) -> TextData:
-        """Read it, check every row, and split it into training and evaluation.
+        """Read the data, check every row, and split it into training and evaluation.
 
         Raises:
             UserError: Something cannot be used; the message says what, where and what to do.

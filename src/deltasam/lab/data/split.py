@@ -1,6 +1,6 @@
-"""Choose rows so that every class keeps its share: the evaluation split, and smaller training sets.
+"""Stratified choice of rows: the evaluation split, and smaller training sets.
 
-Rows with one text stay together when rows are set aside to evaluate on: no model is measured on what it was trained on.
+Rows with one text stay together when evaluation rows are held out: no model is evaluated on a text it was trained on.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ SPLIT_SEED = 20220526  # fixed, so that every run on a file compares on the same
 
 
 def stratified_order(groups: Sequence[Hashable], seed: int, weights: Sequence[int] | None = None) -> list[int]:
-    """Order rows at random such that every beginning of the order holds each group in proportion.
+    """Order rows at random such that every prefix of the order contains each group in proportion.
 
-    The k-th row (from 0) of a group of n, in random order, is placed at k/n of the way. So the first rows are one
-    of each group, every beginning holds one common fraction of each group, rounded up, and smaller beginnings
-    are parts of larger ones.
+    The k-th row (from 0) of a group of n, in random order, is placed at the fraction k/n. So the first rows are one
+    of each group, every prefix contains the same fraction of each group, rounded up, and smaller prefixes are parts of
+    larger ones.
 
     Args:
         groups: The class of each row.
-        seed: Equal seeds, equal order.
-        weights: How many rows each row stands for, itself among them; 0 leaves it out. One unless given.
+        seed: Seed of the order.
+        weights: Number of rows that each row represents, itself included; 0 leaves it out. Default: 1.
 
     Returns:
         The row indices.
     """
     weights = [1] * len(groups) if weights is None else weights
-    # RandomState: its stream is frozen across numpy versions, that of Generator is not.
+    # RandomState: its stream is stable across numpy versions, that of Generator is not.
     shuffled = [int(row) for row in np.random.RandomState(seed).permutation(len(groups)) if weights[row]]
     sizes, seen = Counter[Hashable](), Counter[Hashable]()
     for group, weight in zip(groups, weights, strict=True):
@@ -52,25 +52,25 @@ def split_rows(
     texts: Sequence[Hashable],
     option: str = "--eval-size",
 ) -> tuple[list[int], list[int]]:
-    """Split rows into training and evaluation, each group in proportion, and no text on both sides.
+    """Split rows into training and evaluation, each group in proportion, with no text on both sides.
 
-    Rows of one text are drawn as one, for the rarest of their groups. A text that holds all rows of a group stays in
-    training, and so does one with more rows than its group's share of the evaluation rows, unless the group has no
-    smaller one. So where texts are repeated, the evaluation split can be smaller or larger than asked for, and it has
-    no row of a group whose rows all say the same.
+    Rows of one text are drawn together, for the rarest of their groups. A text that holds all rows of a group stays in
+    training, and so does one with more rows than its group's quota of the evaluation rows, unless the group has no
+    smaller one. So where texts are repeated, the evaluation split can be smaller or larger than requested, and it has
+    no row of a group whose rows all have the same text.
 
     Args:
-        where: What to call the table in messages.
-        groups: The class of each row; one and the same for all when there are no classes.
-        eval_size: A fraction below 1, or a count of rows.
-        texts: What each row says.
-        option: What set the size, for messages.
+        where: Name of the table in messages.
+        groups: The class of each row; the same for all if there are no classes.
+        eval_size: A fraction below 1, or a number of rows.
+        texts: The text of each row.
+        option: The option that set the size, for messages.
 
     Returns:
         The training rows and the evaluation rows, each in the order of the table.
 
     Raises:
-        UserError: The size is impossible, or a group has one row, or no text can be set aside.
+        UserError: The size is impossible, or a group has one row, or no text can be held out.
     """
     sizes = Counter(groups)
     single = sorted(group for group, size in sizes.items() if size == 1)
@@ -101,12 +101,12 @@ def split_rows(
 
 
 class _Unit(NamedTuple):
-    """The rows of one text, which are drawn as one.
+    """The rows of one text, which are drawn together.
 
     Attributes:
-        rows: In the order of the table.
+        rows: The rows, in the order of the table.
         groups: The groups of these rows.
-        group: The rarest of them: the one that the unit is drawn for.
+        group: The rarest of these groups, for which the unit is drawn.
     """
 
     rows: list[int]
@@ -117,7 +117,7 @@ class _Unit(NamedTuple):
 def _draw(groups: Sequence[str], texts: Sequence[Hashable], count: int) -> list[int]:
     """About ``count`` rows, each group in proportion, all rows of a text or none; sorted."""
     units = _units(groups, texts)
-    left = Counter(group for unit in units for group in unit.groups)  # how many texts of a group are not taken
+    left = Counter(group for unit in units for group in unit.groups)  # number of texts of each group not yet taken
     units = [unit for unit in units if all(left[group] > 1 for group in unit.groups)]
     least: dict[str, int] = {}
     for unit in units:
@@ -125,7 +125,7 @@ def _draw(groups: Sequence[str], texts: Sequence[Hashable], count: int) -> list[
     sizes = Counter(groups)
     share = {group: max(size, math.ceil(sizes[group] * count / len(groups))) for group, size in least.items()}
     units = [unit for unit in units if len(unit.rows) <= share[unit.group]]
-    # The first row of a text stands for all: so a few repeated rows change little in the order of the others.
+    # The first row of a text represents all, so that a few repeated rows hardly change the order of the others.
     by_first = {unit.rows[0]: unit for unit in units}
     drawn_for = [by_first[row].group if row in by_first else group for row, group in enumerate(groups)]
     weights = [len(by_first[row].rows) if row in by_first else 0 for row in range(len(groups))]

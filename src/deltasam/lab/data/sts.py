@@ -1,8 +1,8 @@
-"""Read sets of semantic textual similarity, and the raw sentences that embeddings are learned from.
+"""Read data sets of semantic textual similarity, and the raw sentences that embeddings are trained on.
 
-A set is one split of one folder: ``sts12`` is ``sts12/test.*``, ``sickr/dev`` is ``sickr/dev.*``. The folders stand in
-``sts/``, in ``glue/`` or in the folder of the data itself. The files of a year hold all its subsets, one after the
-other, and are read as one set: one rank correlation over the whole year.
+A set is one split of one folder: ``sts12`` is ``sts12/test.*``, ``sickr/dev`` is ``sickr/dev.*``. The folders are in
+``sts/``, in ``glue/`` or in the data folder itself. The files of a year contain all its subsets in sequence, and are
+read as one set: one rank correlation over the whole year.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deltasam.lab.data.table import Table, decode
 from deltasam.lab.data.tables import read_bytes, read_table, table_suffix
 
 STANDARD_SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
-"""What the papers report: the five years, and the test splits of STS-B and SICK-R."""
+"""The sets that papers report: the five years, and the test splits of STS-B and SICK-R."""
 
 _TEXTS = ("sentence1", "sentence2")
 _SCORE = "label"
@@ -36,15 +36,15 @@ def load_sts(
     """Read evaluation sets, a set to select on, and training sentences.
 
     Args:
-        folder: Where the data sets are.
+        folder: The folder with the data sets.
         sets: The sets to report, ``sts12`` or ``sickr/train``.
         selection: The set to choose hyper-parameters on; None for none.
         sentences: See `read_sentences`; both columns of ``stsb/train`` unless given, as in Mirror-BERT.
-        contrast: How a sentence is told from others; as in Mirror-BERT unless given.
-        most_pairs: Evaluate on so many pairs of each set, where time is short; None: on all.
+        contrast: Settings of the contrastive loss; as in Mirror-BERT unless given.
+        most_pairs: Largest number of pairs of each set to evaluate on, to save time; None: all.
 
     Raises:
-        UserError: A set is not there, or a file cannot be used; the message says which, where and what to do.
+        UserError: A set does not exist, or a file cannot be used; the message says which, where and what to do.
     """
     if selection in sets:
         raise UserError(f"{folder}: {selection} is both reported and selected on; choose on a set that is not reported")
@@ -75,7 +75,7 @@ def read_pairs(path: Path) -> ScoredPairs:
     """Read scored pairs from a table with the columns ``sentence1``, ``sentence2`` and ``label``.
 
     Raises:
-        UserError: The file cannot be used; names it and the line.
+        UserError: The file cannot be used; the message names it and the line.
     """
     table = read_table(path)
     _check_columns(table, (*_TEXTS, _SCORE))
@@ -87,12 +87,12 @@ def read_pairs(path: Path) -> ScoredPairs:
 
 
 def read_sentences(path: Path) -> tuple[str, ...]:
-    """Read sentences, each once, in the order of the file: of a table both columns, of any other file the lines.
+    """Read sentences, each once, in the order of the file: both columns of a table, or the lines of any other file.
 
-    Nothing else of a table is read: no label can get into training.
+    No other column of a table is read, so no label can leak into training.
 
     Raises:
-        UserError: The file cannot be used, or holds less than two sentences.
+        UserError: The file cannot be used, or contains fewer than two sentences.
     """
     if table_suffix(path) is None:
         lines = decode(str(path), read_bytes(path)).split("\n")

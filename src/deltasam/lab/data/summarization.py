@@ -1,4 +1,4 @@
-"""Documents with a summary each: XSum, CNN/DailyMail, or any table with two columns of text."""
+"""Documents with summaries: XSum, CNN/DailyMail, or any table with two columns of text."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class SummaryData:
     """Documents with one summary per row, split into training and evaluation.
 
     Attributes:
-        name: What to call it in tables and reports: ``xsum``.
-        train: Columns ``text`` [str], ``summary`` [str; several sentences may stand one a line], ``row`` [int, the
+        name: Name in tables and reports: ``xsum``.
+        train: Columns ``text`` [str], ``summary`` [str; several sentences may be one per line], ``row`` [int, the
             row in the source].
         evaluation: The same columns.
         fingerprint: SHA-256 over the contents of both splits; equal data, equal fingerprint.
-        metric: The evaluation metric that ranks checkpoints and methods: what papers print as ROUGE-L.
+        metric: The evaluation metric that ranks checkpoints and methods: the ROUGE-L of papers.
     """
 
     name: str
@@ -54,16 +54,16 @@ class SummaryData:
 
     @property
     def evaluation_rows_in_training(self) -> int:
-        """How many evaluation rows have the document of a training row, whatever the summaries are."""
+        """Number of evaluation rows with the document of a training row, whatever the summaries are."""
         trained = set(self.train["text"])
         return sum(text in trained for text in self.evaluation["text"])
 
     def take(self, size: int, seed: int) -> SummaryData:
-        """Take part of the training split; the evaluation split stays.
+        """A sample of the training split; the evaluation split does not change.
 
         Args:
             size: The number of training rows to keep.
-            seed: Equal seeds, equal rows. With one seed, a smaller set is part of every larger one.
+            seed: Seed of the sample: equal seeds, equal rows. With one seed, a smaller sample is part of a larger one.
 
         Raises:
             UserError: There are fewer rows than ``size``.
@@ -75,7 +75,7 @@ class SummaryData:
         return replace(self, train=train, fingerprint=fingerprint(train[:], self.evaluation[:], ()))
 
     def for_selection(self, held_out: float) -> SummaryData:
-        """The training rows alone, a part of them for evaluation: the same rows each time.
+        """The training rows alone, with a fixed part of them for evaluation.
 
         Raises:
             UserError: The size is impossible.
@@ -87,7 +87,7 @@ class SummaryData:
         return replace(self, train=train, evaluation=evaluation, fingerprint=fingerprint(train[:], evaluation[:], ()))
 
     def describe(self) -> dict[str, list[Any]]:
-        """The training rows for people; their labels are the summaries."""
+        """The training rows in readable form; their labels are the summaries."""
         columns = self.train[:]
         return {"row": columns["row"], "text": columns["text"], "label": columns["summary"]}
 
@@ -108,8 +108,8 @@ def load_summaries(
         text: The column with the documents. Default: ``document`` or ``article``.
         summary: The column with their summaries. Default: ``summary`` or ``highlights``.
         eval_data: A second table file with the evaluation rows, for a table file.
-        eval_size: How much of a source without evaluation rows to split off for them: a fraction below 1, or a
-            count. The same rows each time.
+        eval_size: How many rows of a source without evaluation rows to hold out: a fraction below 1, or a count. The
+            same rows each time.
 
     Raises:
         UserError: Something cannot be used; the message says what, where and what to do.

@@ -1,4 +1,4 @@
-"""The columns of one file, and what every format has in common: text in UTF-8, column names, rows."""
+"""A table: the columns of one file; and checks shared by all formats: UTF-8 text, column names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BEGINNING = 100  # bytes that show the encoding
 
 @dataclass(frozen=True)
 class Table:
-    """The columns of one file, and where each row stands in it.
+    """The columns of one file, and the location of each row in it.
 
     Attributes:
-        name: What to call the file in messages.
+        name: Name of the file in messages.
         columns: The values of each column, by column name.
         places: The number of each row as an editor shows it: the line it starts on, or its count from 1.
-        unit: What ``places`` counts: ``line`` or ``row``.
-        class_names: What the class indices of a column mean, where the file says so (Parquet files written by Hugging
+        unit: Unit of ``places``: ``line`` or ``row``.
+        class_names: Names of the class indices of a column, if the file defines them (Parquet files written by Hugging
             Face datasets), by column name.
     """
 
@@ -37,15 +37,15 @@ class Table:
             raise UserError(f"{self.name}: no rows; give a file with a header and data")
 
     def at(self, row: int) -> str:
-        """Where the 0-based data row ``row`` is found, for a message: ``my.csv, line 7``."""
+        """Location of the 0-based data row ``row``, for a message: ``my.csv, line 7``."""
         return f"{self.name}, {self.unit} {self.places[row]}"
 
 
 def decode(name: str, content: bytes) -> str:
-    """The text in a file's content, without byte order mark.
+    """Decode a file's content, without byte order mark.
 
     Raises:
-        UserError: It is not UTF-8; says where.
+        UserError: The content is not UTF-8; the message says where.
     """
     beginning = content[:_BEGINNING]
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -64,10 +64,10 @@ def decode(name: str, content: bytes) -> str:
 
 
 def check_header(name: str, header: Sequence[str]) -> None:
-    """Check that no two columns have one name; unnamed ones may be several.
+    """Check that no two columns have the same name; several may be unnamed.
 
     Raises:
-        UserError: Two have.
+        UserError: Two columns have the same name.
     """
     twice = [column for column in dict.fromkeys(header) if column and list(header).count(column) > 1]
     if twice:

@@ -1,7 +1,7 @@
-"""Read a table file exactly as it is written: no guessed types, no "NA" turned into a missing value.
+"""Read a table file exactly as it is written: no type inference, no "NA" turned into a missing value.
 
-The readers that infer types change text on the way (``NA`` becomes missing, ``01`` a number, an ISO date a time
-stamp), so the parsers of the standard library and of Parquet are used, and every value stays what it was.
+Readers that infer types change text (``NA`` becomes missing, ``01`` a number, an ISO date a timestamp), so the parsers
+of the standard library and of Parquet are used, and every value stays unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FEATURES = b"huggingface"  # the metadata in which Hugging Face datasets keeps 
 
 
 def table_suffix(path: Path) -> str | None:
-    """Compute the table format a file name promises: ``.csv`` for ``a.CSV.gz``, None when it is no table."""
+    """The table format that a file name implies: ``.csv`` for ``a.CSV.gz``, None if it is not a table."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     return suffix if suffix in _PARSERS else None
 
@@ -38,7 +38,7 @@ def supported_suffixes() -> str:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table file whose format its suffix names.
+    """Read a table file, whose suffix determines its format.
 
     Raises:
         UserError: The file is missing, unreadable, broken, of another format, or has no rows.
@@ -80,7 +80,7 @@ def _unpacked(path: Path, content: bytes) -> bytes:
 
 
 def _other_kind(content: bytes, suffix: str) -> str | None:
-    """What the first bytes of a file say that it is instead, and what to do; None where they say nothing else."""
+    """The other format that a file's first bytes show, and what to do about it; None if they show none."""
     save = "in the spreadsheet program save it as CSV UTF-8"
     if content.startswith(b"PK\x03\x04"):
         inside = _names_in_archive(content)
@@ -130,7 +130,7 @@ def _parse_parquet(name: str, content: bytes) -> Table:
 
 
 def _class_names(name: str, schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """What the class indices of each column mean, as Hugging Face datasets writes it into the file."""
+    """The class names of each column, as Hugging Face datasets writes them into the file."""
     stored = (schema.metadata or {}).get(_FEATURES)
     if stored is None:
         return {}

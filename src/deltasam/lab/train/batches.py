@@ -1,4 +1,4 @@
-"""Text to padded batches, and the order in which examples are visited."""
+"""Padded batches of texts, and the order in which examples are visited."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LABELS = "labels of the rows"  # no model takes an input of that name
 
 
 class Batches:
-    """A split, tokenised once; any of its rows can be had as a batch padded to its longest text.
+    """A split, tokenised once; any rows form a batch padded to the longest text.
 
-    A batch is made once for as long as no two others are asked for.
+    A batch is cached until two others have been requested.
     """
 
     def __init__(self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, device: str) -> None:
@@ -48,11 +48,11 @@ class Batches:
         return tensors, tensors.pop(_LABELS)
 
     def prefetch(self, rows: list[int]) -> None:
-        """Make the batch of some rows while an accelerator computes."""
+        """Prepare the batch of some rows while an accelerator computes."""
         self._feed.prefetch(tuple(rows), partial(self._made, rows))
 
     def keep_states(self, layers: LowerLayers) -> None:
-        """Have the lower layers look at every row once; from now on batches have ``STATES`` [rows, longest, width]."""
+        """Run the lower layers on every row once; from now on batches contain ``STATES`` [rows, longest, width]."""
         order = self.by_length()
         batches = (self.batch(order[i : i + ROWS])[0] for i in range(0, len(order), ROWS))
         digest = hashlib.sha256(repr(self._features).encode()).hexdigest()
@@ -61,7 +61,7 @@ class Batches:
         self._feed = Feed(self._device)  # batches without them are of no more use
 
     def by_length(self) -> list[int]:
-        """All rows, the shortest text first: evaluated in this order they need the least padding."""
+        """All rows, the shortest text first: this order needs the least padding in evaluation."""
         return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
 
     def _made(self, rows: list[int]) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class Batches:
 
 
 def shuffled(size: int, seed: int, epoch: int) -> list[int]:
-    """The order of one epoch: a function of seed and epoch alone, so a run can resume anywhere in it."""
+    """The order of one epoch: a function of seed and epoch only, so a run can resume at any point."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epoch):
         torch.randperm(size, generator=generator)
@@ -83,26 +83,26 @@ def check_length(model: PreTrainedModel, length: int, option: str = "--max-lengt
     """Check that the model has a position for every token.
 
     Args:
-        model: Whole, or the half that reads or writes so many.
-        length: Tokens.
-        option: What they are set by.
+        model: The model, or its encoder or decoder.
+        length: Number of tokens.
+        option: The option that sets the length, for the message.
 
     Raises:
-        UserError: It is more than the model can read.
+        UserError: The length is more than the model supports.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and 0 <= positions < length:  # -1, as XLNet has it, is no limit
+    if positions is not None and 0 <= positions < length:  # XLNet has -1, for no limit
         raise UserError(f"{option} {length}: the model reads at most {positions} tokens; give that or less")
 
 
 class Feed:
-    """The last few batches, on their device: the passes of a step ask for the same one again and again.
+    """Cache of the last few batches on their device: all passes of a step request the same ones.
 
-    To a GPU they are copied from pinned memory, so that nobody waits for it; and one can be made while it computes.
+    They are copied to a GPU asynchronously from pinned memory; and the next can be prepared while it computes.
 
     Args:
-        device: Of the batches.
-        keep: How many are kept: those of a step, and of the next.
+        device: Device of the batches.
+        keep: Number of cached batches: those of a step, and of the next.
     """
 
     def __init__(self, device: str, keep: int = 2) -> None:
@@ -113,11 +113,11 @@ class Feed:
         """A batch on the device.
 
         Args:
-            key: What it consists of.
-            make: Makes it on the CPU, if it is not there.
+            key: Identifies the contents of the batch.
+            make: Creates the batch on the CPU, if it is not cached.
         """
         if key not in self._batches:
-            # Whoever watches the functions of a pass would find that only the first has these.
+            # Not visible to function modes that trace a pass: only the first pass would contain the copies.
             with unseen():
                 self._batches[key] = {name: self._there(tensor) for name, tensor in make().items()}
             if len(self._batches) > self._keep:
@@ -125,7 +125,7 @@ class Feed:
         return dict(self._batches[key])
 
     def prefetch(self, key: Hashable, make: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Make a batch before it is asked for, where something computes meanwhile."""
+        """Prepare a batch in advance, on devices that compute asynchronously."""
         if self._device.type == "cuda":
             self.batch(key, make)
 
@@ -138,14 +138,14 @@ class Feed:
 def outputs_of(
     model: nn.Module, forward: Callable[[list[int]], Tensor], rows: Sequence[int], batch_size: int
 ) -> Tensor:
-    """The outputs of a model for some rows [rows, ...], in their order, dropout off.
+    """The outputs of a model for some rows [rows, ...], in their order, without dropout.
 
-    Several processes share the batches, which are those of one, so that the outputs are too.
+    Several processes share the batches, which are the same as in one process, so that the outputs are too.
 
     Args:
-        model: Left in the mode, training or evaluation, in which it came.
-        forward: From some rows to the model's outputs [rows, ...].
-        rows: Best sorted by length, so that batches need little padding.
+        model: The model; it is left in the mode, training or evaluation, it was in.
+        forward: Maps some rows to the model's outputs [rows, ...].
+        rows: The rows, preferably sorted by length, so that batches need little padding.
         batch_size: Rows per forward pass.
     """
     training = model.training

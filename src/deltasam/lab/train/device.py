@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Choose the device to compute on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from deltasam.lab.train import distributed as processes
 
 
 def find_device(name: str) -> str:
-    """The name of a device that works; ``auto`` is the accelerator where there is one, else the CPU.
+    """The name of a working device; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: The device does not exist here.
+        UserError: The device does not exist on this machine.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found else "cpu"
     if name.startswith("cuda"):
-        # With it, and only if it is there when CUDA starts, products give the same bits every time.
+        # cuBLAS is deterministic only with it, and reads it when CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         torch.empty(0, device=_own(name))
@@ -32,12 +32,12 @@ def find_device(name: str) -> str:
 
 
 def own_device(name: str) -> str:
-    """The device of this process, which on a machine with several is the GPU of its number there.
+    """The device of this process: on a machine with several GPUs, the one of its local rank.
 
-    All processes that train together must come to this.
+    A collective call: all processes that train together must make it.
 
     Raises:
-        UserError: There is none for it.
+        UserError: There is no GPU for it.
     """
     if processes.count() == 1 or name == "cpu":
         return name
@@ -52,8 +52,8 @@ def own_device(name: str) -> str:
 
 
 def _own(name: str) -> str:
-    """The GPU of a process that was started among others; what else there is, as it is."""
+    """The GPU of a process that was started with others; any other device unchanged."""
     number, there = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
     if name != "cuda" or number is None or not there:
         return name
-    return f"cuda:{int(number) % there}"  # a scheduler may show each process one GPU alone
+    return f"cuda:{int(number) % there}"  # a scheduler may show each process a single GPU

@@ -1,8 +1,8 @@
-"""The processes that train together: those that torchrun or accelerate started, else this one alone.
+"""The processes that train together: those started by torchrun or accelerate, else a single one.
 
-They meet in few places, and in each of them first hear of one another: ``gather`` delivers, instead of a value, what a
-process has refused. So an error on one of them, whatever it was doing, ends them all with one message, and none waits
-for another that is gone.
+They communicate in few places, and first exchange errors in each of them: ``gather`` delivers a process's refusal
+instead of a value. So an error in one process, wherever it occurs, ends all of them with one message, and none waits
+for another that has exited.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RefusedError(UserError):
-    """What one of the processes refused, as all of them hear it."""
+    """The error of one process, raised in all of them."""
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that were started together; alone, nothing happens.
+    """Join the processes that were started together; a no-op for a single process.
 
-    On the CPU they talk by gloo, GPUs by NCCL. A group that there is already stays.
+    They communicate by gloo on the CPU, by NCCL on GPUs. An existing process group is kept.
 
     Raises:
-        RefusedError: One of them raised a UserError: all leave together.
+        RefusedError: One of them raised a UserError: all exit together.
     """
     _refuse_accelerate_on_cpu()
     if _started() == 1:
@@ -47,8 +47,8 @@ def joined() -> Iterator[None]:
         return
     new = not together()
     if new:
-        # A module of PyTorch's has the group as a default argument if it is imported after this, as transformers would
-        # import it. The group then outlives its end, and a thread of it may abort the process on the way out.
+        # A PyTorch module that is imported after this (transformers imports it) holds the group in a default argument.
+        # The group would then outlive its destruction, and one of its threads may abort the process on exit.
         importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
@@ -62,9 +62,9 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def _ending_together() -> Iterator[None]:
-    """Tell the others what this process refuses, and let each end by itself, with its own exit code.
+    """Send this process's error to the others, and let each exit by itself, with its own exit code.
 
-    torchrun would end the others as soon as the first is gone, before they have said why.
+    torchrun would terminate the others as soon as the first has exited, before they have reported why.
     """
     try:
         try:
@@ -80,7 +80,7 @@ def _ending_together() -> Iterator[None]:
 
 @contextmanager
 def quiet_unless_main() -> Iterator[None]:
-    """Let the main process alone write to the terminal; a traceback is shown by whoever has one."""
+    """Let only the main process write to the terminal; every process shows its own traceback."""
     if _started() == 1 or os.environ["RANK"] == "0":
         yield
         return
@@ -99,7 +99,7 @@ def count() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if together() else 0
 
 
@@ -109,19 +109,19 @@ def is_main() -> bool:
 
 
 def gather(value: T) -> list[T]:
-    """A value of each process, in the order of their ranks. All of them must come to the same call.
+    """The values of all processes, in the order of their ranks. A collective call.
 
     Raises:
-        RefusedError: One of them refused something instead, or is gone.
+        RefusedError: One of them raised an error instead, or has exited.
     """
     return _exchange(value) if together() else [value]
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """What an action gives in the main process, which alone takes it.
+    """The result of an action that only the main process runs, sent to all.
 
     Raises:
-        RefusedError: The main process, or another, refused something.
+        RefusedError: The main process, or another, raised an error.
     """
     if not together():
         return action()
@@ -133,7 +133,7 @@ def on_main(action: Callable[[], T]) -> T:
 
 
 def part(items: Sequence[T]) -> list[T]:
-    """The share of this process in some items: consecutive, and as even as can be; it may be empty."""
+    """This process's part of some items: consecutive, and as even as possible; it may be empty."""
     size, larger = divmod(len(items), count())
     start = rank() * size + min(rank(), larger)
     return list(items[start : start + size + (rank() < larger)])
@@ -141,10 +141,10 @@ def part(items: Sequence[T]) -> list[T]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Around what sends tensors.
+    """Context for code that sends tensors.
 
     Raises:
-        RefusedError: Another process is gone.
+        RefusedError: Another process has exited.
     """
     try:
         yield
@@ -166,7 +166,7 @@ def _exchange(value: T, refusal: str | None = None) -> list[T]:
 
 
 def _started() -> int:
-    """How many processes were started together, this one among them."""
+    """Number of processes that were started together, including this one."""
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _STARTED) else 1
 
 
@@ -179,7 +179,7 @@ def _refuse_accelerate_on_cpu() -> None:
 
 
 class SilentPasses(Runtime):
-    """Passes in which processes say nothing to each other, so that each may run as many as it likes."""
+    """A runtime without communication, so that each process may run a different number of passes."""
 
     def any_process(self, flag: bool, device: torch.device) -> bool:
         """The flag of this process."""
@@ -187,10 +187,10 @@ class SilentPasses(Runtime):
 
 
 def start_as_main(model: nn.Module) -> None:
-    """Give the model the weights and buffers that it has in the main process.
+    """Broadcast the model's weights and buffers from the main process.
 
     Raises:
-        RefusedError: Another process refused something.
+        RefusedError: Another process raised an error.
     """
     processes.gather(None)
     if processes.together():
@@ -200,12 +200,12 @@ def start_as_main(model: nn.Module) -> None:
 def average_gradients(model: nn.Module) -> None:
     """Replace every ``.grad`` by its mean over the processes; buffers become those of the main process.
 
-    Once, when the method has filled ``.grad``, and not during a backward as DistributedDataParallel would: how many
-    passes a method runs may differ between the processes. A parameter without a gradient counts as 0, unless none
-    has one. The order of the sums never changes, so a resumed training repeats them bit for bit.
+    This happens once, after the method has filled ``.grad``, and not during a backward as in DistributedDataParallel:
+    processes may run different numbers of passes. A missing gradient counts as 0, unless all processes lack it. The
+    order of the sums is fixed, so a resumed run repeats them bit for bit.
 
     Raises:
-        RefusedError: Another process could not do its share.
+        RefusedError: Another process failed.
     """
     if not processes.together():
         return

@@ -1,4 +1,4 @@
-"""Train the last layers of a model on the hidden states that the layers below give, which are computed once."""
+"""Train the last layers of a model on cached hidden states of the layers below."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STATES = "hidden states of the lower layers"
-"""The name of these among the tensors of a batch; no model takes an input of that name."""
+"""Their name among the tensors of a batch; no model has an input of that name."""
 
 SPLITS = 4
-"""Of so many splits the hidden states stay, for other runs of this process: those of a seed, and of the evaluation."""
+"""Number of splits whose states are cached for other runs of this process: training and evaluation rows of a seed."""
 
 ROWS = 32
-"""Rows per forward: always, so that a split's hidden states do not hang on what a run does with them."""
+"""Rows per forward; fixed, so that a split's hidden states do not depend on the batch size of a run."""
 
 Inputs = dict[str, Tensor]
 
 
 class LowerLayers:
-    """The layers of a model below the last few, and all that is before them: frozen, and in evaluation mode.
+    """The layers of a model below the last few, and everything before them: frozen, and in evaluation mode.
 
-    In a forward pass they give the hidden states that they are told to give, and compute nothing. The model stays whole
-    for ``state_dict`` and ``save_pretrained``.
+    In a forward pass they return given hidden states instead of computing. The model stays complete for ``state_dict``
+    and ``save_pretrained``.
 
     Args:
-        model: Its last layers, and what comes after them, stay trainable.
-        trained: How many layers that is.
+        model: The model; its last layers, and everything after them, stay trainable.
+        trained: Number of trained layers.
         forward: Calls the model with some inputs.
-        example: Inputs to try it with.
+        example: Inputs for a trial run.
 
     Raises:
-        UserError: There are not so many layers, or the model is not a sequence of layers that pass on one tensor.
+        UserError: There are fewer layers, or the model is not a sequence of layers that pass on one tensor.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LowerLayers:
             parameter.requires_grad_(False)
         self._digest = _digest(frozen)
 
-        def keep_in_evaluation_mode(*_: Any) -> None:  # whoever puts the model into training mode does not mean these
+        def keep_in_evaluation_mode(*_: Any) -> None:  # model.train() must not affect these
             for module in below:
                 module.training = False
 
@@ -73,7 +73,7 @@ class LowerLayers:
 
     @contextmanager
     def giving(self, states: Tensor) -> Iterator[None]:
-        """Meanwhile the lower layers give these hidden states [rows, tokens, width]."""
+        """Context in which the lower layers return these hidden states [rows, tokens, width]."""
         self._given = states
         try:
             yield
@@ -81,11 +81,11 @@ class LowerLayers:
             self._given = None
 
     def states_of(self, batches: Sequence[Inputs], key: str) -> list[Tensor]:
-        """The hidden states of every row [its tokens, width], on the CPU; on disk where memory is too small for them.
+        """The hidden states of every row [its tokens, width], on the CPU; on disk if memory is too small.
 
         Args:
             batches: The inputs of all rows, in order.
-            key: Says what these are; what has been computed for an equal one, with equal weights, is not again.
+            key: Identifies the rows; states of an equal key and equal weights are computed once.
         """
         key = f"{self._digest} {key}"
         if key not in _KEPT:
@@ -118,7 +118,7 @@ class LowerLayers:
         return found[0]
 
     def _look(self, model: nn.Module, example: Inputs) -> tuple[list[nn.Parameter], list[nn.Module], bool]:
-        """The parameters that the states depend on, the modules that are called before, and if layers give tuples."""
+        """The parameters the states depend on, the modules called before, and whether layers return tuples."""
         finished: list[nn.Module] = []
         outputs: list[Any] = []
 
@@ -151,7 +151,7 @@ class LowerLayers:
         return called
 
     def _check(self, example: Inputs) -> None:
-        """Compare the model with itself: what its lower layers gave may also go elsewhere than into the next layer."""
+        """Check that cached and computed states give the same output: lower states may be used elsewhere too."""
         with torch.no_grad():
             expected, states = self._forward(example), self._run(example)
             with self.giving(states):
@@ -167,7 +167,7 @@ _KEPT: OrderedDict[str, list[Tensor]] = OrderedDict()
 
 
 def padded(states: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Rows' hidden states [its tokens, width] where a mask [rows, tokens] has real tokens, 0 elsewhere."""
+    """Hidden states of rows [its tokens, width] placed where a mask [rows, tokens] has real tokens, 0 elsewhere."""
     made = states[0].new_zeros(*mask.shape, states[0].shape[-1])
     made[mask.bool()] = torch.cat(list(states))
     return made
@@ -199,12 +199,12 @@ def _digest(parameters: Sequence[Tensor]) -> str:
 
 
 def _room(tokens: int, like: Tensor) -> Tensor:
-    """Room for so many tokens' states: in memory, or in a file that has no name where less than half of it is free."""
+    """Storage for that many tokens' states: in memory, or in an unnamed file if that would take over half of it."""
     shape = (tokens, like.shape[-1])
     size = tokens * like.shape[-1] * like.element_size()
     if size < _free_memory() / 2:
         return like.new_empty(shape)
-    with tempfile.TemporaryFile() as file:  # the mapping keeps it
+    with tempfile.TemporaryFile() as file:  # the memory mapping keeps it alive
         return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=size)).view(like.dtype).view(shape)
 
 
@@ -212,4 +212,4 @@ def _free_memory() -> float:
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):
-        return float("inf")  # not known here
+        return float("inf")  # unknown on this system

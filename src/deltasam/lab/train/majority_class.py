@@ -1,4 +1,4 @@
-"""What predicting one class for every row reaches without learning, and which runs do no better."""
+"""The majority-class baseline, and runs that do no better than it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from deltasam.lab.data.dataset import TextData
 
 _LETTERS = 40
-# Accuracies are 32-bit numbers: the same share is off in the eighth digit.
+# Accuracies are 32-bit numbers: equal fractions may differ in the eighth digit.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class OneClass:
-    """The class that most evaluation rows have.
+    """The majority class of the evaluation rows.
 
     Attributes:
-        name: Its name.
-        accuracy: Of predicting it for every evaluation row.
+        name: Name of the class.
+        accuracy: Accuracy of predicting it for every evaluation row.
     """
 
     name: str
@@ -29,7 +29,7 @@ class OneClass:
 
 
 def one_class_of(data: TextData) -> OneClass | None:
-    """The largest class of the evaluation rows; None for scores."""
+    """The majority class of the evaluation rows; None for scores."""
     if data.kind == "regression":
         return None
     ((label, count),) = Counter(data.evaluation["label"]).most_common(1)
@@ -37,11 +37,11 @@ def one_class_of(data: TextData) -> OneClass | None:
 
 
 def no_better(one_class: OneClass | None, accuracies: Sequence[float | None]) -> str | None:
-    """That runs do no better than one class for all rows, in a sentence; None where all do, or there are no classes.
+    """A sentence on the runs that do no better than the majority class; None if all do better, or without classes.
 
     Args:
-        one_class: Of the rows that all of them were evaluated on.
-        accuracies: Of the runs; None without one.
+        one_class: Majority class of the rows that all runs were evaluated on.
+        accuracies: Accuracy of each run; None if it has none.
     """
     if one_class is None:
         return None
@@ -54,5 +54,5 @@ def no_better(one_class: OneClass | None, accuracies: Sequence[float | None]) ->
 
 
 def quoted(name: str) -> str:
-    """A name on one line, whatever is in it."""
+    """A name quoted on one line, whatever characters it contains."""
     return repr(name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…")

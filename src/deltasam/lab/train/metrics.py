@@ -22,21 +22,22 @@ from deltasam.lab.train.batches import Batches, outputs_of
 def evaluate(
     model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], batches: Batches, batch_size: int, kind: str
 ) -> dict[str, float]:
-    """The metrics of a model on a split, dropout off; all NaN when the model's outputs are not finite.
+    """The metrics of a model on a split, without dropout; all NaN if the model's outputs are not finite.
 
-    Several processes share the batches, which are those of one, so that the metrics are too.
+    Several processes share the batches, which are the same as in one process, so that the metrics are too.
 
     Args:
-        model: Left in the mode, training or evaluation, in which it came.
-        forward: From a batch of inputs to logits [rows, outputs].
-        batches: The split.
+        model: The model; it is left in the mode, training or evaluation, it was in.
+        forward: Maps a batch of inputs to logits [rows, outputs].
+        batches: The batches of the split.
         batch_size: Rows per forward pass.
         kind: ``classification`` or ``regression``.
     """
     rows = batches.by_length()
     logits = outputs_of(model, lambda some: forward(batches.batch(some)[0]), rows, batch_size)
     labels = batches.labels[rows]
-    return processes.on_main(lambda: _metrics(logits, labels, kind))  # one account of them, on whatever machines
+    # Computed in one process: machines may differ in the last bits.
+    return processes.on_main(lambda: _metrics(logits, labels, kind))
 
 
 def evaluate_all(
@@ -75,7 +76,7 @@ def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "f1": classification.binary_f1_score(predictions, labels)
         if classes == 2
         else classification.multiclass_f1_score(predictions, labels, classes, average="macro"),
-        # scikit-learn's: that of torchmetrics is not 0 where all predictions are one class.
+        # scikit-learn's, since that of torchmetrics is not 0 where all predictions are one class.
         "matthews": matthews_corrcoef(labels.numpy(), predictions.numpy()) if len(labels.unique()) > 1 else 0.0,
         "ece": calibration_error(logits, labels),
     }
@@ -91,7 +92,7 @@ def regression_metrics(predictions: Tensor, labels: Tensor) -> dict[str, float]:
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        # scipy's: the ranks of torchmetrics are of 32 bits, and it calls the correlation with a constant 0.
+        # scipy's, since torchmetrics has 32-bit ranks, and returns 0 for the correlation with a constant.
         return {
             "loss": float(mse_loss(predictions, labels)),
             "pearson": float(stats.pearsonr(predictions, labels).statistic),

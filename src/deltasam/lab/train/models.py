@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def locate_model(name: str, given_as: str = "--model") -> Path:
-    """The local folder of a model; one named on the Hugging Face hub is downloaded, or taken from the cache.
+    """The local folder of a model; a model on the Hugging Face hub is downloaded, or taken from the cache.
 
     Args:
         name: ``minilm`` for the bundled encoder, a local folder, or a name on the hub.
-        given_as: What the name was given as, for errors.
+        given_as: The option that gave the name, for error messages.
 
     Raises:
         UserError: There is no such model, or the hub cannot be reached.
@@ -39,7 +39,7 @@ def locate_model(name: str, given_as: str = "--model") -> Path:
 
 
 def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model with one output per label (one in all for regression), and its tokenizer.
+    """The model with one output per label (a single one for regression), and its tokenizer.
 
     The head is drawn from the global random state; label names go into the configuration.
 
@@ -54,11 +54,11 @@ def load_classifier(config: TrainConfig, data: TextData) -> tuple[PreTrainedMode
 
 
 def load_trained_classifier(name: str, given_as: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A classifier, or a regression, with the head that it was saved with, and its tokenizer.
+    """A classification or regression model with its saved head, and its tokenizer.
 
     Args:
         name: A local folder, or a name on the hub.
-        given_as: What the name was given as, for errors.
+        given_as: The option that gave the name, for error messages.
 
     Raises:
         UserError: There is no such model, or it has no trained head.
@@ -82,7 +82,7 @@ def load_trained_classifier(name: str, given_as: str) -> tuple[PreTrainedModel, 
 
 
 def load_encoder(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model without a head, for its last layer's states, and its tokenizer.
+    """The model without a head, and its tokenizer.
 
     Raises:
         UserError: There is no such model, or it has an encoder and a decoder.
@@ -97,18 +97,18 @@ def load_encoder(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def _enable_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token is None:  # decoders have none; any token does, the attention mask hides it
+    if tokenizer.pad_token is None:  # decoders have none; any token will do, since the attention mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_pretrained(kind: Any, config: TrainConfig, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained model, cut to the configuration's layers, and its tokenizer.
+    """A pretrained model, truncated to the configured number of layers, and its tokenizer.
 
     Args:
-        kind: What loads it: ``AutoModel``, ``AutoModelForSequenceClassification``, ...
-        config: Names the model and how many of its layers are wanted.
-        **options: For the model's own configuration.
+        kind: The class that loads it: ``AutoModel``, ``AutoModelForSequenceClassification``, ...
+        config: The configuration, with the model's name and number of layers.
+        **options: Options of the model's own configuration.
 
     Raises:
         UserError: There is no such model, it is of another kind, or it has fewer layers.
@@ -177,7 +177,7 @@ def _download(name: str, given_as: str) -> Path:
         raise UserError(f"{given_as} {name}: no such folder, and the hub cannot be reached; {advice}") from error
     except RepositoryNotFoundError as error:
         raise UserError(f"{given_as} {name}: no such folder, and no such model on the hub; {advice}") from error
-    except HFValidationError as error:  # no name that the hub could have, as every absolute path is
+    except HFValidationError as error:  # not a valid name on the hub, such as an absolute path
         raise UserError(f"{given_as} {name}: there is no such folder; {advice}") from error
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
@@ -190,7 +190,7 @@ def _advice(given_as: str) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without the report that the head is new: it always is."""
+    """Suppress progress bars, and the report that the head is new, which it always is."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

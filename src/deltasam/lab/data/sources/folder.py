@@ -32,7 +32,7 @@ class FolderSource(DataSource, name="folder"):
 
 
 def load_folder(folder: Path, options: ReadOptions) -> TextData:
-    """Read a GLUE folder; with a column named, or a name that is no GLUE task, a folder of plain tables.
+    """Read a GLUE folder; if a column is named, or its name is not a GLUE task, a folder of plain tables.
 
     Raises:
         UserError: There is no ``train.*`` or ``dev.*``, or a file cannot be used.
@@ -73,8 +73,8 @@ def find_table(folder: Path, stems: tuple[str, ...]) -> Path:
     """The one table file of a split.
 
     Args:
-        folder: Where to look.
-        stems: What it may be called, without suffixes.
+        folder: The folder to search.
+        stems: Possible file names, without suffixes.
 
     Raises:
         UserError: There is none, or more than one.

@@ -27,16 +27,16 @@ _PATIENCE = 5  # seconds to wait for the hub: its own client retries for minutes
 
 
 class HubSource(DataSource, name="hub"):
-    """A data set of the Hugging Face hub: whatever is nothing else."""
+    """A data set of the Hugging Face hub: the fallback for every other name."""
 
     fallback = True
 
     def recognizes(self, name: str) -> bool:
-        """Any name; whether the hub knows it shows when it is asked."""
+        """Any name; whether the hub has it is determined on loading."""
         return True
 
     def load(self, name: str, options: ReadOptions) -> TextData:
-        """Download it, or read it from the hub's cache."""
+        """Download the data set, or read it from the hub's cache."""
         options.refuse(name, "eval_data")
         return load_hub(name, options)
 
@@ -83,8 +83,8 @@ def hub_splits(name: str, address: str) -> tuple[Any, Any]:
     """The training split of a hub data set, and the evaluation split or None.
 
     Args:
-        name: What it is called here.
-        address: What the hub calls it, and its config: ``owner/name:config``.
+        name: Name in messages.
+        address: Name on the hub, and config: ``owner/name:config``.
 
     Raises:
         UserError: The hub does not answer or does not have it, or there is nothing to train on.
@@ -127,6 +127,6 @@ def _hub_answers() -> bool:
     except urllib.error.HTTPError:
         return True
     except OSError as error:
-        # A certificate that only the hub's client is set up to trust still means that something answers.
+        # A certificate that only the hub's client is configured to trust still means that something answers.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True

@@ -13,10 +13,10 @@ from deltasam.lab.data.tables import read_table, table_suffix
 
 
 class TableFileSource(DataSource, name="table file"):
-    """A file, or a name that promises one; evaluation rows are in a second file, or split off."""
+    """A file, or a name with a table's suffix; evaluation rows are in a second file, or held out."""
 
     def recognizes(self, name: str) -> bool:
-        """Whether there is such a file, or its suffix is that of a table."""
+        """Whether such a file exists, or the suffix is that of a table."""
         path = Path(name)
         return path.is_file() or table_suffix(path) is not None
 

@@ -1,4 +1,4 @@
-"""What can be trained: one file for each kind of data; importing this package registers them all."""
+"""The tasks: one file for each kind of data; importing this package registers them all."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""What the first pass of a step shows of each example; it costs nothing, since every method runs it."""
+"""Losses and predictions of each example in the first pass, at no extra cost, since every method runs it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from deltasam.lab.train.tasks.task import Task
 
 
 class FirstPass:
-    """The losses and predictions of one step at the weights as they are; later passes go by unseen.
+    """Records losses and predictions of one step at the unperturbed weights; later passes are ignored.
 
     Args:
-        task: Knows what an output predicts.
+        task: The task, which computes predictions from an output.
     """
 
     def __init__(self, task: Task) -> None:
@@ -21,7 +21,7 @@ class FirstPass:
         self._seen: dict[str, Tensor] = {}
 
     def note(self, output: Output) -> None:
-        """Look at what a pass returned."""
+        """Record the output of a pass, if it is the first."""
         if in_later_pass():
             return
         predictions = self._task.predictions(output)
@@ -30,12 +30,12 @@ class FirstPass:
             self._seen["predictions"] = predictions.detach()
 
     def of_examples(self, metrics: dict[str, Tensor], rows: int, share: float) -> dict[str, Tensor]:
-        """What is known of each example after the step, on the CPU: the names that ``ExampleRecorder.add`` takes.
+        """Values of each example after the step, on the CPU: the keyword arguments of ``ExampleRecorder.add``.
 
         Args:
-            metrics: Of the step.
-            rows: How many of the examples count, from the first on.
-            share: What the loss of each was multiplied with for the method.
+            metrics: Metrics of the step.
+            rows: Number of examples that count, starting with the first.
+            share: Factor by which each loss was multiplied for the method.
         """
         found = dict(self._seen)
         if "weights" in metrics:

@@ -1,4 +1,4 @@
-"""From a batch to logits, and from logits to one loss per example."""
+"""Logits of a batch, and one loss per example from logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 NO_TOKEN = -100
-"""The label where there is nothing to predict."""
+"""Label of positions without a token to predict."""
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str, **options: Any) -> Tensor:
@@ -24,10 +24,10 @@ def example_losses(logits: Tensor, labels: Tensor, kind: str, smoothing: float =
     """One loss per example [rows]: cross entropy in nats, or the squared error for regression.
 
     Args:
-        logits: [rows, outputs].
-        labels: [rows].
+        logits: Logits [rows, outputs].
+        labels: Labels [rows].
         kind: ``classification`` or ``regression``.
-        smoothing: The share of each label that is spread over all classes.
+        smoothing: The fraction of each label that is spread over all classes.
     """
     if kind == "regression":
         return mse_loss(logits[:, 0], labels, reduction="none")
@@ -38,9 +38,9 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     """One loss per token [rows, tokens] in nats, 0 where the label is ``NO_TOKEN``.
 
     Args:
-        logits: [rows, tokens, vocabulary].
-        labels: [rows, tokens].
-        smoothing: The share of each label that is spread over the whole vocabulary.
+        logits: Logits [rows, tokens, vocabulary].
+        labels: Labels [rows, tokens].
+        smoothing: The fraction of each label that is spread over the whole vocabulary.
     """
     return cross_entropy(
         logits.transpose(1, 2), labels, reduction="none", ignore_index=NO_TOKEN, label_smoothing=smoothing

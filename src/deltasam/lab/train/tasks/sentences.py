@@ -1,4 +1,4 @@
-"""Sentence embeddings, learned from raw sentences and measured by people's scores of similarity."""
+"""Sentence embeddings, trained on raw sentences and evaluated with human similarity scores."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class SentenceTask(Task):
-    """A pretrained encoder that is to know a sentence among the others of its batch.
+    """A pretrained encoder that learns to recognise a sentence among the others of its batch.
 
     A sentence's two views differ in dropout and in a span that is masked in one of them. The model is called once for
-    each view, so that a sentence is one row of both calls: for a per-example method the example is
-    the sentence, and both its views have its own copy of the weights. Negatives are the other sentences of the batch;
-    where several processes share a batch, those of the own process. A sentence that is alone has a loss of 0.
+    each view, so that a sentence is one row of both calls: for a per-example method the example is the sentence, and
+    both its views use its own copy of the weights. Negatives are the other sentences of the batch; where several
+    processes share a batch, those of the same process. A single sentence has a loss of 0.
     """
 
     def __init__(self, data: SentenceData, config: TrainConfig, device: str) -> None:
@@ -45,7 +45,7 @@ class SentenceTask(Task):
         return len(self._data.train)
 
     def output(self, rows: list[int]) -> Output:
-        """One loss per sentence, and which view each view was taken to belong to [rows, 2, 2 rows - 1]."""
+        """One loss per sentence, and the logits of each view over the other views [rows, 2, 2 rows - 1]."""
         contrast = self._data.contrast
         sentences = [self._data.train[row] for row in rows]
         masked = [self._masked(sentence) for sentence in sentences]
@@ -53,12 +53,12 @@ class SentenceTask(Task):
         return Output(losses, logits, logits.new_full(logits.shape[:-1], 1 / (2 * len(rows))))
 
     def prefetch(self, rows: list[int]) -> None:
-        """Make the batch of the views that are not masked: what is masked in the others is drawn in their step."""
+        """Prepare the batch of the unmasked views; the masks of the others are drawn in their step."""
         sentences = [self._data.train[row] for row in rows]
         self._feed.prefetch(tuple(sentences), partial(self._tokens, sentences))
 
     def evaluate(self) -> dict[str, float]:
-        """Rank correlations, and the training loss on the evaluation sentences with nothing dropped or masked."""
+        """Rank correlations, and the training loss on the evaluation sentences without dropout or masking."""
         by_length = sorted(range(len(self._measured)), key=lambda i: len(self._measured[i]))
         found = outputs_of(
             self.model,
@@ -89,7 +89,7 @@ class SentenceTask(Task):
         return metrics if torch.isfinite(embeddings).all() else dict.fromkeys(metrics, math.nan)
 
     def _mean_loss(self, embeddings: Tensor) -> float:
-        """In batches of the training's size, in an order that keeps the sentences of a pair apart."""
+        """Mean loss in batches of the training size, in an order that separates the sentences of a pair."""
         order, size = shuffled(len(embeddings), 0, 0), self._config.batch_size
         batches = [embeddings[order[i : i + size]] for i in range(0, len(order), size)]
         losses = [contrastive_loss(batch, batch, self._data.contrast.temperature)[0] for batch in batches]

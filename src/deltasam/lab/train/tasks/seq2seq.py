@@ -1,4 +1,4 @@
-"""Find and load a model that reads a document and writes a summary."""
+"""Find and load a sequence-to-sequence model for summarization."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def load_seq2seq(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence-to-sequence model as it is (BART, T5), or one made of an encoder (BERT, RoBERTa), and its tokenizer.
+    """A sequence-to-sequence model (BART, T5), or one built from an encoder (BERT, RoBERTa), and its tokenizer.
 
     Raises:
-        UserError: There is no such model, it is of another kind, or a part of its layers is asked for.
+        UserError: There is no such model, it is of another kind, or only some of its layers are requested.
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -39,17 +39,17 @@ def load_seq2seq(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def _two_of(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A reader and a writer that both begin as one pretrained encoder (Rothe et al. 2020, arXiv 1907.12461: BERT2BERT).
+    """Encoder and decoder initialised from one pretrained encoder (Rothe et al. 2020, arXiv 1907.12461: BERT2BERT).
 
-    What the writer has on top, attention to the reader and the transformation before the shared embeddings, is drawn
-    from the global random state.
+    The decoder's new parts, cross-attention and the transformation before the shared embeddings, are drawn from the
+    global random state.
     """
     from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel
 
     encoder, tokenizer = load_pretrained(AutoModel, config)
     decoder, _ = load_pretrained(AutoModelForCausalLM, config, is_decoder=True, add_cross_attention=True)
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-    for settings in (model.config, model.generation_config):  # training reads the one, generating the other
+    for settings in (model.config, model.generation_config):  # training uses the former, generation the latter
         settings.decoder_start_token_id = tokenizer.cls_token_id
         settings.eos_token_id = tokenizer.sep_token_id
         settings.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""How well similarities of sentence embeddings agree with people's scores."""
+"""Rank correlation of embedding similarities with human scores."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def similarity_metrics(
 ) -> dict[str, float]:
     """``spearman``, the mean over the sets, and ``spearman_<name>`` of each.
 
-    A set is taken as a whole, whatever subsets it is made of: one correlation over all its pairs.
+    A set gives one correlation over all its pairs, whatever its subsets.
 
     Args:
-        embeddings: Of all sentences [sentences, d].
+        embeddings: Embeddings of all sentences [sentences, d].
         places: The row of each sentence.
-        sets: By name.
+        sets: The sets of scored pairs, by name.
     """
     found = {
         f"spearman_{name}": spearman(_similarities(embeddings, places, pairs), pairs) for name, pairs in sets.items()
@@ -40,7 +40,7 @@ def spearman(similarities: Tensor, pairs: ScoredPairs) -> float:
 
 
 def _similarities(embeddings: Tensor, places: Mapping[str, int], pairs: ScoredPairs) -> Tensor:
-    """Cosines [pairs]; rounded where float64 is no longer exact, so that rounding alone ranks nothing."""
+    """Cosines [pairs], rounded to the digits that are exact in float64, so that rounding errors do not affect ranks."""
     first, second = (
         embeddings[[places[sentence] for sentence in side]].double().cpu() for side in (pairs.first, pairs.second)
     )

@@ -1,4 +1,4 @@
-"""Summarization with a sequence-to-sequence model, measured by ROUGE."""
+"""Summarization with a sequence-to-sequence model, evaluated by ROUGE."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltasam.lab.train.tasks.task import Task, make_task, refuse_options
 
 
 class SummaryTask(Task):
-    """A pretrained model that reads documents and learns to write their summaries."""
+    """A pretrained model that learns to summarize documents."""
 
     def __init__(self, data: SummaryData, config: TrainConfig, device: str) -> None:
         refuse_options(data.name, config, "train_layers", "label_smoothing", "last_layer_l2")
@@ -48,11 +48,11 @@ class SummaryTask(Task):
         return Output(len(rows) * (losses * weights).sum(1), logits, weights)
 
     def prefetch(self, rows: list[int]) -> None:
-        """Make the batch of these rows."""
+        """Prepare the batch of these rows."""
         self.train_batches.prefetch(rows)
 
     def evaluate(self) -> dict[str, float]:
-        """``loss``, in nats per token of the right summaries, and each kind of ROUGE of those the model writes."""
+        """``loss``, in nats per token of the reference summaries, and each kind of ROUGE of the generated ones."""
         training, rows, size = self.model.training, self.evaluation_batches.by_length(), 2 * self._config.batch_size
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         self.model.eval()
@@ -65,7 +65,7 @@ class SummaryTask(Task):
         return processes.on_main(lambda: self._metrics(measured))
 
     def _measure(self, rows: list[int]) -> tuple[dict[int, str], float, int]:
-        """The summary written for each row, the loss of the right ones, and how many tokens they have."""
+        """The summary generated for each row, and the loss and number of tokens of the reference summaries."""
         inputs, labels = self.evaluation_batches.batch(rows)
         loss = float(token_losses(self._logits(inputs), labels).double().sum())
         written = self._write(rows) if math.isfinite(loss) else [""] * len(rows)
@@ -91,7 +91,7 @@ class SummaryTask(Task):
 
 
 def generation(options: SummaryOptions) -> dict[str, Any]:
-    """The arguments of ``generate``: nothing is drawn at random, and no length is left to the model's own settings."""
+    """The arguments of ``generate``: no sampling, and no length from the model's own settings."""
     search: dict[str, Any] = {"num_beams": options.num_beams, "do_sample": False}
     if options.num_beams > 1:
         search |= {"length_penalty": options.length_penalty, "early_stopping": True}

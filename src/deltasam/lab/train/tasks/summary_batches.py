@@ -1,4 +1,4 @@
-"""Documents and their summaries to padded batches."""
+"""Padded batches of documents and their summaries."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class SummaryBatches:
-    """A split, tokenised once; any of its rows can be had as a batch padded to its longest texts.
+    """A split, tokenised once; any rows form a batch padded to the longest texts.
 
-    A batch is made once for as long as no two others are asked for.
+    A batch is cached until two others have been requested.
 
     Args:
-        split: Columns ``text`` and ``summary``.
-        model: Knows with which token a summary begins.
-        tokenizer: The model's.
-        config: Says where documents and summaries are cut.
-        device: Of the batches.
+        split: The split, with columns ``text`` and ``summary``.
+        model: The model, which defines the first token of a summary.
+        tokenizer: The model's tokenizer.
+        config: The configuration, with the maximum lengths of documents and summaries.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SummaryBatches:
         targets = tokenizer(text_target=list(split["summary"]), max_length=longest, **cut)["input_ids"]
         start = model.config.decoder_start_token_id
         self._features = [
-            # A writer is given its first token: it has nothing to predict there.
+            # The decoder is given the first token, so there is nothing to predict.
             {"input_ids": ids, "attention_mask": mask, "labels": target[target[0] == start :]}
             for ids, mask, target in zip(documents["input_ids"], documents["attention_mask"], targets, strict=True)
         ]
@@ -54,21 +54,21 @@ class SummaryBatches:
         return len(self._features)
 
     def batch(self, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs of some rows, and the tokens to predict [rows, longest], -100 where there is none."""
+        """The model's inputs for some rows, and the tokens to predict [rows, longest], -100 where there is none."""
         tensors = self._feed.batch(tuple(rows), partial(self._made, rows))
         return tensors, tensors.pop("labels")
 
     def prefetch(self, rows: list[int]) -> None:
-        """Make the batch of some rows while an accelerator computes."""
+        """Prepare the batch of some rows while an accelerator computes."""
         self._feed.prefetch(tuple(rows), partial(self._made, rows))
 
     def documents(self, rows: list[int]) -> dict[str, Tensor]:
-        """What is read of some rows."""
+        """The encoder's inputs for some rows."""
         inputs, _ = self.batch(rows)
         return {name: inputs[name] for name in _READ}
 
     def by_length(self) -> list[int]:
-        """All rows, the shortest document first: evaluated in this order they need the least padding."""
+        """All rows, the shortest document first: this order needs the least padding in evaluation."""
         return sorted(range(len(self)), key=lambda i: len(self._features[i]["input_ids"]))
 
     def _made(self, rows: list[int]) -> dict[str, Tensor]:

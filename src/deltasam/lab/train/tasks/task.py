@@ -1,4 +1,4 @@
-"""What a run trains: a model, the loss of some of its training rows, and the metrics of the model."""
+"""The base class of tasks: a model, the loss of training rows, and the evaluation metrics."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def refuse_options(name: str, config: TrainConfig, *options: str) -> None:
-    """Check that options without a meaning for some data are not given.
+    """Refuse options that have no meaning for some data.
 
     Raises:
-        UserError: One is; names it.
+        UserError: One of them is given; the message names it.
     """
     for option in options:
         if getattr(config, option):
@@ -30,15 +30,15 @@ def refuse_options(name: str, config: TrainConfig, *options: str) -> None:
 
 
 class Task(abc.ABC):
-    """A model with training rows to learn from and evaluation rows to be measured on.
+    """A model with training rows and evaluation rows.
 
-    Everything random (the head, a masked span) comes from the global random state, so that passes replay it.
+    All randomness (the head, a masked span) comes from the global random state, so that passes replay it.
 
     Attributes:
-        model: On its device.
-        tokenizer: What was used for it; saved with the model.
-        classes: The names of what it tells apart; empty where it predicts no class.
-        one_class: What one of them for every evaluation row reaches; None where it predicts no class.
+        model: The model, on its device.
+        tokenizer: The model's tokenizer; saved with it.
+        classes: The class names; empty if it predicts no class.
+        one_class: The majority class of the evaluation rows, and its accuracy; None if it predicts no class.
     """
 
     model: PreTrainedModel
@@ -48,7 +48,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Training rows."""
+        """Number of training rows."""
 
     @abc.abstractmethod
     def output(self, rows: list[int]) -> Output:
@@ -58,29 +58,31 @@ class Task(abc.ABC):
         """Prepare these training rows, which come next, while an accelerator computes; nothing random is drawn."""
 
     def predictions(self, output: Output) -> Tensor | None:
-        """What the model takes the rows of an output for: classes [rows], as integers, or scores [rows].
+        """The model's predictions for the rows of an output: classes [rows], as integers, or scores [rows].
 
-        None, unless overridden: there is no one answer per row.
+        None, unless overridden: there is no single prediction per row.
         """
         return None
 
     def all_layers(self) -> AbstractContextManager[None]:
-        """Meanwhile every layer computes, also those whose outputs are kept: their weights are about to change."""
+        """Context in which every layer computes, including those with cached outputs: their weights may change."""
         return nullcontext()
 
     @abc.abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Every metric on the evaluation rows, ``loss`` among them; all NaN when the model's outputs are not finite.
+        """Every metric on the evaluation rows, including ``loss``; all NaN if the model's outputs are not finite.
 
-        The model is left in the mode, training or evaluation, in which it came. Several processes share the work.
+        The model is left in the mode, training or evaluation, it was in. Several processes share the work.
         """
 
 
 @singledispatch
 def make_task(data: Data, config: TrainConfig, device: str) -> Task:
-    """The task of data, with its model drawn from the global random state: ``make_task.register(MyData, MyTask)``.
+    """Create the task for some data, with its model drawn from the global random state.
+
+    Register a task for a kind of data with ``make_task.register(MyData, MyTask)``.
 
     Raises:
-        UserError: The model cannot be loaded, or does not fit the configuration.
+        UserError: The model cannot be loaded, or does not match the configuration.
     """
     raise NotImplementedError(f"there is no task for {type(data).__name__}")

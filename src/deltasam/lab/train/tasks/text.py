@@ -56,7 +56,7 @@ class TextTask(Task):
         return Output(losses, logits, weights)
 
     def prefetch(self, rows: list[int]) -> None:
-        """Make the batch of these rows."""
+        """Prepare the batch of these rows."""
         self.train_batches.prefetch(rows)
 
     def predictions(self, output: Output) -> Tensor | None:
@@ -66,13 +66,13 @@ class TextTask(Task):
         return output.logits[:, 0] if self._kind == "regression" else output.logits.argmax(1)
 
     def evaluate(self) -> dict[str, float]:
-        """Loss, and what there is for classes or for scores."""
+        """Loss, and the metrics for classes or for scores."""
         size = 2 * self._config.batch_size
         return evaluate_all(self.model, self.logits, self.evaluation_batches, size, self._kind)
 
     @contextmanager
     def all_layers(self) -> Iterator[None]:
-        """Hidden states that are kept are passed over."""
+        """Context in which cached hidden states are not used."""
         lower, self._lower = self._lower, None
         try:
             yield
@@ -87,7 +87,7 @@ class TextTask(Task):
 
 
 class LastLayer:
-    """The last linear layer that a model calls, and what it was called with."""
+    """The last linear layer that a model calls, and its inputs in the last call."""
 
     def __init__(self, model: nn.Module) -> None:
         self._input: Tensor | None = None

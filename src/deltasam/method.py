@@ -105,7 +105,7 @@ class Method(abc.ABC):
     neutral: ClassVar[dict[str, Any]]
     """The hyper-parameters at which the method equals ERM."""
 
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if name is None:
             return

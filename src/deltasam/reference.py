@@ -314,7 +314,7 @@ def predict_function(
     seen: list[Any] = []
 
     def remembering(call: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def called(*args: object, **kwargs: object) -> Any:
             seen.append(call(*args, **kwargs))
             return seen[-1]
 

@@ -93,7 +93,7 @@ class Scheduled(Method):
         """The method's spec followed by its schedules: ``sam:rho=0.05@every=2``."""
         return self.method.spec + "".join(map(str, self.schedules))
 
-    def _count(self, *_: Any) -> None:
+    def _count(self, *_: object) -> None:
         self._steps += 1
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:

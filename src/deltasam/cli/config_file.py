@@ -42,5 +42,5 @@ def _read(path: Path) -> dict[Any, Any]:
     return values
 
 
-def _as_option(value: Any) -> Any:
+def _as_option(value: object) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value

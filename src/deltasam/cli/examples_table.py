@@ -79,7 +79,7 @@ def _was(row: Mapping[Hashable, Any]) -> str:
     return _plain(row["clean_label"]) if row["flipped"] else ""
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A label or score on one line, without what would steer the terminal."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return "".join(c if c.isprintable() else " " for c in text)

@@ -151,7 +151,7 @@ def options_from_fields(command: Callable[..., None]) -> Callable[..., None]:
         groups[parameter.name] = default, [option.name for option in own]
 
     @functools.wraps(command)
-    def called(**given: Any) -> None:
+    def called(**given: object) -> None:
         for name, (default, fields) in groups.items():
             given[name] = dataclasses.replace(default, **{field: given.pop(field) for field in fields})
         command(**given)
@@ -285,7 +285,7 @@ _NOT_RECORDED = {
 }  # fmt: skip
 
 
-def resolved(params: dict[str, Any], config: TrainConfig, **values: Any) -> dict[str, Any]:
+def resolved(params: dict[str, Any], config: TrainConfig, **values: object) -> dict[str, Any]:
     """A command's options as they were used, without those that do not change the numbers."""
     used = {k: v for k, v in params.items() if k not in _NOT_RECORDED}
     found = {k: v for k, v in dataclasses.asdict(config).items() if k in used}

@@ -43,12 +43,12 @@ class Output:
         return Output(factor * self.loss, self.logits, None if weights is None else factor * weights)
 
 
-def part_of(output: Any, name: str) -> Any:
+def part_of(output: object, name: str) -> Any:
     """A named part of a closure's or a model's output; None if it has no such part."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def loss_of(output: Any) -> Tensor:
+def loss_of(output: object) -> Tensor:
     """Mean loss [] of a closure's output; one loss per example [n] is averaged.
 
     Raises:
@@ -59,7 +59,7 @@ def loss_of(output: Any) -> Tensor:
     return loss.mean() if loss.ndim == 1 else loss
 
 
-def example_losses_of(output: Any, method: str) -> Tensor:
+def example_losses_of(output: object, method: str) -> Tensor:
     """One loss per example [n] of a closure's output.
 
     Args:
@@ -80,7 +80,7 @@ def example_losses_of(output: Any, method: str) -> Tensor:
     return losses
 
 
-def losses_of(output: Any) -> Tensor:
+def losses_of(output: object) -> Tensor:
     """Loss of a closure's output, not averaged: one loss [], or one per example [n].
 
     Raises:

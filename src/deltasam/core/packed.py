@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-def refuse_packed(batch: Any, method: str) -> None:
+def refuse_packed(batch: object, method: str) -> None:
     """Raise if a row of a batch holds several examples, which a per-example method would treat as one.
 
     Packing is recognised by position ids that restart within a row, ``seq_idx``, cumulative sequence lengths
@@ -50,7 +50,7 @@ def packed_error(method: str, sign: str) -> ValueError:
     )
 
 
-def _mappings(batch: Any) -> Iterator[Mapping[Any, Any]]:
+def _mappings(batch: object) -> Iterator[Mapping[Any, Any]]:
     if isinstance(batch, Mapping):
         yield batch
         batch = list(batch.values())
@@ -59,7 +59,7 @@ def _mappings(batch: Any) -> Iterator[Mapping[Any, Any]]:
             yield from _mappings(part)
 
 
-def signs_of_packing(batch: Any) -> list[tuple[Tensor | bool, str]]:
+def signs_of_packing(batch: object) -> list[tuple[Tensor | bool, str]]:
     """Signs that rows of a batch hold several examples: for each, whether it is present [], and a description."""
     return [sign for inputs in _mappings(batch) for sign in _signs(inputs)]
 

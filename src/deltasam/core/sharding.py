@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def is_sharded(tensor: Any) -> TypeGuard[Any]:
+def is_sharded(tensor: object) -> TypeGuard[Any]:
     """Whether a tensor is sharded across processes."""
     # Importing the module costs half a second; where a DTensor exists it has been imported.
     module = sys.modules.get("torch.distributed.tensor")

@@ -16,7 +16,7 @@ class DamagedError(ValueError):
     """A file is corrupted, or of another kind."""
 
 
-def write_tensors(path: Path, content: Any) -> None:
+def write_tensors(path: Path, content: object) -> None:
     """Write nested dictionaries and lists of tensors and plain values.
 
     Raises:

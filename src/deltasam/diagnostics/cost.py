@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deltasam.core.passes import Closure
+from deltasam.core.peak_memory import PeakMemory
 from deltasam.core.restore import WeightStore
 from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.batches import restoring_state
@@ -154,8 +155,6 @@ def _tried(
     timed: TimedCalls, closure: Closure, specs: Sequence[str]
 ) -> tuple[dict[str, Method], dict[str, float | None], dict[str, str]]:
     """The methods that work here and the peak memory of each; and why the others do not."""
-    from deltasam.core.peak_memory import PeakMemory
-
     working: dict[str, Method] = {}
     memory: dict[str, float | None] = {}
     refused: dict[str, str] = {}

@@ -40,7 +40,7 @@ class InHalves:
         return together
 
 
-def _half(name: str, value: Any, rows: int, which: int) -> Any:
+def _half(name: str, value: object, rows: int, which: int) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0 or 2 * len(value) == rows:
         return value
     if len(value) != rows:

@@ -116,7 +116,7 @@ class MethodTrainerMixin:
     _noted: dict[str, list[Tensor]]
     _runtime: AccelerateRuntime | None
 
-    def __init__(self, *args: Any, method: str | Method | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: object, method: str | Method | None = None, **kwargs: object) -> None:
         self._refuse_generating()
         super().__init__(*args, **kwargs)
         self._ready = method if isinstance(method, Method) else None
@@ -159,7 +159,7 @@ class MethodTrainerMixin:
         model: nn.Module = self.model
         return model
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: object, num_items_in_batch: object = None) -> Tensor:
         """Fill ``.grad`` with the method; micro-batches that share a perturbation are all run at the last of them."""
         method = self.method
         if method is None:
@@ -177,7 +177,7 @@ class MethodTrainerMixin:
             self._steps = []
         return step.loss
 
-    def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
+    def example_losses(self, output: object, labels: Tensor | None, loss: Tensor, num_items_in_batch: object) -> Tensor:
         """One loss per example [n], with the trainer's loss [] as their mean.
 
         Few methods need it (``delta_sam:weights=slopes``). Override it for your own loss.
@@ -203,7 +203,7 @@ class MethodTrainerMixin:
         steps = (1.0, float(self.current_gradient_accumulation_steps))
         return [scale / count for scale in (1.0, float(self.accelerator.num_processes)) for count in steps]
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Add the metrics of the method's steps since the last log, each averaged over the steps that reported it."""
         if "loss" in logs:
             for name, values in self._noted.items():
@@ -282,7 +282,7 @@ class MethodTrainerMixin:
         finally:
             vars(self).update(before)
 
-    def _closure(self, model: nn.Module, inputs: Any, items: Any) -> Callable[[], TrainerOutput]:
+    def _closure(self, model: nn.Module, inputs: object, items: object) -> Callable[[], TrainerOutput]:
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels") if hasattr(inputs, "get") else None
         if self.method is not None and self.method.per_example:
@@ -352,12 +352,12 @@ def _restore(method: Method, path: Path) -> None:
     method.load_state_dict(saved["state"])
 
 
-def _classes_of(trainer: Any, *libraries: str) -> Iterator[type]:
+def _classes_of(trainer: object, *libraries: str) -> Iterator[type]:
     """The base classes of a trainer that belong to one of these libraries."""
     return (cls for cls in type(trainer).__mro__ if cls.__module__.partition(".")[0] in libraries)
 
 
-def _counted(value: Any) -> Any:
+def _counted(value: object) -> Any:
     """A copy. Sentence Transformers before version 6 sums losses with their graphs, which deepcopy refuses."""
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 

@@ -104,7 +104,7 @@ class MethodCallback(Callback):
         make = self._loop._make_closure
         self._loop._make_closure = lambda kwargs, *args: self._take_over(trainer, kwargs, make(kwargs, *args))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Log the step's metrics: Lightning allows it no earlier, and only when it logs, since logging takes time."""
         if self._metrics and trainer._logger_connector.should_update_logs and not trainer.barebones:
             pl_module.log_dict(self._metrics, on_step=True, on_epoch=False)
@@ -172,7 +172,7 @@ class _TrainingStep(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, run: Callable[[], Any], **batch: Any) -> Any:
+    def forward(self, run: Callable[[], Any], **batch: object) -> Any:
         """Lightning's result of the ``training_step``."""
         return run()
 

@@ -51,7 +51,7 @@ class SentenceTransformerTrainer(MethodTrainerMixin, sentence_transformers.Sente
         own = [loss for loss in losses if any(p.requires_grad and id(p) not in known for p in loss.parameters())]
         return _WithLosses(self.model, own) if own else super().trained_module()
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, *args: object, **kwargs: object) -> Any:
         """The parent's loss, with one call of the model per column for per-example methods."""
         with column_merging_disabled() if self.method is not None and self.method.per_example else nullcontext():
             return super().compute_loss(*args, **kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ class TrainerOutput:
 
 
 def example_losses(
-    output: Any, labels: Tensor | None, loss: Tensor, *, items: Any, smoothing: float, scales: Sequence[float]
+    output: object, labels: Tensor | None, loss: Tensor, *, items: object, smoothing: float, scales: Sequence[float]
 ) -> Tensor:
     """One loss per example [n], with the trainer's loss as their mean.
 
@@ -53,7 +52,7 @@ def example_losses(
 
 
 def matching(
-    ways: Iterable[tuple[Tensor, Tensor | int]], loss: Tensor, head: Any, *, items: Any, scales: Sequence[float]
+    ways: Iterable[tuple[Tensor, Tensor | int]], loss: Tensor, head: object, *, items: object, scales: Sequence[float]
 ) -> Tensor:
     """One loss per example [n], computed in the one way that reproduces the trainer's loss.
 
@@ -81,7 +80,7 @@ def matching(
 
 
 def _made_to(
-    parts: Tensor, count: Tensor | int, loss: Tensor, head: Any, items: Any, scales: Sequence[float]
+    parts: Tensor, count: Tensor | int, loss: Tensor, head: object, items: object, scales: Sequence[float]
 ) -> Tensor | None:
     """The losses of a way [n], divided and scaled, if their mean is the trainer's loss; else None."""
     for divisor in (count,) if items is None else (count, items):
@@ -98,7 +97,7 @@ def _close(a: Tensor, b: Tensor, *dtypes: torch.dtype) -> bool:
     return bool(distance <= tolerance * length) or not bool(length.isfinite() or a.isfinite().all())
 
 
-def _same_gradient(a: Tensor, b: Tensor, head: Any) -> bool:
+def _same_gradient(a: Tensor, b: Tensor, head: object) -> bool:
     """Whether two losses have the same gradient with respect to a tensor; True where there is no graph."""
     if not (isinstance(head, Tensor) and head.requires_grad and a.requires_grad and b.requires_grad):
         return True

@@ -50,7 +50,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
     rows_are_examples: ClassVar[bool | None] = True
     padding_free: bool
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: object = None) -> Any:
         """The parent's scheduler; also replaces the model's head if the method must see it.
 
         Raises:
@@ -63,7 +63,7 @@ class SFTTrainer(MethodTrainerMixin, trl.SFTTrainer):
             add_plain_lm_head(self.accelerator.unwrap_model(self.model))
         return scheduler
 
-    def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: Any) -> Tensor:
+    def example_losses(self, output: Any, labels: Tensor | None, loss: Tensor, num_items_in_batch: object) -> Tensor:
         """One loss per example [n], from the tokens' log-probabilities where the head returns them."""
         self._refuse_packing()
         log_probs = output.get("log_probs") if hasattr(output, "get") else None
@@ -106,7 +106,7 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
     ref_model: Any
     aux_loss_enabled: bool = False
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: object = None) -> Any:
         """The parent's scheduler; also replaces the model's head if the method must see it.
 
         Raises:
@@ -143,7 +143,7 @@ class DPOTrainer(MethodTrainerMixin, trl.DPOTrainer):
             return
         from trl.trainer.utils import use_adapter
 
-        def reference(**kwargs: Any) -> Any:
+        def reference(**kwargs: object) -> Any:
             model = self.accelerator.unwrap_model(self.model)
             with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
                 return InHalves(self.model)(**kwargs)

@@ -159,6 +159,6 @@ class SMART(PredictionRegularizer, name="smart"):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     @torch.no_grad()
-    def _move_average(self, *_: Any) -> None:
+    def _move_average(self, *_: object) -> None:
         for name, p in self._trained():
             self._average[name].lerp_(p, 1 - self.beta)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deltasam.errors import UserError
 from deltasam.lab.data.delimited import without_blanks
@@ -107,7 +106,7 @@ def read_texts(table: Table, column: str, options: str = "--text or --text-pair"
     return values
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether a value is missing: null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 

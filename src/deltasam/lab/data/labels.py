@@ -228,7 +228,7 @@ def _essence(label: str) -> str:
     return _integer(text) if _WHOLE.fullmatch(text) else text
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Read a number; None if it is not one. Not float(), which also accepts ``1_0`` and ``nan``."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value.strip()) else None

@@ -228,7 +228,7 @@ class Charts:
         return text.encode(x=alt.value(0), y=self._rows(), text="method:N")
 
 
-def _rule(rows: str, **place: Any) -> alt.Chart:
+def _rule(rows: str, **place: object) -> alt.Chart:
     """A dashed line at the value that means no difference, once for all rows."""
     once = alt.Chart(alt.NamedData(rows)).transform_aggregate(rows="count()")
     return once.mark_rule(strokeDash=[4, 3], color="var(--muted)", aria=False).encode(**place)
@@ -250,7 +250,7 @@ def _bands(height: int) -> dict[str, Any]:
     return {"usermeta": {"band": height}}
 
 
-def _finished(chart: alt.LayerChart, **height: Any) -> Spec:
+def _finished(chart: alt.LayerChart, **height: object) -> Spec:
     """The finished specification, as wide as its place on the page, with a ``height`` or ``bands``."""
     sized = chart.properties(width="container", background="transparent", **height)
     styled = (

@@ -27,7 +27,7 @@ def write_page(
     *,
     figures: Mapping[str, Sequence[Figure]],
     config: Mapping[str, Any],
-    **values: Any,
+    **values: object,
 ) -> None:
     """Write a template of this package, filled in.
 

@@ -66,7 +66,7 @@ def evaluation_rows(results: Sequence[RunResult]) -> list[Row]:
     return [*rows, *_means(rows)]
 
 
-def estimate_row(method: str, estimate: Estimate, **more: Any) -> Row:
+def estimate_row(method: str, estimate: Estimate, **more: object) -> Row:
     """The mean of a method with its interval, and what else is known of it."""
     row = {"method": method, "mean": estimate.mean, "low": estimate.low, "high": estimate.high, **more}
     return {key: number(value) for key, value in row.items()}
@@ -212,7 +212,7 @@ def _row(run: RunResult, values: Row) -> Row:
     return {"method": run.method, "seed": run.seed, **numbers}
 
 
-def number(value: Any) -> Any:
+def number(value: object) -> Any:
     """Five significant digits of a float, None for what JSON has no number for; others as they are."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None

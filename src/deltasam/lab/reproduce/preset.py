@@ -126,7 +126,7 @@ class Preset:
         summaries = SummaryOptions(**options.pop("summaries", {}))
         return TrainConfig(**options, summaries=summaries, device=device)
 
-    def with_training(self, **options: Any) -> Preset:
+    def with_training(self, **options: object) -> Preset:
         """The same with other training options, for all rows."""
         rows = [dataclasses.replace(row, training={**row.training, **options}) for row in self.rows]
         return dataclasses.replace(self, rows=rows)

@@ -20,7 +20,7 @@ Range = tuple[Callable[[Any], bool], str]
 """Whether a value can be used, and what to say if it cannot: must be so."""
 
 
-def _option(panel: str | None, default: Any, help: str, valid: Range | None = None) -> Any:
+def _option(panel: str | None, default: object, help: str, valid: Range | None = None) -> Any:
     """A field that is also an option of the command line: the part of ``--help`` it stands in, its help, its range."""
     return field(default=default, metadata={"panel": panel, "help": help, "range": valid})
 
@@ -159,7 +159,7 @@ def _with_defaults(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     return found
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
 

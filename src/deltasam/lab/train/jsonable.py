@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def to_jsonable(value: Any) -> Any:
+def to_jsonable(value: object) -> Any:
     """Dataclasses as dictionaries of their fields and properties; None for what is no finite number.
 
     JSON has no NaN and no infinity.

@@ -60,7 +60,7 @@ class LowerLayers:
             parameter.requires_grad_(False)
         self._digest = _digest(frozen)
 
-        def keep_in_evaluation_mode(*_: Any) -> None:  # model.train() must not affect these
+        def keep_in_evaluation_mode(*_: object) -> None:  # model.train() must not affect these
             for module in below:
                 module.training = False
 
@@ -122,7 +122,7 @@ class LowerLayers:
         finished: list[nn.Module] = []
         outputs: list[Any] = []
 
-        def note(module: nn.Module, _: Any, output: Any) -> None:
+        def note(module: nn.Module, _: object, output: object) -> None:
             if not outputs:
                 finished.append(module)
                 if module is self._last:
@@ -142,7 +142,7 @@ class LowerLayers:
     def _unless_given(
         self, forward: Callable[..., Any], instead: Callable[[Any], Any], as_tuple: bool
     ) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def called(*args: object, **kwargs: object) -> Any:
             if self._given is None:
                 return forward(*args, **kwargs)
             output = instead(args[0] if args else kwargs["hidden_states"])
@@ -184,7 +184,7 @@ def _layers_of(model: PreTrainedModel, trained: int) -> nn.ModuleList:
     return found[0]
 
 
-def _tensor(output: Any) -> Tensor:
+def _tensor(output: object) -> Tensor:
     output = output[0] if isinstance(output, tuple) and len(output) == 1 else output
     if not isinstance(output, Tensor):
         raise UserError("--train-layers: the layers of this model pass on more than one tensor; leave the option out")

@@ -134,7 +134,7 @@ _NAME_OF_RUN = {
 }
 
 
-def _scalar(value: Any) -> bool | int | float | str:
+def _scalar(value: object) -> bool | int | float | str:
     """What trackers take of an option."""
     return value if isinstance(value, bool | int | float | str) else str(value)
 

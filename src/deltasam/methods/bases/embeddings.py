@@ -74,7 +74,7 @@ class EmbeddingOffset:
             bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
             inside.append({**bound, **bound.get("kwargs", {})})
 
-        def leave(*_: Any) -> None:
+        def leave(*_: object) -> None:
             inside.pop()
 
         def read(_: nn.Module, args: Any, embeddings: Tensor) -> Tensor | None:
@@ -118,11 +118,11 @@ class _Block(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+    def setup_context(ctx: object, inputs: object, output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return torch.zeros_like(gradient)
 
 

@@ -81,7 +81,7 @@ def watched(model: nn.Module) -> Iterator[list[Any]]:
         hook.remove()
 
 
-def logits_of(output: Any, seen: list[Any], method: str) -> Tensor:
+def logits_of(output: object, seen: list[Any], method: str) -> Tensor:
     """The logits of a pass: the closure's if it returned some, else the model's.
 
     Args:
@@ -104,7 +104,7 @@ def logits_of(output: Any, seen: list[Any], method: str) -> Tensor:
     return logits
 
 
-def predictions_of(output: Any, seen: list[Any], loss: Tensor, method: str) -> Predictions:
+def predictions_of(output: object, seen: list[Any], loss: Tensor, method: str) -> Predictions:
     """The predictions of the first pass with their weights: the closure's if it returned some, else from its loss.
 
     Args:

@@ -104,7 +104,9 @@ class ReweightedPerturbation(BatchPerturbation):
             metrics, ascent = self._by_forwards(passes, losses)
         return Ascent(losses.detach().mean(), ascent, metrics)
 
-    def _by_norms(self, passes: Passes, output: Any, record: Record) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    def _by_norms(
+        self, passes: Passes, output: object, record: Record
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         losses = losses_of(output)
         try:
             gradients = self._engine.gradients(passes, record, losses, 1)

@@ -123,7 +123,7 @@ class Tracer(TorchFunctionMode, abc.ABC):
 
     # What handlers ask, and note.
 
-    def trace(self, func: TorchFunction, *args: Any, **kwargs: Any) -> Any:
+    def trace(self, func: TorchFunction, *args: object, **kwargs: object) -> Any:
         """Call a function as if the forward pass had called it."""
         return self.__torch_function__(func, (), args, kwargs)
 

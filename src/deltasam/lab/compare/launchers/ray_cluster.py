@@ -104,7 +104,7 @@ def _do(work: RunFn, key: RunKey, board: Any, threads: int) -> Done | Failed:
     return outcome
 
 
-def _outcome(task: Any, key: RunKey) -> Done | Failed:
+def _outcome(task: object, key: RunKey) -> Done | Failed:
     """What came back of a run.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -12,7 +10,7 @@ NO_TOKEN = -100
 """Label of positions without a token to predict."""
 
 
-def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str, **options: Any) -> Tensor:
+def logits_of(model: nn.Module, inputs: dict[str, Tensor], precision: str, **options: object) -> Tensor:
     """The model's logits [rows, ..., outputs] in float32; ``bf16`` runs the model under autocast."""
     device = next(iter(inputs.values())).device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):

@@ -61,10 +61,9 @@ def test_whoever_gets_the_registry_finds_every_method_in_it() -> None:
 def test_type_checkers_and_editors_see_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {a.asname for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names if a.asname}
-    seen |= {
-        t.id for node in block.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
-    }
+    seen = {a.asname or a.name for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    [exported] = [ast.literal_eval(node.value) for node in block.body if isinstance(node, ast.Assign)]
+    assert seen == set(exported)
     assert seen == set(deltasam.__all__), "write the missing names into the TYPE_CHECKING block of deltasam/__init__.py"
 
 

@@ -37,33 +37,55 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names, and the methods, for type checkers and editors; a test keeps them complete
-    from deltasam.core import vectors
-    from deltasam.core.closure import Output as Output
-    from deltasam.core.passes import in_later_pass as in_later_pass
-    from deltasam.core.runtime import Runtime as Runtime
-    from deltasam.method import Method as Method
-    from deltasam.method import Step as Step
-    from deltasam.method import hyperparameters as hyperparameters
-    from deltasam.methods.asam import ASAM as ASAM
-    from deltasam.methods.delta_sam import DeltaSAM as DeltaSAM
-    from deltasam.methods.erm import ERM as ERM
-    from deltasam.methods.freelb import FreeLB as FreeLB
-    from deltasam.methods.friendly_sam import FriendlySAM as FriendlySAM
-    from deltasam.methods.per_instance_sam import PerInstanceSAM as PerInstanceSAM
-    from deltasam.methods.r3f import R3F as R3F
-    from deltasam.methods.r_drop import RDrop as RDrop
-    from deltasam.methods.rw_sam import RWSAM as RWSAM
-    from deltasam.methods.sam import SAM as SAM
-    from deltasam.methods.smart import SMART as SMART
-    from deltasam.per_example.norms import per_example_grad_norms as per_example_grad_norms
-    from deltasam.per_example.recorder import NotCoveredError as NotCoveredError
-    from deltasam.scheduled import Scheduled as Scheduled
-    from deltasam.schedules import Schedule as Schedule
-    from deltasam.spec import make_method as make_method
-    from deltasam.spec import method_names as method_names
-    from deltasam.spec import split_specs as split_specs
+    from deltasam.core import vectors as weight_space
+    from deltasam.core.closure import Output
+    from deltasam.core.passes import in_later_pass
+    from deltasam.core.runtime import Runtime
+    from deltasam.method import Method, Step, hyperparameters
+    from deltasam.methods.asam import ASAM
+    from deltasam.methods.delta_sam import DeltaSAM
+    from deltasam.methods.erm import ERM
+    from deltasam.methods.freelb import FreeLB
+    from deltasam.methods.friendly_sam import FriendlySAM
+    from deltasam.methods.per_instance_sam import PerInstanceSAM
+    from deltasam.methods.r3f import R3F
+    from deltasam.methods.r_drop import RDrop
+    from deltasam.methods.rw_sam import RWSAM
+    from deltasam.methods.sam import SAM
+    from deltasam.methods.smart import SMART
+    from deltasam.per_example.norms import per_example_grad_norms
+    from deltasam.per_example.recorder import NotCoveredError
+    from deltasam.scheduled import Scheduled
+    from deltasam.schedules import Schedule
+    from deltasam.spec import make_method, method_names, split_specs
 
-    weight_space = vectors
+    __all__ = [
+        "ASAM",
+        "ERM",
+        "R3F",
+        "RWSAM",
+        "SAM",
+        "SMART",
+        "DeltaSAM",
+        "FreeLB",
+        "FriendlySAM",
+        "Method",
+        "NotCoveredError",
+        "Output",
+        "PerInstanceSAM",
+        "RDrop",
+        "Runtime",
+        "Schedule",
+        "Scheduled",
+        "Step",
+        "hyperparameters",
+        "in_later_pass",
+        "make_method",
+        "method_names",
+        "per_example_grad_norms",
+        "split_specs",
+        "weight_space",
+    ]
 else:
 
     def __getattr__(name: str) -> object:

@@ -46,7 +46,9 @@ def blocks(kind: str, pages: dict[str, str]) -> list[Any]:
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # What registers itself in the lab would change what later tests train and measure.
-    if "init_process_group" in block or re.search(r"make_task\.register|\((DataSource|Diagnostic\[)", block):
+    if "init_process_group" in block or re.search(
+        r"make_task\.register|@row_figure|\((DataSource|Diagnostic\[)", block
+    ):
         run_apart(block)
         return
     names = namespace(block)

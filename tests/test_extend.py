@@ -82,3 +82,12 @@ def test_a_diagnostic(table: Path, tiny_model: Path, tmp_path: Path) -> None:
     page = (tmp_path / "diagnosis" / "diagnosis.html").read_text(encoding="utf-8")
     assert "The right class is ahead by" in page
     assert "Share of examples below each margin" in page
+
+
+def test_a_chart(table: Path, tiny_model: Path, tmp_path: Path) -> None:
+    plugin, out = saved("chart", tmp_path), tmp_path / "runs"
+    deltasam("--plugin", plugin, "compare", table, "--methods", "erm,sam", "--seeds", "0,1", "--model", tiny_model,
+             *SHORT, "--train-size", "8", "--output", out)  # fmt: skip
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Gradient that is followed" in page
+    assert "The norm of the gradient that sam follow" in page

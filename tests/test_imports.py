@@ -64,7 +64,10 @@ def test_type_checkers_and_editors_see_the_same_names() -> None:
     seen = {a.asname or a.name for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
     [exported] = [ast.literal_eval(node.value) for node in block.body if isinstance(node, ast.Assign)]
     assert seen == set(exported)
-    assert seen == set(deltasam.__all__), "write the missing names into the TYPE_CHECKING block of deltasam/__init__.py"
+    missing = set(deltasam.__all__) - seen
+    # Editors are glad of a line for a new method too, but it works without one.
+    assert missing <= {cls.__name__ for cls in deltasam.Method.registry.values()}, "write them into the block"
+    assert seen <= set(deltasam.__all__)
 
 
 def test_a_method_is_one_new_file(tmp_path: Path) -> None:

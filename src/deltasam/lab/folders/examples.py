@@ -44,17 +44,7 @@ class KeptRun(NamedTuple):
 def inspect_examples(
     folder: str | Path, *, by: str | None = None, method: str | None = None, seed: int | None = None
 ) -> pd.DataFrame:
-    """Every training example of every run in a folder: one row per run and example.
-
-    First which run it is: ``method`` (the short spec), ``seed``, ``train_size``, ``label_noise``. Then the columns of
-    ``ExampleRecorder.frame`` (``docs/how-to/inspect_examples.md``), as far as a run has them.
-
-    Args:
-        folder: The output of ``deltasam train`` or ``compare``, or the folder ``final`` of a row of ``reproduce``.
-        by: ``weight``, ``norm`` or ``loss``: the examples of each run by this mean, largest first, without those that
-            have none. None: all of them, in the order of the data.
-        method: Only runs of this method: its name, or its spec.
-        seed: Only runs with this seed.
+    """``deltasam.diagnostics.examples.inspect_examples``, which has the documentation.
 
     Raises:
         UserError: There are no such runs, none with a table of examples, or none with such a mean.

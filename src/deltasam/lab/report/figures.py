@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltasam.diagnostics.examples import NUMBERS
@@ -52,19 +52,24 @@ class Figure:
     numbered: bool = False
 
 
+MakeFigures = Callable[[table.Row, Sequence[RunResult], Charts], Iterable[Figure]]
+MAKERS: list[MakeFigures] = []
+"""What makes the figures of one comparison, in the order of the page; none where there is no data for it."""
+
+
+def row_figure(make: MakeFigures) -> MakeFigures:
+    """Decorator: the figures that a function makes are on the page of every comparison."""
+    MAKERS.append(make)
+    return make
+
+
 def row_figures(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
     """The figures of one comparison that there is data for."""
-    detection = {by: series.detection_rows(row, results, by) for by in NUMBERS}
-    return [
-        *_differences(row, charts),
-        *_curves(row, results, charts),
-        _costs(series.cost_rows(results), charts),
-        *_weights(series.weight_rows(results), charts),
-        *(_detection(by, rows, charts) for by, rows in detection.items() if rows),
-    ]
+    return [figure for make in MAKERS for figure in make(row, results, charts)]
 
 
-def _differences(row: table.Row, charts: Charts) -> list[Figure]:
+@row_figure
+def _differences(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
     rows = series.difference_rows(row)
     if not rows:
         return []
@@ -81,6 +86,7 @@ def _differences(row: table.Row, charts: Charts) -> list[Figure]:
     return [Figure("differences", heading, reading, spec, alt, "differences", rows, columns)]
 
 
+@row_figure
 def _curves(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
     """Whatever changes over the steps. Bold lines are means over seeds, faint ones the seeds."""
     rows = {"steps": series.step_rows(results), "evaluations": series.evaluation_rows(results)}
@@ -111,15 +117,19 @@ def _curves(row: table.Row, results: Sequence[RunResult], charts: Charts) -> lis
     return figures
 
 
-def _costs(rows: list[Row], charts: Charts) -> Figure:
+@row_figure
+def _costs(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
+    rows = series.cost_rows(results)
     reading = "Bars are means over seeds of the time of a step, ticks the single seeds; shorter is cheaper."
     alt = describe("Milliseconds per step, mean over seeds", last_values(rows, "milliseconds"))
     columns = {"method": "method", "seed": "seed", "milliseconds": "milliseconds per step"}
-    return Figure("costs", "Cost per step", reading, charts.costs("costs"), alt, "costs", rows, columns)
+    return [Figure("costs", "Cost per step", reading, charts.costs("costs"), alt, "costs", rows, columns)]
 
 
-def _weights(rows: list[Row], charts: Charts) -> list[Figure]:
-    drawn = [m for m in charts.methods if any(row["method"] == m for row in rows)]
+@row_figure
+def _weights(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
+    rows = series.weight_rows(results)
+    drawn = [m for m in charts.methods if any(r["method"] == m for r in rows)]
     if not drawn:
         return []
     reading = (
@@ -130,6 +140,12 @@ def _weights(rows: list[Row], charts: Charts) -> list[Figure]:
     alt = describe(f"{title}, 1 is average", middles(rows))
     columns = {"method": "method", "low": "weight from", "high": "to", "share": "share of examples"}
     return [Figure("weights", title, reading, charts.weights("weights"), alt, "weights", rows, columns, drawn)]
+
+
+@row_figure
+def _detections(row: table.Row, results: Sequence[RunResult], charts: Charts) -> list[Figure]:
+    found = {by: series.detection_rows(row, results, by) for by in NUMBERS}
+    return [_detection(by, rows, charts) for by, rows in found.items() if rows]
 
 
 def _detection(by: str, rows: list[Row], charts: Charts) -> Figure:

@@ -1,4 +1,4 @@
-"""Plugins: Python files with methods, data sources, tasks or diagnostics, run in every process that may need them.
+"""Plugins: Python files with methods, data sources, tasks, diagnostics or charts, run in every process that needs them.
 
 Their paths are in an environment variable, so that processes that are started later load them too.
 """
@@ -26,7 +26,7 @@ def use_plugins(paths: Sequence[Path]) -> None:
     """Run files that add to the registries, here and in every process that this one starts.
 
     Args:
-        paths: Python files, each with at least one method, data source, task or diagnostic.
+        paths: Python files, each with at least one method, data source, task, diagnostic or chart.
 
     Raises:
         UserError: One cannot be read or run, or adds nothing.
@@ -75,15 +75,18 @@ def _run(path: Path) -> str:
     if not _adds(module):
         raise UserError(
             f"--plugin {path}: defines no method; write class Mine(deltasam.Method, name='mine'), "
-            f"as in docs/extend/method.md (nor does it register a data source, a task or a diagnostic)"
+            f"as in docs/extend/method.md (nor does it add a data source, a task, a diagnostic or a chart)"
         )
     return digest
 
 
 def _adds(module: ModuleType) -> bool:
-    """Whether one of the module's own classes is in a registry."""
+    """Whether one of the module's own classes or functions is in a registry."""
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     if any(entry is c or type(entry) is c for c in own for entry in getattr(c, "registry", {}).values()):
         return True
-    tasks = sys.modules.get("deltasam.lab.train.tasks.task")  # a heavy import, done only by plugins with a task
-    return tasks is not None and any(c in tasks.make_task.registry.values() for c in own)
+    # These two are heavy: they are loaded only if the plugin has a task or a chart.
+    tasks, figures = map(sys.modules.get, ("deltasam.lab.train.tasks.task", "deltasam.lab.report.figures"))
+    if tasks is not None and any(c in tasks.make_task.registry.values() for c in own):
+        return True
+    return figures is not None and any(make.__module__ == module.__name__ for make in figures.MAKERS)

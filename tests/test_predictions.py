@@ -117,7 +117,7 @@ def test_other_losses_are_refused(name: str) -> None:
     classes, loss = NO_SUM[name]
     x = torch.randn(N, classes, requires_grad=True)
     with pytest.raises(
-        ValueError, match=r"no weighted sum of cross entropies.*return deltasam.Output\(.*logit_weights"
+        ValueError, match=r"not a weighted sum of cross entropies.*return deltasam.Output\(.*logit_weights"
     ):
         found(loss(x), x)
     found(loss(x), x, logit_weights=torch.ones(N))  # told, it need not be found

@@ -117,7 +117,7 @@ def test_other_losses_are_refused(name: str) -> None:
     classes, loss = NO_SUM[name]
     x = torch.randn(N, classes, requires_grad=True)
     with pytest.raises(
-        ValueError, match=r"no weighted sum of cross entropies.*return deltasam.Output\(.*logit_weights"
+        ValueError, match=r"not a weighted sum of cross entropies.*return deltasam.Output\(.*logit_weights"
     ):
         found(loss(x), x)
     found(loss(x), x, logit_weights=torch.ones(N))  # told, it need not be found
@@ -125,7 +125,7 @@ def test_other_losses_are_refused(name: str) -> None:
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     x = torch.randn(N, 3, requires_grad=True)
-    with pytest.raises(ValueError, match=r"logit_weights have shape \[3\], but there is one for each .* \[4\]"):
+    with pytest.raises(ValueError, match=r"logit_weights have shape \[3\], but the predictions have shape \[4\]"):
         found(x.sum(), x, logit_weights=torch.ones(3))
 
 

@@ -177,7 +177,7 @@ def fake(**changes: Any) -> Any:
     [
         (
             {"distributed_type": DistributedType.DEEPSPEED},
-            "DEEPSPEED runs backward and optimizer in an engine.*use DDP",
+            "DEEPSPEED runs backward and optimizer in its own engine.*use DDP",
         ),
         ({"distributed_type": DistributedType.MEGATRON_LM}, "MEGATRON_LM runs backward and optimizer.*use DDP"),
         ({"distributed_type": DistributedType.FSDP}, "FSDP version 1 flattens the weights; use FSDP2"),

@@ -150,7 +150,7 @@ def test_another_method_is_refused(tmp_path: Path) -> None:
 def test_a_schedule_does_not_begin_again(tmp_path: Path) -> None:
     trainer(tmp_path, "sam:rho=0.1@every=2", tiny.Classifier, Stop(2)).train()
     (tmp_path / "checkpoint-2" / STATE).unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-2 has no method.pt.*give a method that keeps no state"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no method.pt.*use a method that keeps no state"):
         trainer(tmp_path, "sam:rho=0.1@every=2").train(resume_from_checkpoint=True)
 
 

@@ -37,7 +37,8 @@ def pages() -> dict[str, str]:
         "[Trainers](../how-to/trainers.md) shows them at work.\n\n"
         + "\n".join(f"::: deltasam.integrations.{name}\n{_ALL_OF_IT}" for name in _stacks()),
         "reference/own_methods.md": "# For methods of your own\n\nWhat [a method in one file](../extend/method.md) is "
-        "made of.\n\n" + "\n".join(f"::: deltasam.{name}\n{_ALL_OF_IT}" for name in OWN_METHODS),
+        "made of. `deltasam.weight_space` is `deltasam.core.vectors`.\n\n"
+        + "\n".join(f"::: deltasam.{name}\n{_ALL_OF_IT}" for name in OWN_METHODS),
     }
 
 

@@ -108,7 +108,7 @@ def test_every_public_name_is_documented(pages: dict[str, Page]) -> None:
             if name != "weight_space":  # a module, on the page for methods of one's own
                 assert f"{module.__name__}.{name}" in page.anchors
     own = pages["reference/own_methods.html"].anchors
-    assert {"deltasam.weight_space.norm", "deltasam.core.closure.loss_of", "deltasam.core.passes.Passes.at"} <= own
+    assert {"deltasam.core.vectors.norm", "deltasam.core.closure.loss_of", "deltasam.core.passes.Passes.at"} <= own
     stacks = pages["reference/integrations.html"].anchors
     assert {"deltasam.integrations.hf.Trainer", "deltasam.integrations.lightning.MethodCallback"} <= stacks
 

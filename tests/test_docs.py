@@ -104,7 +104,7 @@ def run_in_order(page: list[str], text: str) -> None:
             exec(compile(block, "documentation", "exec"), names)
 
 
-MAKES_ALL = "with nothing else."  # such a page says that its blocks need no other names
+MAKES_ALL = "need nothing else."  # such a page says that its blocks need no other names
 
 
 @pytest.mark.parametrize(

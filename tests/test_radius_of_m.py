@@ -183,7 +183,7 @@ def test_what_is_told_of_training_to_the_end_is_what_was_found() -> None:
     first, below = (f"{means[0, k]:.1f} %" for k in (best, best - 1))
     radii = [f"{WRONG['radii'][k]:.2f}" for k in (best, best - 1)]
     text = told()
-    assert f"At {radii[0]}, m = 1 has {first} of the clean rows right, at {radii[1]} {below}" in text
+    assert f"At {radii[0]}, m = 1 classifies {first} of the clean rows correctly, at {radii[1]} {below}" in text
     assert f"SAM, at the best of its radii, {means[-1].max():.1f} %" in text
     judged = [study.accuracies(WRONG, m, study.TO_THE_END).mean() for m in (1, 2, 4, 8, 16)]
     assert max(judged) - min(judged) <= 2

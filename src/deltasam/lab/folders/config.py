@@ -15,9 +15,9 @@ from deltasam.lab.train.config import COMMAND, check_same_options
 
 # Version 0.1.0 did not write the command: these of its options no other command had.
 _OPTIONS_OF_0_1_0 = {
-    "train": {"method", "seed", "model"},
-    "compare": {"methods", "seeds", "train_size"},
-    "reproduce": {"row", "search"},
+    "reproduce": {"row", "search"},  # before compare, whose options it has too
+    "train": {"method", "seed"},
+    "compare": {"methods", "seeds"},
     "fidelity": {"methods", "warmup_steps"},
     "diagnose": {"checkpoints", "diagnostics"},
 }

@@ -206,7 +206,7 @@ def test_autocast(run: Losses) -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2", "gpt2_lora", "vit", "conv2d", "conv1d", "t5", "llama", "nano_gpt"])
 def test_autocast_on_architectures(name: str) -> None:
     case = architectures.make(name, torch.float32, dropout=0.0)
-    if name == "t5":  # with the oldest versions rounding turns a ReLU on or off at its own weights: that is refused
+    if name == "t5":
         torch.manual_seed(4)
         with torch.no_grad():
             for p in case.model.parameters():
@@ -219,7 +219,13 @@ def test_autocast_on_architectures(name: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return losses(call)
 
-    taken = take(case.model, low, steps=2)
+    try:
+        taken = take(case.model, low, steps=2)
+    except deltasam.NotCoveredError as refusal:
+        # On some processors rounding turns a ReLU on or off between a batch and one of its rows: then it is refused.
+        assert name == "t5"
+        assert "would get another gradient in the second pass" in str(refusal)
+        return
     assert taken.warnings == []
     assert taken.forwards == 2
     assert cosine(taken, expected(case.model, losses)) > 0.99

@@ -23,6 +23,8 @@ import place
 from memory_plan import Setting
 from place import Place
 
+pytestmark = pytest.mark.slow
+
 
 def small() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification

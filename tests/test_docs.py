@@ -40,7 +40,14 @@ def blocks(kind: str, pages: dict[str, str]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("block", blocks("python", {**WRITTEN, **MADE}))
+# Plugins of the lab would change what later tests train: test_extend.py runs them, in processes of their own.
+PLUGINS = ("data_source", "task", "diagnostic", "chart")
+HERE = {
+    page: text for page, text in {**WRITTEN, **MADE}.items() if page not in [f"docs/extend/{p}.md" for p in PLUGINS]
+}
+
+
+@pytest.mark.parametrize("block", blocks("python", HERE))
 @pytest.mark.filterwarnings("ignore:(DeltaSAM|RWSAM).*rounding")
 @pytest.mark.filterwarnings("ignore:PerInstanceSAM.*as it was written")
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,6 +296,7 @@ def test_where_no_difference_could_be_seen_it_is_said(make_rows):
     assert "had to exceed about 1.0 to" in details(correlation)  # from -1 to 1
 
 
+@pytest.mark.slow
 def test_pure_noise_rarely_crowns_a_winner(make_rows):
     """A hundred tables of ten by ten without any effect: at most five praise a method, wherever they do it."""
     crowned = claims = 0

@@ -223,8 +223,8 @@ def test_autocast_on_architectures(name: str) -> None:
         taken = take(case.model, low, steps=2)
     except deltasam.NotCoveredError as refusal:
         # On some processors rounding turns a ReLU on or off between a batch and one of its rows: then it is refused.
-        assert name == "t5"
-        assert "would get another gradient in the second pass" in str(refusal)
+        if name != "t5" or "would get another gradient in the second pass" not in str(refusal):
+            raise
         return
     assert taken.warnings == []
     assert taken.forwards == 2

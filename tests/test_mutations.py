@@ -822,7 +822,7 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
     "diagnose measures at the methods' own radii": (
         "cli/diagnose.py",
         "options.methods_at(methods, rho)",
-        "[options.full_spec(spec) for spec in methods.split(',')]",
+        "list(map(__import__('deltasam.spec', fromlist=['spec']).full_spec, methods.split(',')))",
         "at_rho_unless",
         "cli/test_diagnose.py",
     ),

@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 import deltasam
-from deltasam.cli.options import full_spec
 
 
 class MethodText(NamedTuple):
@@ -42,7 +41,7 @@ def methods(
     described = methods_registered() if ctx.find_root().params["plugin"] else methods_in_source()
     known = {method.name: method for method in sorted(described)}
     if name is not None:
-        plain = name if name in known else full_spec(name).partition(":")[0]
+        plain = name if name in known else _registered(name)
         console.print(reflow(known[plain].docstring, console.width), markup=False, highlight=False, soft_wrap=True)
         return
     table = Table("method", "what its gradient is", "hyper-parameters and defaults")
@@ -52,6 +51,13 @@ def methods(
         table.add_row(method.name, escape(summary), escape(defaults))
     console.print(table)
     console.print("Write a method as [bold]name:key=value,key=value[/bold]; what is left out has its default.")
+
+
+def _registered(spec: str) -> str:
+    """The name in a spec; a UserError says what is wrong with it."""
+    from deltasam.lab.train.variant import method_spec  # loads PyTorch
+
+    return method_spec(spec).partition(":")[0]
 
 
 def methods_registered() -> Iterator[MethodText]:

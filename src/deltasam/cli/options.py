@@ -180,16 +180,6 @@ def with_device(training: TrainConfig) -> TrainConfig:
     return dataclasses.replace(training, device=find_device(training.device))
 
 
-def full_spec(spec: str) -> str:
-    """A spec with every hyper-parameter, as ``deltasam.spec`` gives it; a UserError says what is wrong with it."""
-    from deltasam import spec as specs
-
-    try:
-        return specs.full_spec(spec)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def methods_at(text: str | None, rho: float) -> list[str]:
     """Full specs of the methods whose gradients are measured, at one radius where a spec gives none.
 
@@ -201,6 +191,7 @@ def methods_at(text: str | None, rho: float) -> list[str]:
         UserError: There is no such method, one is there twice, or its radius follows a schedule.
     """
     from deltasam.diagnostics import at_radius, default_methods
+    from deltasam.lab.train.variant import method_spec
     from deltasam.spec import split_specs
 
     specs = default_methods() if text is None else split_specs(text)
@@ -211,7 +202,7 @@ def methods_at(text: str | None, rho: float) -> list[str]:
                 f"--methods {spec}: the radius of a schedule changes from step to step, and one is measured; "
                 f"write {plain}, with the rho to measure at"
             )
-    return distinct([full_spec(at_radius(spec, rho)) for spec in specs], "--methods")
+    return distinct([method_spec(at_radius(spec, rho)) for spec in specs], "--methods")
 
 
 def check_seed(seed: int, option: str = "--seed") -> int:

@@ -71,6 +71,7 @@ def train(
     from deltasam.lab.train.provenance import provenance
     from deltasam.lab.train.run import Run
     from deltasam.lab.train.saved_model import save_model
+    from deltasam.lab.train.variant import method_spec
 
     def keep_best(run: Run) -> None:
         if processes.is_main() and run.best is run.evaluations[-1]:
@@ -78,7 +79,7 @@ def train(
 
     with interruptible(lambda: _how_to_go_on(output)):
         options.check_seed(seed)
-        spec = options.full_spec(method)
+        spec = method_spec(method)
         training = options.with_device(training)
         choices = options.resolved(ctx.params, training, method=spec, label_noise=label_noise or None)
         trackers = options.trackers(track)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ class Part:
         """The same at a glance, method by method."""
         return cards(self.row)
 
-    @property
+    @cached_property
     def after(self) -> list[AfterRow]:
         """Every method with its weights rounded, pruned and with noise; empty where that was not measured."""
         return after_rows(self.row, self.results)
 
-    @property
+    @cached_property  # the page asks for them once for every run and ranking
     def inspections(self) -> list[Inspection]:
         """What one run of each method shows of its examples."""
         return inspect_runs(self.results)

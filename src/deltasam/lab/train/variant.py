@@ -37,6 +37,18 @@ def split_variant(text: str) -> tuple[str, dict[str, Any]]:
     return spec.strip(), options
 
 
+def method_spec(spec: str) -> str:
+    """A spec without training options, with every hyper-parameter of the method.
+
+    Raises:
+        UserError: There is no such method, or a hyper-parameter is wrong.
+    """
+    try:
+        return specs.full_spec(spec)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def full_spec(text: str) -> str:
     """The same with every hyper-parameter of the method, so that equal variants have equal names.
 
@@ -45,11 +57,7 @@ def full_spec(text: str) -> str:
     """
     spec, options = split_variant(text)
     dataclasses.replace(TrainConfig(), **options)
-    try:
-        full = specs.full_spec(spec)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return "+".join([full, *(f"{name}={value}" for name, value in sorted(options.items()))])
+    return "+".join([method_spec(spec), *(f"{name}={value}" for name, value in sorted(options.items()))])
 
 
 def short_spec(text: str) -> str:

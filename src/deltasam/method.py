@@ -25,11 +25,12 @@ class Step:
     """Result of one call of ``backward``.
 
     Attributes:
-        loss: Mean loss at the unperturbed weights [], detached; what ``loss.item()`` would have logged.
+        loss: Mean loss at the unperturbed weights [], detached; what ``loss.item()`` would have logged. Of methods
+            whose only pass is at other weights, the loss there.
         metrics: Detached metrics, in the units of the closure's loss. Always ``loss``; where weights are perturbed
-            also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient that is followed)
-            and ``radius_ratio`` (actual distance of the weights over rho: 1 unless rounding, or an infinite or zero
-            gradient, prevents it). ``weights`` [n]: one per example, for methods that weight them.
+            also ``perturbed_loss`` (the mean loss there), ``ascent_norm`` (norm of the gradient that is followed, where
+            the step takes one) and ``radius_ratio`` (actual distance of the weights over rho: 1 unless rounding, or an
+            infinite or zero gradient, prevents it). ``weights`` [n]: one per example, for methods that weight them.
             ``example_norms`` [n]: norm of each example's gradient, for methods that compute it exactly; where the
             closure returns a scalar, of the example's contribution to it.
             Names that end in ``_norm`` or ``_norms`` are norms of gradients, those that end in ``loss`` are losses.
@@ -212,6 +213,11 @@ class Method(abc.ABC):
     @property
     def compares_predictions(self) -> bool:
         """Whether it needs the logits that the loss is computed from."""
+        return False
+
+    @property
+    def loss_is_perturbed(self) -> bool:
+        """Whether the first pass, and so ``Step.loss``, is at moved weights: methods of one pass."""
         return False
 
     @property

@@ -151,6 +151,146 @@ def friendly_sam(losses: Losses, w: Weights, *, rho: float, sigma: float, moment
     return erm(losses, moved(w, d, step(rho, d)))
 
 
+def vasso(losses: Losses, w: Weights, *, rho: float, theta: float, memory: Weights) -> Weights:
+    """``grad L(w + rho d / |d|)`` after ``d <- (1 - theta) d + theta g``.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        theta: Weight of the newest gradient.
+        memory: The average d, changed in place; empty before the first step, in which it becomes g.
+    """
+    g = erm(losses, w)
+    memory |= {n: (1 - theta) * memory[n] + theta * v for n, v in g.items()} if memory else g
+    return erm(losses, moved(w, memory, step(rho, memory)))
+
+
+def random_sam(losses: Losses, w: Weights, *, rho: float, noise: Sequence[Tensor]) -> Weights:
+    """``grad L(w + rho z / |z|)`` for given standard normal noise z."""
+    z = dict(zip(w, noise, strict=True))
+    return erm(losses, moved(w, z, step(rho, z)))
+
+
+def momentum_sam(losses: Losses, w: Weights, *, rho: float, memory: Weights, momentum: float = 0.9) -> Weights:
+    """``grad L(w - rho m / |m|)``; then ``m <- momentum m + (1 - momentum) grad``.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        memory: The optimizer's average m, changed in place; empty before the first step, which is a plain one.
+        momentum: Decay factor of the optimizer's average.
+    """
+    g = erm(losses, moved(w, memory, -step(rho, memory)) if memory else w)
+    memory |= {n: (1 - momentum) * v + (momentum * memory[n] if memory else 0.0) for n, v in g.items()}
+    return g
+
+
+def s2_sam(losses: Losses, w: Weights, *, rho: float, memory: Weights) -> Weights:
+    """``grad L(w + rho g' / |g'|)``, which is the next step's g'.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        memory: The last step's gradient g', changed in place; empty before the first step, which is a plain one.
+    """
+    g = erm(losses, moved(w, memory, step(rho, memory)) if memory else w)
+    memory |= g
+    return g
+
+
+def gsam(losses: Losses, w: Weights, *, rho: float, alpha: float) -> Weights:
+    """``g_s - alpha (g - (g . g_s) / |g_s|^2 g_s)``, ``g_s = grad L(w + rho g / |g|)``."""
+    g, g_s = erm(losses, w), sam(losses, w, rho=rho)
+    along = sum((g[n] * g_s[n]).sum() for n in w) / norm(g_s) ** 2 if norm(g_s) > 0 else 0.0
+    return {n: g_s[n] - alpha * (g[n] - along * g_s[n]) for n in w}
+
+
+def wsam(losses: Losses, w: Weights, *, rho: float, gamma: float) -> Weights:
+    """``g + gamma / (1 - gamma) (g_s - g)``, ``g_s = grad L(w + rho g / |g|)``."""
+    g, g_s = erm(losses, w), sam(losses, w, rho=rho)
+    return {n: g[n] + gamma / (1 - gamma) * (g_s[n] - g[n]) for n in w}
+
+
+def looksam(losses: Losses, w: Weights, *, rho: float, k: int, alpha: float, memory: dict[str, Any]) -> Weights:
+    """``g_s = grad L(w + rho g / |g|)`` in steps 0, k, 2k, ...; in the others ``g + alpha |g| / |v| v``.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        k: Number of steps from one with two passes to the next.
+        alpha: Length of v, as a fraction of that of g.
+        memory: The step's number, and ``v = g_s - (g . g_s) / |g|^2 g`` of the last step with two passes; changed in
+            place, empty before the first.
+    """
+    g, number = erm(losses, w), memory.get("number", 0)
+    memory["number"] = number + 1
+    if number % k:
+        v = memory["v"]
+        return {n: g[n] + alpha * norm(g) / norm(v) * v[n] for n in w}
+    g_s = sam(losses, w, rho=rho)
+    along = sum((g[n] * g_s[n]).sum() for n in w) / norm(g) ** 2 if norm(g) > 0 else 0.0
+    memory["v"] = {n: g_s[n] - along * g[n] for n in w}
+    return g_s
+
+
+def functional_sam(predict: Predict, w: Weights, *, rho: float) -> Weights:
+    """``J(w + rho g / |g|)^T dL/dF(w)``, J the Jacobian of the logits F."""
+    losses, outputs = predict(w)
+    (slope,) = torch.autograd.grad(losses.mean(), outputs, retain_graph=True)
+    g = gradient(losses.mean(), w)
+    there = moved(w, g, step(rho, g))
+    return gradient((predict(there)[1] * slope).sum(), there)
+
+
+def preconditioned(g: Weights, memory: Weights, *, beta: float) -> Weights:
+    """``g / (r + rms(r) / 1000)``, ``r = sqrt(beta v + (1 - beta) g^2)``."""
+    second = {n: beta * memory[n] if memory else torch.zeros_like(v) for n, v in g.items()}
+    root = {n: (second[n] + (1 - beta) * v**2).sqrt() for n, v in g.items()}
+    damping = torch.cat([r.flatten() for r in root.values()]).square().mean().sqrt() / 1000
+    return {n: v / (root[n] + damping) if damping > 0 else v for n, v in g.items()}
+
+
+def preconditioned_sam(losses: Losses, w: Weights, *, rho: float, memory: Weights, beta: float = 0.999) -> Weights:
+    """``grad L(w + rho d / |d|)``, ``d`` as in ``preconditioned``; then the optimizer updates v with the result.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        memory: The optimizer's second moment v, changed in place; empty before the first step.
+        beta: Its decay factor.
+    """
+    d = preconditioned(erm(losses, w), memory, beta=beta)
+    result = erm(losses, moved(w, d, step(rho, d)))
+    memory |= {n: (1 - beta) * v**2 + (beta * memory[n] if memory else 0.0) for n, v in result.items()}
+    return result
+
+
+def preconditioned_functional_sam(
+    predict: Predict, w: Weights, *, rho: float, memory: Weights, beta: float = 0.999
+) -> Weights:
+    """``J(w + rho d / |d|)^T dL/dF(w)``, d as in ``preconditioned_sam``.
+
+    Args:
+        predict: The model.
+        w: The weights.
+        rho: Radius.
+        memory: The optimizer's second moment, changed in place; empty before the first step.
+        beta: Its decay factor.
+    """
+    losses, outputs = predict(w)
+    (slope,) = torch.autograd.grad(losses.mean(), outputs, retain_graph=True)
+    d = preconditioned(gradient(losses.mean(), w), memory, beta=beta)
+    there = moved(w, d, step(rho, d))
+    result = gradient((predict(there)[1] * slope).sum(), there)
+    memory |= {n: (1 - beta) * v**2 + (beta * memory[n] if memory else 0.0) for n, v in result.items()}
+    return result
+
+
 def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weights:
     """``mean over groups of m examples of grad L_group(w + rho g_group / |g_group|)``."""
     n = len(losses(w))

@@ -70,6 +70,11 @@ class Scheduled(Method):
         return self.method.compares_predictions
 
     @property
+    def loss_is_perturbed(self) -> bool:
+        """As the method."""
+        return self.method.loss_is_perturbed
+
+    @property
     def fresh_dropout(self) -> bool:
         """As the method."""
         return self.method.fresh_dropout

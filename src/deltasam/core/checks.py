@@ -32,6 +32,15 @@ def fraction(owner: str, argument: str, value: float) -> float:
     return _checked(owner, argument, value, 0 <= value < 1, "0 or more, and below 1")
 
 
+def within(owner: str, argument: str, value: float) -> float:
+    """``value`` as a float, if it is above 0 and at most 1.
+
+    Raises:
+        ValueError: It is not.
+    """
+    return _checked(owner, argument, value, 0 < value <= 1, "above 0, and at most 1")
+
+
 def _checked(owner: str, argument: str, value: float, holds: bool, wanted: str) -> float:
     if not (holds and math.isfinite(value)):
         raise ValueError(f"{owner}({argument}={value}): {argument} must be a finite number, {wanted}")

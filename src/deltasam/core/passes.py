@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 from deltasam.core import vectors
 from deltasam.core.closure import loss_of
 from deltasam.core.dropout_masks import DropoutMasks
+from deltasam.core.given_gradient import standing_for
 from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators, moved, reseed
 from deltasam.core.runtime import Runtime
 from deltasam.core.sharding import local, refuse_unreduced, reshard
@@ -148,6 +149,28 @@ class Passes:
                 self._end.restore()
                 self._buffers.restore()
 
+    @contextmanager
+    def first_at(self, vector: Vector, factor: float) -> Iterator[PerturbedPass]:
+        """The first pass, in place of ``first``, at the weights moved by ``factor * vector``; run its backward inside.
+
+        For a method whose only pass is at other weights: it advances the random state and the buffers.
+
+        Args:
+            vector: One tensor per parameter, or None where it does not move.
+            factor: Scale of the vector.
+        """
+        with moved(self.params, vector, factor, self.store) as (weights, saved):
+            params = [self.params[i] for i, v in enumerate(vector) if v is not None]
+            reshard(self._sharded)
+            try:
+                before = _versions(self._named.values())
+                output = self.first()
+                yield PerturbedPass(output, lambda: vectors.distance(weights, saved, of=params))
+                if self._writes_weights or before != _versions(self._named.values()):
+                    self._refuse_writes(before)
+            finally:
+                reshard(self._sharded)
+
     def _refuse_writes(self, before: list[int]) -> None:
         """Raise if a later forward wrote into parameters: it would not start from the values the first one did."""
         now = _versions(self._named.values())
@@ -253,6 +276,23 @@ class Passes:
             raise self._independent()
         return loss.detach()
 
+    def accumulate(self, vector: Vector, loss: Tensor) -> None:
+        """Add a vector to ``.grad`` in place of a loss's gradient, reduced over processes as that would be.
+
+        Args:
+            vector: One tensor per parameter, or None, scaled as the results of ``grad`` are. A parameter that the last
+                forward has used must have an entry.
+            loss: Loss [] that stands for it where a training stack looks at the loss.
+
+        Raises:
+            RuntimeError: The weights are sharded: their gradients are reduced inside a backward of the model only.
+        """
+        if self._sharded:
+            raise RuntimeError("the gradient of sharded weights can only be filled by a backward through the model")
+        known = [(p, v) for p, v in zip(self.params, vector, strict=True) if v is not None]
+        params, gradients = (list(column) for column in zip(*known, strict=True))
+        self._runtime.backward(standing_for(loss.detach(), params, gradients, self.loss_scale()))
+
     def plain_forward(self) -> Any:
         """Run the closure for a method without later passes, so that nothing is saved for one."""
         return self._forward()
@@ -275,7 +315,13 @@ class Passes:
         return output
 
     def descend(
-        self, ascent: list[Tensor | None], rho: float, *, length: Length | None = None, scales: Vector | None = None
+        self,
+        ascent: list[Tensor | None],
+        rho: float,
+        *,
+        length: Length | None = None,
+        scales: Vector | None = None,
+        loss: Callable[[Any], Tensor] = loss_of,
     ) -> dict[str, Tensor]:
         """Fill ``.grad`` at the adversarial weights ``w + rho * ascent / norm``.
 
@@ -287,6 +333,7 @@ class Passes:
             rho: Radius of the perturbation.
             length: Length of the ascent, in the units of the radius; None: the Euclidean norm.
             scales: Units of the radius, one tensor per parameter; None: Euclidean.
+            loss: What is descended on [], from the closure's output at the adversarial weights: its mean loss.
 
         Returns:
             The metrics ``perturbed_loss``, ``ascent_norm`` and ``radius_ratio``.
@@ -297,7 +344,7 @@ class Passes:
         moving = self.at(list(ascent), factor, scales=scales)
         ascent.clear()
         with moving as point:
-            perturbed_loss = self.backward(loss_of(point.output))
+            perturbed_loss = self.backward(loss(point.output))
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": length.norm, "radius_ratio": ratio}
 
@@ -326,6 +373,11 @@ class Passes:
         (seed,) = torch.randint(2**62, (1,), device="cpu").tolist()
         torch.set_rng_state(before)
         return seed
+
+    @property
+    def begins_step(self) -> bool:
+        """Whether ``.grad`` was empty before this call: its gradient is the first of those that are accumulated."""
+        return all(g is None for g in self._grads)
 
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
         """The mean of a vector over all processes; the vector itself in a single process."""

@@ -73,6 +73,21 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
+def dot(a: Vector, b: Vector) -> float:
+    """Inner product over all entries, accumulated in float32 or wider, as a number: one device sync."""
+    both = [(x.detach(), y.detach()) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not both:
+        return 0.0
+    device = both[0][0].device
+    parts = [torch.vdot(wide(x).flatten(), wide(y).flatten()).real.to(device) for x, y in both]
+    total = torch.stack(parts).sum().item()
+    if (math.isfinite(total) and abs(total) >= TINY) or device.type == "mps":
+        return total
+    # As for ``length``: products may overflow or underflow where gradients do not.
+    doubles = ([t.flatten().to(torch.promote_types(t.dtype, torch.float64)) for t in pair] for pair in both)
+    return math.fsum(torch.vdot(*pair).real.item() for pair in doubles)
+
+
 def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
     """``a + factor * b``. Not in place: autograd may return one tensor as the gradient of two parameters."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deltasam.core import vectors
 from deltasam.core.checks import fraction, nonnegative
 from deltasam.core.passes import Passes
-from deltasam.core.sharding import sharded_modules
 from deltasam.method import Step
 from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
+from deltasam.methods.bases.gradient_state import averaged, check_vectors, refuse_sharded, values_of
 
 
 class FriendlySAM(BatchPerturbation, name="friendly_sam"):
@@ -79,41 +77,19 @@ class FriendlySAM(BatchPerturbation, name="friendly_sam"):
             ValueError: The state was saved by another method or for another model.
         """
         self.check_state(state, ("gradient_average",))
-        shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        for name, value in state["gradient_average"].items():
-            if shapes.get(name) != value.shape:
-                raise ValueError(
-                    f"friendly_sam was given an average of {name} {list(value.shape)}, which the model does not have, "
-                    f"or has in another shape; load a state that was saved for the same model"
-                )
-        self._average = dict(state["gradient_average"])
+        self._average = check_vectors(self, state["gradient_average"], "an average")
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
-        if sharded_modules(self.model.modules()):
-            raise ValueError(
-                f"{self.spec}: FSDP cuts the weights up between the processes, and the moving average with them, so no "
-                f"process could save it; use DDP, or sam:share=global"
-            )
+        refuse_sharded(self, "the moving average")
         return super().fill_step(micro_batches)
 
     @torch.no_grad()
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
-        scale = passes.loss_scale()  # of the gradients; the average is unscaled, so a changing scale does not affect it
-        trained = passes.structure.trained
-        before = [m if (m := self._average.get(n)) is None else m.to(p) for n, p in trained.items()]
+        before = values_of(passes, self._average)
         batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
-        # One overflowing step of a loss scaler would otherwise stay in the average for good.
-        if math.isfinite(vectors.length(batch).value):
-            after = [self._moved(m, g, scale) for m, g in zip(before, batch, strict=True)]
-            self._average = {n: m for n, m in zip(trained, after, strict=True) if m is not None}
+        self._average = averaged(passes, self._average, batch, self.momentum)
+        scale = passes.loss_scale()  # of the gradients, not of the average
         return Direction([self._without(m, g, scale) for m, g in zip(before, ascent, strict=True)])
-
-    def _moved(self, average: Tensor | None, gradient: Tensor | None, scale: float) -> Tensor | None:
-        """The average updated with one gradient; a missing gradient counts as 0 once there is an average."""
-        if average is None:
-            return None if gradient is None else gradient / scale
-        kept = self.momentum * average
-        return kept if gradient is None else kept.add_(gradient, alpha=(1 - self.momentum) / scale)
 
     def _without(self, average: Tensor | None, gradient: Tensor | None, scale: float) -> Tensor | None:
         """The gradient minus sigma times the average."""

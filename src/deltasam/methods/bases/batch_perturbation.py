@@ -26,11 +26,13 @@ class Ascent:
         loss: Mean loss [], detached.
         vector: Gradient of the objective to ascend, one tensor per parameter.
         metrics: Further metrics to report.
+        slope: Gradient of the loss with respect to the model's outputs, for methods that keep it.
     """
 
     loss: Tensor
     vector: list[Tensor | None]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    slope: Tensor | None = None
 
 
 @dataclass
@@ -85,6 +87,23 @@ class BatchPerturbation(Method):
         """The direction to move in, given the sum of all ascents: that sum, unless overridden."""
         return Direction(ascent)
 
+    def descend(
+        self, passes: Passes, ascent: Ascent, vector: list[Tensor | None], length: Length, scales: Vector | None
+    ) -> dict[str, Tensor]:
+        """Run the second pass of a micro-batch and fill ``.grad``: the gradient of its loss, unless overridden.
+
+        Args:
+            passes: The passes of the micro-batch.
+            ascent: What its first pass has found.
+            vector: The direction, one tensor per parameter. It is emptied.
+            length: Its length in the units of the radius.
+            scales: Units of the radius, one tensor per parameter; None: Euclidean.
+
+        Returns:
+            Metrics.
+        """
+        return passes.descend(vector, self.rho, length=length, scales=scales)
+
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self.share == "micro-batch":
             return super().fill_step(micro_batches)
@@ -118,6 +137,6 @@ class BatchPerturbation(Method):
         for i, (passes, ascent) in enumerate(zip(begun, ascents, strict=True)):
             # Handed over to the last descent: its memory, as much as the model's, is free during that pass.
             vector = direction.vector if i == len(begun) - 1 else list(direction.vector)
-            metrics = passes.descend(vector, self.rho, length=length, scales=direction.scales)
+            metrics = self.descend(passes, ascent, vector, length, direction.scales)
             steps.append(Step(ascent.loss, {**metrics, **ascent.metrics}))
         return Step.together(steps)

@@ -205,14 +205,20 @@ def _slope(loss: Tensor, logits: Tensor) -> tuple[Tensor | GradientEdge | None, 
 
     A model may return its logits cast to float32, and have computed the loss from the logits before the cast.
     """
-    head: Tensor | GradientEdge | None = logits if logits.requires_grad else None
-    while head is not None:
+    for edge in edges_of(logits):
+        head = logits if edge == get_gradient_edge(logits) else edge
         slope: Tensor | None = torch.autograd.grad(loss, head, create_graph=True, allow_unused=True)[0]
         if slope is not None:
             return head, slope if slope.requires_grad else None
-        edge = get_gradient_edge(head) if isinstance(head, Tensor) else head
-        head = _before(edge)
     return None, None
+
+
+def edges_of(logits: Tensor) -> Iterator[GradientEdge]:
+    """The place of the logits in the graph, and the places before it that hold the same values."""
+    edge = get_gradient_edge(logits) if logits.requires_grad else None
+    while edge is not None:
+        yield edge
+        edge = _before(edge)
 
 
 def _before(edge: GradientEdge) -> GradientEdge | None:

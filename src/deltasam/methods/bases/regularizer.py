@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
-from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.method import Method, Step
+from deltasam.methods.bases.outputs import as_written
 
 
 class Regularizer(Method):
@@ -22,12 +22,7 @@ class Regularizer(Method):
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         """Fill ``.grad`` from micro-batches, running the model eagerly."""
-        if is_compiled(self.model.modules()):
-            self.warn_once(
-                f"{type(self).__name__} runs the compiled model as it was written: compiled code does not expose what "
-                f"it needs to see of a forward; to train at the speed of compiled code use SAM or ASAM"
-            )
-        with eager():
+        with as_written(self):
             return super().fill_step(micro_batches)
 
     def fill(self, passes: Passes) -> Step:

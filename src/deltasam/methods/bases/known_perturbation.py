@@ -1,0 +1,46 @@
+"""Base class of the methods whose perturbation is known before the first pass: one pass, at moved weights."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import nn
+
+from deltasam.core import vectors
+from deltasam.core.checks import nonnegative
+from deltasam.core.closure import loss_of
+from deltasam.core.passes import Passes, radius_ratio
+from deltasam.core.vectors import Vector
+from deltasam.method import Method, Step
+
+
+class KnownPerturbation(Method):
+    """Gradient at ``w + rho * d / |d|`` for a direction d that needs no gradient of this batch.
+
+    The loss is known at the moved weights only: that is what ``Step.loss`` is. Buffers (BatchNorm's statistics) see the
+    moved weights too. Without a direction yet, the step is a plain one.
+
+    Args:
+        model: The model to train.
+        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+    """
+
+    def __init__(self, model: nn.Module, *, rho: float) -> None:
+        super().__init__(model)
+        self.rho = nonnegative(type(self).__name__, "rho", rho)
+
+    @property
+    def loss_is_perturbed(self) -> bool:
+        """Always."""
+        return True
+
+    @abc.abstractmethod
+    def known_direction(self, passes: Passes) -> Vector:
+        """The direction d, one tensor per parameter, or None where it does not move."""
+
+    def fill(self, passes: Passes) -> Step:
+        direction = self.known_direction(passes) if self.rho else [None] * len(passes.params)
+        with passes.first_at(direction, vectors.length_to(self.rho, vectors.length(direction))) as point:
+            loss = passes.backward(loss_of(point.output))
+            ratio = radius_ratio(point.radius(), self.rho)
+        return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})

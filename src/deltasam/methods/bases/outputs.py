@@ -1,0 +1,97 @@
+"""The outputs that a loss is made of, and the loss's gradient with respect to them.
+
+Methods that keep the gradient with respect to the outputs from one pass and take the outputs' Jacobian in another are
+right only if every path from the weights to the loss goes through these outputs. The graph of the loss shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from deltasam.core.given_gradient import standing_for
+from deltasam.core.passes import Passes
+from deltasam.core.torch_internals.compiled import eager, is_compiled
+from deltasam.core.torch_internals.graph import next_edges
+from deltasam.method import Method
+from deltasam.methods.bases.predictions import edges_of
+
+
+@contextmanager
+def as_written(method: Method) -> Iterator[None]:
+    """Around all passes of a step: a compiled model runs eagerly, since hooks see nothing in compiled code."""
+    if is_compiled(method.model.modules()):
+        method.warn_once(
+            f"{type(method).__name__} runs the compiled model as it was written: compiled code does not expose what it "
+            f"needs to see of a forward; to train at the speed of compiled code use SAM or ASAM"
+        )
+    with eager():
+        yield
+
+
+def slope_of(passes: Passes, loss: Tensor, outputs: Tensor, method: str) -> Tensor:
+    """The gradient of a loss with respect to the outputs it is made of, scaled as all gradients are.
+
+    Args:
+        passes: The passes that the loss is from.
+        loss: The loss []; its graph is kept.
+        outputs: The outputs (logits) that the model returned, of any shape.
+        method: Name of the calling method, for error messages.
+
+    Returns:
+        The gradient, in the shape of the outputs.
+
+    Raises:
+        ValueError: The loss is not computed from these outputs, or also depends on weights in another way.
+    """
+    edge = _only_way(loss, outputs, method)
+    (slope,) = passes.grad(loss, [edge], retain_graph=True)
+    return cast("Tensor", slope).detach().reshape(outputs.shape)
+
+
+def _only_way(loss: Tensor, outputs: Tensor, method: str) -> GradientEdge:
+    """The place of the outputs in the graph of the loss, if no parameter is reached but through it."""
+    known: dict[tuple[Any, int], GradientEdge] = {(edge.node, edge.output_nr): edge for edge in edges_of(outputs)}
+    found: GradientEdge | None = None
+    others: list[Tensor] = []
+    waiting: list[tuple[Any, int]] = [(loss.grad_fn, loss.output_nr)]
+    seen = set(waiting)
+    while waiting:
+        node, number = waiting.pop()
+        if (node, number) in known:
+            found = known[node, number]
+        elif isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
+            others.append(leaf)
+        else:
+            further = [edge for edge in next_edges(node, number) if edge not in seen]
+            seen.update(further)
+            waiting.extend(further)
+    if found is None or others:
+        what = "does not depend on the model's logits" if found is None else "depends on weights beside the logits"
+        raise ValueError(
+            f"{method} keeps the gradient of the loss with respect to the logits {list(outputs.shape)} from one pass "
+            f"and takes their Jacobian in another, but the loss {what} (a term on hidden states or weights?); return "
+            f"deltasam.Output(loss, logits) with all outputs that the loss is computed from, or use sam"
+        )
+    return found
+
+
+def with_slope(passes: Passes, loss: Tensor, outputs: Tensor, slope: Tensor) -> Tensor:
+    """The loss [] of a later pass, with a gradient in its outputs that was kept from the first.
+
+    Args:
+        passes: The passes that both are from.
+        loss: The loss of the later pass.
+        outputs: Its outputs.
+        slope: The kept gradient, scaled as all gradients are.
+
+    Raises:
+        ValueError: The outputs have another shape than those of the first pass.
+    """
+    if slope.shape != outputs.shape:
+        raise ValueError(f"two passes on one batch gave logits of shapes {list(slope.shape)} and {list(outputs.shape)}")
+    return standing_for(loss.detach(), [outputs], [slope.to(outputs.dtype)], passes.loss_scale())

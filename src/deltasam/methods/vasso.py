@@ -1,0 +1,80 @@
+"""VaSSO: the perturbation follows a moving average of gradients, which has less noise than one batch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from deltasam.core import vectors
+from deltasam.core.checks import within
+from deltasam.core.passes import Passes
+from deltasam.method import Step
+from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
+from deltasam.methods.bases.gradient_state import averaged, check_vectors, refuse_sharded, values_of
+
+
+class VaSSO(BatchPerturbation, name="vasso"):
+    """SAM along a moving average of gradients: ``grad L(w + rho * d / |d|)``, ``d <- (1 - theta) * d + theta * g``.
+
+    ``g = grad L(w)`` enters d before it is followed. The opposite of ``friendly_sam``, which follows what the average
+    leaves out. d starts with a parameter's first gradient, and that step is SAM's.
+
+    Every call of ``backward`` updates d, or every micro-batch where each has its own perturbation. Several processes
+    average g for d, so that d is the same on all of them: as much communication as for the gradient, with any
+    ``share``. d is not updated by a gradient that is infinite or NaN, nor in a step that a schedule makes plain, and
+    does not depend on the scale of a loss scaler in the runtime.
+
+    Cost: two passes, and the average: as much memory as the gradient. It is in ``state_dict``, by parameter name.
+
+    Source: Li and Giannakis, "Enhancing Sharpness-Aware Optimization Through Variance Suppression", NeurIPS 2023 (arXiv
+    2309.15639), equation 7; theta as in the authors' code.
+
+    When: batches are small, and SAM's perturbation follows their noise more than their common slope.
+
+    When not: memory is short, or the weights are sharded (refused).
+
+    Args:
+        model: The model to train.
+        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        theta: Weight of the newest gradient in the average; 1 is SAM.
+        share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+
+    Raises:
+        ValueError: rho is negative, theta is not above 0 and at most 1, one of them is NaN or infinite, share is
+            unknown, or the weights are sharded.
+    """
+
+    neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
+
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, theta: float = 0.9, share: str = "micro-batch") -> None:
+        super().__init__(model, rho=rho, share=share)
+        self.theta = within("VaSSO", "theta", theta)
+        self._average: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moving average of each parameter's gradient."""
+        return {"gradient_average": dict(self._average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with a saved average.
+
+        Raises:
+            ValueError: The state was saved by another method or for another model.
+        """
+        self.check_state(state, ("gradient_average",))
+        self._average = check_vectors(self, state["gradient_average"], "an average")
+
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        refuse_sharded(self, "the moving average")
+        return super().fill_step(micro_batches)
+
+    def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
+        batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
+        after = averaged(passes, self._average, batch, 1 - self.theta)
+        if after is self._average:  # the gradient is infinite or NaN: nothing moves along it
+            return Direction(batch)
+        self._average = after
+        average, scale = values_of(passes, after), passes.loss_scale()
+        return Direction(average if scale == 1 else vectors.times(average, scale))

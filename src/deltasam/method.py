@@ -294,6 +294,7 @@ def hyperparameters(cls: type[Method]) -> dict[str, Any]:
 
 
 def format_spec(method: Method) -> str:
-    """The spec of a method, with every hyper-parameter: ``sam:rho=0.05``."""
-    values = ",".join(f"{k}={getattr(method, k)}" for k in hyperparameters(type(method)))
+    """The spec of a method, with every hyper-parameter that is not None: ``sam:rho=0.05``."""
+    given = {k: getattr(method, k) for k in hyperparameters(type(method))}
+    values = ",".join(f"{k}={v}" for k, v in given.items() if v is not None)
     return f"{method.name}:{values}" if values else method.name

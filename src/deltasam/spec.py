@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 import typing
 from typing import Any
 
@@ -89,6 +90,7 @@ def _argument(cls: type[Method], text: str, spec: str) -> tuple[str, Any]:
     if key not in known:
         raise ValueError(f"{spec!r}: {cls.name} has no hyper-parameter {key!r}{_suggestion(key, list(known))}")
     kind = typing.get_type_hints(cls.__init__)[key]
+    kind = next((k for k in typing.get_args(kind) if k is not types.NoneType), kind)  # str | None: text, if given
     try:
         return key, {"True": True, "False": False}[value] if kind is bool else kind(value)
     except (KeyError, ValueError):

@@ -39,6 +39,8 @@ class ASAM(BatchPerturbation, name="asam"):
             about 0.5 too (biases and norms have large T), far beyond SAM's default: search smaller values there.
         eta: Constant added to the magnitude of every weight, so that a zero weight can move.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, eta is not above 0, one of them is NaN or infinite, or share is unknown.
@@ -46,8 +48,16 @@ class ASAM(BatchPerturbation, name="asam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.5, eta: float = 0.01, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rho: float = 0.5,
+        eta: float = 0.01,
+        share: str = "micro-batch",
+        only: str | None = None,
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)
         self.eta = positive("ASAM", "eta", eta)
 
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:

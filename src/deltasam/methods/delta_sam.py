@@ -66,12 +66,14 @@ class DeltaSAM(ReweightedPerturbation, name="delta_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         weights: ``own_curvature``, ``norms``, ``curvature``, ``slopes``; or ``auto``: own curvature where the engine
             covers the model, else slopes, with a warning that gives the reason.
         sigma: Standard deviation of the Gaussian, per weight. If too small, the differences are rounding errors.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``. In each case the weights have mean 1
             in every micro-batch.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, sigma is not above 0, or one of them is NaN or infinite; weights is unknown.
@@ -91,8 +93,9 @@ class DeltaSAM(ReweightedPerturbation, name="delta_sam"):
         weights: str = "auto",
         sigma: float = 1e-3,
         share: str = "micro-batch",
+        only: str | None = None,
     ) -> None:
-        super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
+        super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share, only=only)
 
     def weigh(self, norms: Tensor) -> Tensor:
         # With h_i ~ |g_i|^(3/4) assumed, h_i^2 / |g_i| is |g_i|^(1/2).
@@ -151,7 +154,7 @@ class DeltaSAM(ReweightedPerturbation, name="delta_sam"):
 
     def _second_difference(self, passes: Passes, losses: Tensor) -> Tensor:
         """Second difference of each loss [n] along a new d; |d| is nearly the same for every draw."""
-        noise = self.random_direction(passes)
+        noise = self.moving.restricted(passes, self.random_direction(passes))
         with passes.at(noise, self.sigma) as point:
             above = example_losses_of(point.output, "DeltaSAM")
         with passes.at(noise, -self.sigma) as point:

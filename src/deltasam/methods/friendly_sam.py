@@ -40,10 +40,12 @@ class FriendlySAM(BatchPerturbation, name="friendly_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         sigma: Factor of the average that is subtracted; 0 is SAM.
         momentum: Decay factor of the average at each call (the paper's lambda).
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho or sigma is negative, NaN or infinite, momentum is not in [0, 1), share is unknown, or the
@@ -60,8 +62,9 @@ class FriendlySAM(BatchPerturbation, name="friendly_sam"):
         sigma: float = 1.0,
         momentum: float = 0.9,
         share: str = "micro-batch",
+        only: str | None = None,
     ) -> None:
-        super().__init__(model, rho=rho, share=share)
+        super().__init__(model, rho=rho, share=share, only=only)
         self.sigma = nonnegative("FriendlySAM", "sigma", sigma)
         self.momentum = fraction("FriendlySAM", "momentum", momentum)
         self._average: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values

@@ -37,8 +37,10 @@ class FunctionalSAM(BatchPerturbation, name="functional_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, share is unknown, there are no logits, or the loss does not depend
@@ -47,8 +49,10 @@ class FunctionalSAM(BatchPerturbation, name="functional_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch", only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)
 
     @property
     def compares_predictions(self) -> bool:
@@ -64,7 +68,7 @@ class FunctionalSAM(BatchPerturbation, name="functional_sam"):
             output = passes.first()
         loss = loss_of(output)
         slope = slope_of(passes, loss, logits_of(output, seen, type(self).__name__), type(self).__name__)
-        return Ascent(loss.detach(), passes.grad(loss), slope=slope)
+        return Ascent(loss.detach(), self.moving.grad(passes, loss), slope=slope)
 
     def descend(
         self, passes: Passes, ascent: Ascent, vector: list[Tensor | None], length: Length, scales: Vector | None

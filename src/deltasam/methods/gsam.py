@@ -31,8 +31,10 @@ class GSAM(TwoGradients, name="gsam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         alpha: Weight of the orthogonal part; 0 is SAM.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho or alpha is negative, NaN or infinite, or the weights are sharded.
@@ -40,8 +42,8 @@ class GSAM(TwoGradients, name="gsam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, alpha: float = 0.2) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, alpha: float = 0.2, only: str | None = None) -> None:
+        super().__init__(model, rho=rho, only=only)
         self.alpha = nonnegative("GSAM", "alpha", alpha)
 
     def combine(

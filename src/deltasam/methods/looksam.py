@@ -56,9 +56,11 @@ class LookSAM(TwoGradients, name="looksam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         k: Number of optimizer steps from one SAM step to the next; 1 is SAM.
         alpha: Length of the kept direction, as a fraction of the gradient's.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho or alpha is negative, NaN or infinite, k is below 1, or the weights are sharded.
@@ -67,8 +69,10 @@ class LookSAM(TwoGradients, name="looksam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, k: int = 5, alpha: float = 0.7) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.02, k: int = 5, alpha: float = 0.7, only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, only=only)
         self.k = whole("LookSAM", "k", k)
         self.alpha = nonnegative("LookSAM", "alpha", alpha)
         self._step = 0

@@ -36,7 +36,9 @@ class MomentumSAM(ReadsOptimizer, KnownPerturbation, name="momentum_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite.
@@ -46,8 +48,8 @@ class MomentumSAM(ReadsOptimizer, KnownPerturbation, name="momentum_sam"):
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
     optimizer_keys = ("momentum_buffer", "exp_avg")
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.3) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.3, only: str | None = None) -> None:
+        super().__init__(model, rho=rho, only=only)
 
     def known_direction(self, passes: Passes) -> Vector:
         return vectors.times(self.optimizer_state(passes), -1.0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, one_of, whole
 from deltasam.core.closure import example_losses_of, loss_of, losses_of
+from deltasam.core.only import Only
 from deltasam.core.passes import Closure, Passes, radius_ratio
 from deltasam.core.repeats import is_of_changes, refuse_unlike
 from deltasam.core.runtime import Runtime
@@ -46,11 +47,13 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of each perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of each perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         m: Number of consecutive examples that share a perturbation; divides the batch. The whole batch is SAM.
         unsupported: What to do where two passes cannot be exact: ``error``; ``loop``: one example at a time, with two
             passes over the batch for each, which needs one loss per example; or ``skip``: leave the parameters that
             cause it unperturbed.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, m is below 1, m does not divide the batch, or unsupported is
@@ -60,13 +63,26 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.005, m: int = 1, unsupported: str = "error") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rho: float = 0.005,
+        m: int = 1,
+        unsupported: str = "error",
+        only: str | None = None,
+    ) -> None:
         super().__init__(model)
         self.rho = nonnegative("PerInstanceSAM", "rho", rho)
         self.m = whole("PerInstanceSAM", "m", m)
         self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
-        self._engine = Engine(model, skip=unsupported == "skip")
+        self.only = only
+        self.moving = Only("PerInstanceSAM", only)
+        self._engine = self._new_engine()
         self._alone: frozenset[str] | None = None  # trained parameters for which it runs one example at a time
+
+    def _new_engine(self) -> Engine:
+        return Engine(self.model, skip=self.unsupported == "skip", only=self.moving)
 
     def coverage(self, closure: Closure | None = None) -> Coverage:
         """Report which rule handles each parameter, and whether exactly; prints as a table.
@@ -78,7 +94,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             RuntimeError: There was no step yet, and no closure is given.
         """
         if closure is not None:
-            self._engine = Engine(self.model, skip=self.unsupported == "skip")
+            self._engine = self._new_engine()
             with suppress(NotCoveredError):
                 self._engine.dry_run(Passes(self.model, closure, Runtime(), self._store), self.m)
         if self._engine.coverage is None:
@@ -157,7 +173,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         with passes.at(guarded=True) as point:
             again = example_losses_of(point.output, "PerInstanceSAM")
             refuse_unlike(again.detach(), losses, passes)
-            ascent = passes.grad(again[group].mean())
+            ascent = self.moving.grad(passes, again[group].mean())
         length = vectors.length(ascent)
         with passes.at(ascent, vectors.length_to(self.rho, length)) as point:
             perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]

@@ -29,8 +29,10 @@ class PreconditionedFunctionalSAM(Preconditioned, FunctionalSAM, name="precondit
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, share is unknown, there are no logits, or the loss does not depend
@@ -40,5 +42,7 @@ class PreconditionedFunctionalSAM(Preconditioned, FunctionalSAM, name="precondit
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.05, share: str = "micro-batch", only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)

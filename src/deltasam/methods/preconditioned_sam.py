@@ -32,8 +32,10 @@ class PreconditionedSAM(Preconditioned, name="preconditioned_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, or share is unknown.
@@ -42,5 +44,7 @@ class PreconditionedSAM(Preconditioned, name="preconditioned_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.05, share: str = "micro-batch", only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)

@@ -30,7 +30,9 @@ class RandomSAM(KnownPerturbation, name="random_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite.
@@ -38,8 +40,8 @@ class RandomSAM(KnownPerturbation, name="random_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.5) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.5, only: str | None = None) -> None:
+        super().__init__(model, rho=rho, only=only)
 
     def known_direction(self, passes: Passes) -> Vector:
         return passes.noise()

@@ -37,13 +37,15 @@ class RWSAM(ReweightedPerturbation, name="rw_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         tilt: Strength of the weighting towards larger gradients; 0 is SAM.
         weights: ``slopes``, ``norms``; or ``auto``: norms where the engine covers the model, else slopes, with a
             warning that gives the reason.
         sigma: Magnitude of each element of d. If too small, the differences are rounding errors.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``. In each case the weights have mean 1
             in every micro-batch.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho or tilt is negative, sigma is not above 0, or one of them is NaN or infinite; weights is
@@ -62,8 +64,9 @@ class RWSAM(ReweightedPerturbation, name="rw_sam"):
         weights: str = "slopes",
         sigma: float = 1e-3,
         share: str = "micro-batch",
+        only: str | None = None,
     ) -> None:
-        super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share)
+        super().__init__(model, rho=rho, weights=weights, sigma=sigma, share=share, only=only)
         self.tilt = nonnegative("RWSAM", "tilt", tilt)
 
     def weigh(self, norms: Tensor) -> Tensor:

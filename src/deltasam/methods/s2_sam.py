@@ -34,7 +34,9 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite.
@@ -43,8 +45,8 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.05, only: str | None = None) -> None:
+        super().__init__(model, rho=rho, only=only)
         self._last: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:

@@ -28,9 +28,11 @@ class SAM(BatchPerturbation, name="sam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         share: Scope of a perturbation: the examples of a ``micro-batch``, of a ``rank`` (all micro-batches of a call
             on one process), or ``global`` (all of them on all processes).
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, or share is none of the three.
@@ -38,5 +40,7 @@ class SAM(BatchPerturbation, name="sam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.02, share: str = "micro-batch", only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)

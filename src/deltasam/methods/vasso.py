@@ -37,9 +37,11 @@ class VaSSO(BatchPerturbation, name="vasso"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         theta: Weight of the newest gradient in the average; 1 is SAM.
         share: Scope of a perturbation: ``micro-batch``, ``rank`` or ``global``.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, theta is not above 0 and at most 1, one of them is NaN or infinite, share is
@@ -48,8 +50,16 @@ class VaSSO(BatchPerturbation, name="vasso"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, theta: float = 0.9, share: str = "micro-batch") -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rho: float = 0.02,
+        theta: float = 0.9,
+        share: str = "micro-batch",
+        only: str | None = None,
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)
         self.theta = within("VaSSO", "theta", theta)
         self._average: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
 

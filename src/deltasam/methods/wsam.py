@@ -31,8 +31,10 @@ class WSAM(TwoGradients, name="wsam"):
 
     Args:
         model: The model to train.
-        rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        rho: Radius of the perturbation, in the Euclidean norm over the weights that move. 0 is plain training.
         gamma: Weight of the sharpness, from 0 (plain training) to below 1.
+        only: Which parameters move: ``norm``, ``head``, ``adapters``, a class of layers, or a regular expression on
+            names; None: all.
 
     Raises:
         ValueError: rho is negative, NaN or infinite, gamma is not in [0, 1), or the weights are sharded.
@@ -40,8 +42,8 @@ class WSAM(TwoGradients, name="wsam"):
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.02, gamma: float = 0.8) -> None:
-        super().__init__(model, rho=rho)
+    def __init__(self, model: nn.Module, *, rho: float = 0.02, gamma: float = 0.8, only: str | None = None) -> None:
+        super().__init__(model, rho=rho, only=only)
         self.gamma = fraction("WSAM", "gamma", gamma)
 
     def combine(

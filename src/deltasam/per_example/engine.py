@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deltasam.core.closure import losses_of
+from deltasam.core.only import Only
 from deltasam.core.passes import Passes
 from deltasam.core.surroundings import interrupt_behind
 from deltasam.core.torch_internals.compiled import eager, is_compiled
@@ -46,15 +47,23 @@ class Engine:
         skip: Parameters that are not covered are taken for constants, instead of being an error.
         check: Whether anything is checked.
         checked: What is known already, and will be.
+        only: Which parameters' gradients are wanted; None: of all.
     """
 
     def __init__(
-        self, model: nn.Module, *, skip: bool = False, check: bool = True, checked: Checked | None = None
+        self,
+        model: nn.Module,
+        *,
+        skip: bool = False,
+        check: bool = True,
+        checked: Checked | None = None,
+        only: Only | None = None,
     ) -> None:
         self.coverage: Coverage | None = None
         self._model, self._skip, self._check = model, skip, check
         self._checked = checked or Checked()
         self._skipped: dict[str, str] = {}
+        self._only = only or Only(type(model).__name__, None)
         self._said = False
 
     @property
@@ -98,7 +107,7 @@ class Engine:
                 f"{', '.join(lazy[:_SHOWN])}: is not there before the first forward (a lazy module); run the model "
                 f"once, under torch.no_grad(), before the first step"
             )
-        record, handled = Record(passes.structure, skip=self._skipped), sys.exc_info()[1]
+        record, handled = Record(passes.structure, skip=self._left_out(passes)), sys.exc_info()[1]
         try:
             with record.open():
                 output = passes.first()
@@ -153,7 +162,7 @@ class Engine:
             if not verdict.of_single_uses:
                 self._refuse(record, verdict.reasons)
             loss, gradients = self._compute(passes, record, loss, groups, without=verdict.reasons)
-        self.coverage = coverage_of(self._model, record.uses, record.names, self._skipped)
+        self.coverage = coverage_of(self._model, record.uses, record.names, self._left_out(passes))
         if verdict.conclusive:
             found = Behaviour(frozenset(gradients.thin), verdict.losses_apart)
             self._checked.behaviours[record.behaviour] = found
@@ -171,6 +180,12 @@ class Engine:
         if reasons:
             self.coverage = coverage_of(self._model, record.uses, record.names, {**self._skipped, **reasons})
             raise NotCoveredError(_message(reasons))
+
+    def _left_out(self, passes: Passes) -> dict[str, str]:
+        """Parameters that are taken for constants: why, by name."""
+        names = self._only.names(passes.structure)
+        outside = {n: f"not moved: only={self._only.which}" for n in passes.structure.trained if n not in names}
+        return {**outside, **self._skipped}
 
     # Computing.
 
@@ -199,7 +214,7 @@ class Engine:
     def _pass_without(self, reasons: Mapping[str, str], passes: Passes, record: Record) -> Iterator[Tensor]:
         """The recorded pass once more, with some parameters taken for constants from the beginning."""
         self._skipped.update(reasons)
-        record.start_over(self._skipped)
+        record.start_over(self._left_out(passes))
         with ExitStack() as stack:
             with record.open():
                 point = stack.enter_context(passes.at())
@@ -223,7 +238,15 @@ class Engine:
     def _behaviour(self, record: Record, n: int, m: int) -> Fingerprint:
         """Equal for passes that a check of one of them holds for: words and numbers, and no tensor of the pass."""
         training = tuple(module.training for module in record.structure.modules.values())
-        return record.fingerprint(n), n == m, m, self._checked.trained, frozenset(self._skipped), training
+        return (
+            record.fingerprint(n),
+            n == m,
+            m,
+            self._checked.trained,
+            frozenset(self._skipped),
+            self._only.which,
+            training,
+        )
 
     def dry_run(self, passes: Passes, m: int = 1) -> ExampleGradients:
         """The gradients of a first pass after which everything is put back.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, one_of
 from deltasam.core.closure import loss_of
+from deltasam.core.only import Only
 from deltasam.core.passes import Passes
 from deltasam.core.repeats import is_looked_at, refuse_another_loss
 from deltasam.core.vectors import Length, Vector
@@ -65,12 +66,15 @@ class BatchPerturbation(Method):
         model: The model to train.
         rho: Radius of the perturbation. 0 is plain training.
         share: Scope of a perturbation.
+        only: Parameters that move, as text; None: all.
     """
 
-    def __init__(self, model: nn.Module, *, rho: float, share: str) -> None:
+    def __init__(self, model: nn.Module, *, rho: float, share: str, only: str | None = None) -> None:
         super().__init__(model)
         self.rho = nonnegative(type(self).__name__, "rho", rho)
         self.share = one_of(type(self).__name__, "share", share, SHARES)
+        self.only = only
+        self.moving = Only(type(self).__name__, only)
         self._steps = 0
 
     @property
@@ -81,7 +85,7 @@ class BatchPerturbation(Method):
     def ascent(self, passes: Passes) -> Ascent:
         """Run the first pass: the gradient of the mean loss, unless overridden."""
         loss = loss_of(passes.first())
-        return Ascent(loss.detach(), passes.grad(loss))
+        return Ascent(loss.detach(), self.moving.grad(passes, loss))
 
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         """The direction to move in, given the sum of all ascents: that sum, unless overridden."""

@@ -9,6 +9,7 @@ from torch import nn
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative
 from deltasam.core.closure import loss_of
+from deltasam.core.only import Only
 from deltasam.core.passes import Passes, radius_ratio
 from deltasam.core.vectors import Vector
 from deltasam.method import Method, Step
@@ -23,11 +24,14 @@ class KnownPerturbation(Method):
     Args:
         model: The model to train.
         rho: Radius of the perturbation, in the Euclidean norm over all trainable weights. 0 is plain training.
+        only: Parameters that move, as text; None: all.
     """
 
-    def __init__(self, model: nn.Module, *, rho: float) -> None:
+    def __init__(self, model: nn.Module, *, rho: float, only: str | None = None) -> None:
         super().__init__(model)
         self.rho = nonnegative(type(self).__name__, "rho", rho)
+        self.only = only
+        self.moving = Only(type(self).__name__, only)
 
     @property
     def loss_is_perturbed(self) -> bool:
@@ -39,8 +43,10 @@ class KnownPerturbation(Method):
         """The direction d, one tensor per parameter, or None where it does not move."""
 
     def fill(self, passes: Passes) -> Step:
-        direction = self.known_direction(passes) if self.rho else [None] * len(passes.params)
-        with passes.first_at(direction, vectors.length_to(self.rho, vectors.length(direction))) as point:
+        direction = self.moving.restricted(passes, self.known_direction(passes)) if self.rho else []
+        with passes.first_at(
+            direction or [None] * len(passes.params), vectors.length_to(self.rho, vectors.length(direction))
+        ) as point:
             loss = passes.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), self.rho)
         return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})

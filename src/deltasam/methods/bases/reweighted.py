@@ -43,17 +43,20 @@ class ReweightedPerturbation(BatchPerturbation):
         weights: One of ``weightings``; ``auto``: norms where the engine covers the model, else slopes, with a warning.
         sigma: Magnitude of d, per weight.
         share: Scope of a perturbation. In each case the weights have mean 1 in every micro-batch.
+        only: Parameters that move, as text; None: all. The norms are those of their gradients.
     """
 
     weightings: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
     engine_weightings: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
     """The weightings that try the per-example engine first."""
 
-    def __init__(self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str) -> None:
-        super().__init__(model, rho=rho, share=share)
+    def __init__(
+        self, model: nn.Module, *, rho: float, weights: str, sigma: float, share: str, only: str | None = None
+    ) -> None:
+        super().__init__(model, rho=rho, share=share, only=only)
         self.weights = one_of(type(self).__name__, "weights", weights, self.weightings)
         self.sigma = positive(type(self).__name__, "sigma", sigma)
-        self._engine = Engine(model)
+        self._engine = Engine(model, only=self.moving)
         self._uncovered: frozenset[str] | None = None
         self._covered = False
 
@@ -81,7 +84,7 @@ class ReweightedPerturbation(BatchPerturbation):
 
     def estimate_weights(self, passes: Passes, losses: Tensor) -> Tensor:
         """Weights [n] from forwards without gradients: from slopes, unless overridden."""
-        with passes.at(self.random_direction(passes), self.sigma) as point:
+        with passes.at(self.moving.restricted(passes, self.random_direction(passes)), self.sigma) as point:
             change = example_losses_of(point.output, type(self).__name__) - losses
         self._warn_if_rounding(change, losses, passes.params)
         return self.weigh(change.abs())
@@ -128,7 +131,7 @@ class ReweightedPerturbation(BatchPerturbation):
         else:
             gradients.scale(weights)
         metrics = {"weights": weights.to(losses.dtype), "example_norms": norms}
-        return metrics, list(gradients.totals(record.parameters.values()))
+        return metrics, list(gradients.totals(passes.params))
 
     @property
     def per_example(self) -> bool:
@@ -152,7 +155,7 @@ class ReweightedPerturbation(BatchPerturbation):
     def _by_forwards(self, passes: Passes, losses: Tensor) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         with torch.no_grad():
             weights = self.estimate_weights(passes, losses.detach())
-        return {"weights": weights}, passes.grad((weights * losses).mean())
+        return {"weights": weights}, self.moving.grad(passes, (weights * losses).mean())
 
     def _rounding(self, losses: Tensor, params: list[nn.Parameter]) -> Tensor:
         """Bound [n] on the rounding error of a difference of each loss."""

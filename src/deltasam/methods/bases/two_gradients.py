@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative
 from deltasam.core.closure import loss_of
+from deltasam.core.only import Only
 from deltasam.core.passes import Passes, radius_ratio
 from deltasam.core.repeats import is_looked_at, refuse_another_loss
 from deltasam.method import Method, Step
@@ -26,11 +27,14 @@ class TwoGradients(Method):
     Args:
         model: The model to train.
         rho: Radius of the perturbation. 0 is plain training.
+        only: Parameters that move, as text; None: all.
     """
 
-    def __init__(self, model: nn.Module, *, rho: float) -> None:
+    def __init__(self, model: nn.Module, *, rho: float, only: str | None = None) -> None:
         super().__init__(model)
         self.rho = nonnegative(type(self).__name__, "rho", rho)
+        self.only = only
+        self.moving = Only(type(self).__name__, only)
         self._steps = 0
 
     @abc.abstractmethod
@@ -61,9 +65,10 @@ class TwoGradients(Method):
         self._steps += 1
         if is_looked_at(self._steps):
             refuse_another_loss(passes, loss)
-        length = vectors.length(plain)
+        ascent = self.moving.restricted(passes, plain)
+        length = vectors.length(ascent)
         passes.moves_nothing = length.value == 0
-        with passes.at(plain, vectors.length_to(self.rho, length)) as point:
+        with passes.at(ascent, vectors.length_to(self.rho, length)) as point:
             there = loss_of(point.output)
             perturbed = passes.grad(there)
             ratio = radius_ratio(point.radius(), self.rho)

@@ -303,6 +303,21 @@ def per_instance_sam(losses: Losses, w: Weights, *, rho: float, m: int) -> Weigh
     return total
 
 
+def per_instance_functional_sam(predict: Predict, w: Weights, *, rho: float, m: int) -> Weights:
+    """``mean over groups of m examples of J_group(w + rho g_group / |g_group|)^T dL_group/dF(w)``."""
+    n = len(predict(w)[0])
+    total = {name: torch.zeros_like(v) for name, v in w.items()}
+    for start in range(0, n, m):
+        losses, outputs = predict(w)
+        loss = losses[start : start + m].mean()
+        (slope,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+        g = gradient(loss, w)
+        there = moved(w, g, step(rho, g))
+        for name, v in gradient((predict(there)[1] * slope).sum(), there).items():
+            total[name] += v * m / n
+    return total
+
+
 def per_instance_sam_of_copies(
     losses: LossesOfCopies, w: Weights, *, rho: float, groups: int
 ) -> tuple[Weights, Tensor]:

@@ -64,8 +64,9 @@ class Only:
         if not found:
             some = ", ".join(list(structure.trained)[:_SHOWN])
             raise ValueError(
-                f"{self._owner}(only={self.which!r}) moves no parameter: none that is trained belongs to it, of {some} "
-                f"and so on; give norm, head, adapters, a class of layers (Linear), or a regular expression on these names"
+                f"{self._owner}(only={self.which!r}) moves no parameter: none that is trained belongs to it, of "
+                f"{some} and so on; give norm, head, adapters, a class of layers (Linear), or a regular expression on "
+                f"these names"
             )
         return found
 

@@ -62,6 +62,7 @@ class Passes:
         structure: Structure of the model at the time of the call.
         params: The trainable parameters at that time, each once.
         moves_nothing: Whether the weights should have moved in ``descend``, but the ascent was exactly 0.
+        returned: The model's outputs in the last pass, one per call of the model, if ``watch_model`` was called.
         ran_inner_backwards: Whether a backward ran inside one of the gradients taken: its result went to ``.grad``, and
             only gradients with respect to parameters include it.
     """
@@ -85,6 +86,7 @@ class Passes:
         self._devices = accelerators(self._named.values())
         self._masks = DropoutMasks(self.structure)
         self._graph: Graph | None = None
+        self._watching, self.returned = False, list[Any]()
         self.moves_nothing = self.ran_inner_backwards = self._writes_weights = False
         self._start, self._buffers_before = RandomState(self._devices), self._buffers_now()
         self._grads = grads_of(self.params)
@@ -97,6 +99,10 @@ class Passes:
         self._writes_weights = before != _versions(self.params)
         self._end, self._buffers = RandomState(self._devices), self._buffers_now()
         return output
+
+    def watch_model(self) -> None:
+        """Keep what the model returns in each pass from now on."""
+        self._watching = True
 
     @contextmanager
     def at(
@@ -304,7 +310,15 @@ class Passes:
         """Run the closure."""
         self._graph = None
         before = _written(self.params)
-        output = self._closure()
+        if self._watching:
+            self.returned = []
+            hook = self._model.register_forward_hook(lambda *call: self.returned.append(call[-1]))
+            try:
+                output = self._closure()
+            finally:
+                hook.remove()
+        else:
+            output = self._closure()
         if before != (after := _written(self.params)):
             changed = [p.grad for p, was, now in zip(self.params, before, after, strict=True) if was != now]
             if any(g is not None and bool((g.coalesce().values() if g.is_sparse else g).any()) for g in changed):

@@ -13,7 +13,6 @@ from deltasam.core.vectors import Length, Vector
 from deltasam.method import Step
 from deltasam.methods.bases.batch_perturbation import Ascent, BatchPerturbation
 from deltasam.methods.bases.outputs import as_written, slope_of, with_slope
-from deltasam.methods.bases.predictions import logits_of, watched
 
 
 class FunctionalSAM(BatchPerturbation, name="functional_sam"):
@@ -64,20 +63,18 @@ class FunctionalSAM(BatchPerturbation, name="functional_sam"):
             return super().fill_step(micro_batches)
 
     def ascent(self, passes: Passes) -> Ascent:
-        with watched(self.model) as seen:
-            output = passes.first()
+        passes.watch_model()
+        output = passes.first()
         loss = loss_of(output)
-        slope = slope_of(passes, loss, logits_of(output, seen, type(self).__name__), type(self).__name__)
+        slope = slope_of(passes, output, loss, type(self).__name__)
         return Ascent(loss.detach(), self.moving.grad(passes, loss), slope=slope)
 
     def descend(
         self, passes: Passes, ascent: Ascent, vector: list[Tensor | None], length: Length, scales: Vector | None
     ) -> dict[str, Tensor]:
-        def with_first_slope(output: Any) -> Tensor:
-            outputs = logits_of(output, seen, type(self).__name__)
-            return with_slope(passes, loss_of(output), outputs, slope)
-
         slope = cast("Tensor", ascent.slope)  # which this method's first pass has found
 
-        with watched(self.model) as seen:
-            return passes.descend(vector, self.rho, length=length, scales=scales, loss=with_first_slope)
+        def loss(output: Any) -> Tensor:
+            return with_slope(passes, output, loss_of(output), slope, type(self).__name__)
+
+        return passes.descend(vector, self.rho, length=length, scales=scales, loss=loss)

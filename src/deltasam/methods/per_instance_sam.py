@@ -73,11 +73,11 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         only: str | None = None,
     ) -> None:
         super().__init__(model)
-        self.rho = nonnegative("PerInstanceSAM", "rho", rho)
-        self.m = whole("PerInstanceSAM", "m", m)
-        self.unsupported = one_of("PerInstanceSAM", "unsupported", unsupported, ("error", "loop", "skip"))
+        self.rho = nonnegative(type(self).__name__, "rho", rho)
+        self.m = whole(type(self).__name__, "m", m)
+        self.unsupported = one_of(type(self).__name__, "unsupported", unsupported, ("error", "loop", "skip"))
         self.only = only
-        self.moving = Only("PerInstanceSAM", only)
+        self.moving = Only(type(self).__name__, only)
         self._engine = self._new_engine()
         self._alone: frozenset[str] | None = None  # trained parameters for which it runs one example at a time
 
@@ -125,15 +125,16 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         self._engine.load_state_dict(state)
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
-        with self._engine.eager("PerInstanceSAM"):
+        with self._engine.eager(type(self).__name__):
             return super().fill_step(micro_batches)
 
     def fill(self, passes: Passes) -> Step:
         if self._alone is not None and self._alone == self._engine.trainable_names():
-            losses = example_losses_of(passes.first(), "PerInstanceSAM(unsupported='loop')").detach()
+            losses = example_losses_of(passes.first(), f"{type(self).__name__}(unsupported='loop')").detach()
             return Step(losses.mean(), self._descend_one_by_one(passes, losses))
         output, record = self._engine.first(passes)
         losses = losses_of(output)
+        self.look(passes, output, loss_of(output))
         try:
             metrics = self._descend_together(passes, losses, record)
             losses = record.losses  # of the pass that counts: with unsupported="skip" it may not be the first one
@@ -141,13 +142,26 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
             # Sharded weights cannot be moved for one process alone.
             if self.unsupported != "loop" or passes.sharded or is_of_changes(reason):
                 raise self._with_alternatives(reason) from None
-            self.warn_once(f"PerInstanceSAM goes one example at a time: {reason}")
+            self.warn_once(f"{type(self).__name__} goes one example at a time: {reason}")
             del output
             with passes.at(guarded=True) as point:  # unwatched: watching may have changed what the model computes
-                losses = example_losses_of(point.output, "PerInstanceSAM(unsupported='loop')").detach()
+                losses = example_losses_of(point.output, f"{type(self).__name__}(unsupported='loop')").detach()
             metrics = self._descend_one_by_one(passes, losses)
             self._alone = self._engine.trainable_names()
         return Step(losses.detach().mean(), metrics)
+
+    def look(self, passes: Passes, output: Any, loss: Tensor) -> None:
+        """Look at a pass at the weights as they are; a no-op, unless overridden.
+
+        Args:
+            passes: The passes of the micro-batch.
+            output: What the closure returned.
+            loss: The loss [] whose gradient is taken at perturbed weights next; its graph is kept.
+        """
+
+    def descent_loss(self, passes: Passes, output: Any, loss: Tensor) -> Tensor:
+        """What is descended on [] at perturbed weights: the loss there, unless overridden."""
+        return loss
 
     def _descend_together(self, passes: Passes, losses: Tensor, record: Record) -> dict[str, Tensor]:
         gradients = self._engine.gradients(passes, record, losses, self.m)
@@ -155,14 +169,14 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
         factors = torch.where(norms > 0, self.rho / norms, 0.0)  # rho / inf is 0
         gradients.scale(factors)
         with perturbed_pass(passes, record, gradients) as point:
-            perturbed_loss = passes.backward(loss_of(point.output))
+            perturbed_loss = passes.backward(self.descent_loss(passes, point.output, loss_of(point.output)))
         # No weight was moved or rounded: the radius is rho wherever the gradient is not 0.
         of_mean = norms / self.m if losses.ndim else norms
         return self._metrics(perturbed_loss, of_mean, (factors * norms).nan_to_num(0.0))
 
     def _descend_one_by_one(self, passes: Passes, losses: Tensor) -> dict[str, Tensor]:
         if (n := len(losses)) % self.m:
-            raise ValueError(f"PerInstanceSAM(m={self.m}): m must divide the batch, which has {n} examples")
+            raise ValueError(f"{type(self).__name__}(m={self.m}): m must divide the batch, which has {n} examples")
         groups = [slice(start, start + self.m) for start in range(0, n, self.m)]
         facts = [self._descend_group(passes, losses, group) for group in groups]
         perturbed, norms, radii = (torch.stack(column) for column in zip(*facts, strict=True))
@@ -171,13 +185,14 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
     def _descend_group(self, passes: Passes, losses: Tensor, group: slice) -> tuple[Tensor, Tensor, Tensor]:
         # A separate graph for each group: a later forward may write into buffers that an earlier graph has saved.
         with passes.at(guarded=True) as point:
-            again = example_losses_of(point.output, "PerInstanceSAM")
+            again = example_losses_of(point.output, type(self).__name__)
             refuse_unlike(again.detach(), losses, passes)
+            self.look(passes, point.output, again[group].sum() / len(losses))
             ascent = self.moving.grad(passes, again[group].mean())
         length = vectors.length(ascent)
         with passes.at(ascent, vectors.length_to(self.rho, length)) as point:
-            perturbed = example_losses_of(point.output, "PerInstanceSAM")[group]
-            share = passes.backward(perturbed.sum() / len(losses))
+            perturbed = example_losses_of(point.output, type(self).__name__)[group]
+            share = passes.backward(self.descent_loss(passes, point.output, perturbed.sum() / len(losses)))
             return share, length.norm, point.radius()
 
     def _metrics(self, perturbed_loss: Tensor, norms: Tensor, radii: Tensor) -> dict[str, Tensor]:
@@ -191,7 +206,7 @@ class PerInstanceSAM(Method, name="per_instance_sam"):
 
     def _with_alternatives(self, reason: NotCoveredError) -> NotCoveredError:
         return NotCoveredError(
-            f"PerInstanceSAM: {reason}\n"
+            f"{type(self).__name__}: {reason}\n"
             f"Ways out: freeze these parameters; unsupported='skip' leaves them unperturbed; unsupported='loop' is "
             f"exact for any model, one example at a time; or use SAM or DeltaSAM",
             specs=[f"{self.name}:unsupported={way}" for way in ("skip", "loop")],

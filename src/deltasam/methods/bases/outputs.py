@@ -18,7 +18,7 @@ from deltasam.core.passes import Passes
 from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.torch_internals.graph import next_edges
 from deltasam.method import Method
-from deltasam.methods.bases.predictions import edges_of
+from deltasam.methods.bases.predictions import edges_of, logits_of
 
 
 @contextmanager
@@ -33,21 +33,23 @@ def as_written(method: Method) -> Iterator[None]:
         yield
 
 
-def slope_of(passes: Passes, loss: Tensor, outputs: Tensor, method: str) -> Tensor:
+def slope_of(passes: Passes, output: object, loss: Tensor, method: str) -> Tensor:
     """The gradient of a loss with respect to the outputs it is made of, scaled as all gradients are.
 
     Args:
-        passes: The passes that the loss is from.
-        loss: The loss []; its graph is kept.
-        outputs: The outputs (logits) that the model returned, of any shape.
+        passes: The passes, which watch the model.
+        output: What the closure has returned in the last of them.
+        loss: The loss [] of it; its graph is kept.
         method: Name of the calling method, for error messages.
 
     Returns:
-        The gradient, in the shape of the outputs.
+        The gradient, in the shape of the outputs (logits).
 
     Raises:
-        ValueError: The loss is not computed from these outputs, or also depends on weights in another way.
+        ValueError: There are no logits, or the loss is not computed from them, or also depends on weights in another
+            way.
     """
+    outputs = logits_of(output, passes.returned, method)
     edge = _only_way(loss, outputs, method)
     (slope,) = passes.grad(loss, [edge], retain_graph=True)
     return cast("Tensor", slope).detach().reshape(outputs.shape)
@@ -80,18 +82,20 @@ def _only_way(loss: Tensor, outputs: Tensor, method: str) -> GradientEdge:
     return found
 
 
-def with_slope(passes: Passes, loss: Tensor, outputs: Tensor, slope: Tensor) -> Tensor:
+def with_slope(passes: Passes, output: object, loss: Tensor, slope: Tensor, method: str) -> Tensor:
     """The loss [] of a later pass, with a gradient in its outputs that was kept from the first.
 
     Args:
-        passes: The passes that both are from.
-        loss: The loss of the later pass.
-        outputs: Its outputs.
+        passes: The passes, which watch the model.
+        output: What the closure has returned in the last of them.
+        loss: The loss [] of it.
         slope: The kept gradient, scaled as all gradients are.
+        method: Name of the calling method, for error messages.
 
     Raises:
         ValueError: The outputs have another shape than those of the first pass.
     """
+    outputs = logits_of(output, passes.returned, method)
     if slope.shape != outputs.shape:
         raise ValueError(f"two passes on one batch gave logits of shapes {list(slope.shape)} and {list(outputs.shape)}")
     return standing_for(loss.detach(), [outputs], [slope.to(outputs.dtype)], passes.loss_scale())

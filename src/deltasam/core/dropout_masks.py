@@ -49,6 +49,16 @@ class DropoutMasks:
         on_cpu = drops and all(p.device.type == "cpu" for p in structure.parameters.values())
         self._active = on_cpu and not is_compiled(modules)
         self._masks: list[_Mask] = []
+        self._replayed = _Replay(self._masks)
+
+    @property
+    def drawn(self) -> int:
+        """The number of masks recorded so far."""
+        return len(self._masks)
+
+    def skip_to(self, count: int) -> None:
+        """Go on replaying behind this number of masks: those before belong to what is not run again."""
+        self._replayed.position = count
 
     def record(self) -> AbstractContextManager[object]:
         """Context for the forward of the first pass."""
@@ -56,7 +66,8 @@ class DropoutMasks:
 
     def replay(self) -> AbstractContextManager[object]:
         """Context for the forward of a later pass; enter it with the random state from the start of the first pass."""
-        return _WhereDrawn(_Replay(self._masks)) if self._active else nullcontext()
+        self._replayed = _Replay(self._masks)
+        return _WhereDrawn(self._replayed) if self._active else nullcontext()
 
 
 class _WhereDrawn(TorchFunctionMode):
@@ -87,11 +98,13 @@ class _Record(DispatchMode):
 class _Replay(DispatchMode):
     def __init__(self, masks: list[_Mask]) -> None:
         super().__init__()
-        self._rest = iter(masks)
+        self._masks = masks
+        self.position = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DRAW and not kwargs:
-            mask = next(self._rest, None)
+            mask = self._masks[self.position] if self.position < len(self._masks) else None
+            self.position += 1
             if mask is not None and mask.kept.shape == args[0].shape and mask.probability == _probability(args):
                 torch.set_rng_state(mask.random_state)
                 return args[0].copy_(mask.kept)

@@ -21,6 +21,7 @@ from deltasam.core.closure import loss_of
 from deltasam.core.dropout_masks import DropoutMasks
 from deltasam.core.given_gradient import standing_for
 from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators, moved, reseed
+from deltasam.core.reuse import Reuse
 from deltasam.core.runtime import Runtime
 from deltasam.core.sharding import local, refuse_unreduced, reshard
 from deltasam.core.structure import Structure
@@ -86,6 +87,7 @@ class Passes:
         self._devices = accelerators(self._named.values())
         self._masks = DropoutMasks(self.structure)
         self._graph: Graph | None = None
+        self._reuse: Reuse | None = None
         self._watching, self.returned = False, list[Any]()
         self.moves_nothing = self.ran_inner_backwards = self._writes_weights = False
         self._start, self._buffers_before = RandomState(self._devices), self._buffers_now()
@@ -94,7 +96,7 @@ class Passes:
     def first(self) -> Any:
         """Run the closure at the unperturbed weights and return its output. Call it once, before any other pass."""
         before = _versions(self.params)
-        with self._masks.record():
+        with self._masks.record(), self._reuse.keep() if self._reuse else nullcontext():
             output = self._forward()
         self._writes_weights = before != _versions(self.params)
         self._end, self._buffers = RandomState(self._devices), self._buffers_now()
@@ -103,6 +105,16 @@ class Passes:
     def watch_model(self) -> None:
         """Keep what the model returns in each pass from now on."""
         self._watching = True
+
+    def keep_outputs(self, moving: frozenset[str]) -> None:
+        """Let ``descend`` use outputs of the first pass again, where they depend on no moving parameter.
+
+        Call it before ``first``; the graph of the first pass is in memory until ``descend`` then.
+
+        Args:
+            moving: Names of the parameters that will move.
+        """
+        self._reuse = Reuse(self.structure, moving, self._devices, self._masks)
 
     @contextmanager
     def at(
@@ -113,6 +125,7 @@ class Passes:
         scales: Vector | None = None,
         fresh: bool = False,
         guarded: bool = False,
+        reusing: bool = False,
     ) -> Iterator[PerturbedPass]:
         """A later pass at the weights moved by ``factor * vector``; run forward *and* backward inside the context.
 
@@ -122,6 +135,7 @@ class Passes:
             scales: Units in which the radius is measured, one tensor per parameter.
             fresh: Whether to draw other dropout masks than the first pass, the same in every such pass of the step.
             guarded: Whether to restore weights that do not move as well, in case the closure writes into them.
+            reusing: Whether to use outputs of the first pass again; its graph is used up by a backward.
         """
         vector = [None] * len(self.params) if vector is None else vector
         guarded |= self._writes_weights
@@ -139,7 +153,8 @@ class Passes:
                     self._start.restore()
                 self._buffers_before.restore_written()
                 before = _versions(self._named.values())
-                with nullcontext() if fresh else self._masks.replay():
+                reuse = self._reuse.give() if self._reuse and reusing and not guarded else nullcontext()
+                with nullcontext() if fresh else self._masks.replay(), reuse:
                     output = self._forward()
                 self._refuse_writes(before)
                 after = _versions(params)
@@ -355,7 +370,7 @@ class Passes:
         length = vectors.length(ascent) if length is None else length
         factor = vectors.length_to(rho, length)
         self.moves_nothing = rho > 0 and length.value == 0
-        moving = self.at(list(ascent), factor, scales=scales)
+        moving = self.at(list(ascent), factor, scales=scales, reusing=True)
         ascent.clear()
         with moving as point:
             perturbed_loss = self.backward(loss(point.output))

@@ -2,6 +2,8 @@
 
 - `Module._parameters`, `Module._buffers`, `Module._modules` (2.6): one walk through a model in the place of four, and
   buffers under their names, those that are None too. Without them: AttributeError at the first step.
+- `Module._forward_hooks`, `_forward_pre_hooks`, `_backward_hooks`, `_backward_pre_hooks` and `_has_any_global_hook`
+  (2.6): whether something looks at what a module does. Without them: AttributeError where only some parameters move.
 - `batchnorm._BatchNorm` (2.6): layers in which the examples of a batch meet. Without it: AttributeError at import.
 - `dropout._DropoutNd` (2.6): whether a model has dropout that is on. Without it: the same.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -32,3 +35,14 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 def own_modules(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """The modules directly in it."""
     return module._modules
+
+
+def watches(module: nn.Module) -> bool:
+    """Whether hooks look at what a module does, or something stands in the place of its forward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return (
+        any(hooks)
+        or nn.modules.module._has_any_global_hook()
+        or "forward" in vars(module)
+        or isinstance(module, torch.jit.ScriptModule)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -77,6 +78,9 @@ class BatchPerturbation(Method):
         self.moving = Only(type(self).__name__, only)
         self._steps = 0
 
+    reuses_outputs: ClassVar[bool] = True
+    """Whether the first pass is a plain one, whose outputs below the parameters that move serve the second too."""
+
     @property
     def needs_all_micro_batches(self) -> bool:
         """Whether the micro-batches of a step must be given in one call."""
@@ -126,6 +130,8 @@ class BatchPerturbation(Method):
                     f"{self.spec}: FSDP cuts the weights up between the processes, so all must share a perturbation; "
                     f"use share=global, or per_instance_sam"
                 )
+            if self.reuses_outputs and self.only and self.share == "micro-batch":  # else all graphs were in memory
+                passes.keep_outputs(self.moving.names(passes.structure))
             ascents.append(self.ascent(passes))
             # A closure that reads new data in each call would ascend on one batch and descend on another.
             if is_looked_at(self._steps):

@@ -47,6 +47,7 @@ class ReweightedPerturbation(BatchPerturbation):
     """
 
     weightings: ClassVar[tuple[str, ...]] = ("auto", "norms", "slopes")
+    reuses_outputs = False
     engine_weightings: ClassVar[frozenset[str]] = frozenset({"auto", "norms"})
     """The weightings that try the per-example engine first."""
 

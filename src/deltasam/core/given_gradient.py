@@ -36,7 +36,8 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor | None, ...]:
         (factor,) = of_loss
-        gradients, ctx.gradients = list(ctx.gradients), []
+        gradients = tuple(ctx.gradients)
+        ctx.gradients.clear()  # whoever holds a gradient beside autograd costs it a copy
         if factor.device.type != "cpu" or factor.item() != ctx.scale:  # elsewhere, to look costs more than to multiply
-            gradients = list(foreach.mul(gradients, factor / ctx.scale))
+            gradients = foreach.mul(gradients, factor / ctx.scale)
         return None, None, None, *gradients

@@ -297,12 +297,13 @@ class Passes:
             raise self._independent()
         return loss.detach()
 
-    def accumulate(self, vector: Vector, loss: Tensor) -> None:
+    def accumulate(self, vector: list[Tensor | None], loss: Tensor) -> None:
         """Add a vector to ``.grad`` in place of a loss's gradient, reduced over processes as that would be.
 
         Args:
             vector: One tensor per parameter, or None, scaled as the results of ``grad`` are. A parameter that the last
-                forward has used must have an entry.
+                forward has used must have an entry. The list is emptied: its tensors become ``.grad``, without a copy
+                where nothing else holds them.
             loss: Loss [] that stands for it where a training stack looks at the loss.
 
         Raises:
@@ -311,7 +312,9 @@ class Passes:
         if self._sharded:
             raise RuntimeError("the gradient of sharded weights can only be filled by a backward through the model")
         known = [(p, v) for p, v in zip(self.params, vector, strict=True) if v is not None]
-        params, gradients = (list(column) for column in zip(*known, strict=True))
+        params, gradients = [p for p, _ in known], [v for _, v in known]
+        vector.clear()
+        known.clear()
         self._runtime.backward(standing_for(loss.detach(), params, gradients, self.loss_scale()))
 
     def plain_forward(self) -> Any:

@@ -13,6 +13,7 @@ from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, whole
 from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
+from deltasam.core.vectors import Length
 from deltasam.method import Step
 from deltasam.methods.bases.gradient_state import check_vectors, values_of
 from deltasam.methods.bases.two_gradients import TwoGradients
@@ -79,6 +80,7 @@ class LookSAM(TwoGradients, name="looksam"):
         # Replaced, never modified in place: saved states keep their values.
         self._turn: dict[str, Tensor] = {}
         self._sums: Sums | None = None
+        self._length: tuple[dict[str, Tensor], Length] | None = None
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Count the steps of an optimizer from now on, starting at 0."""
@@ -90,7 +92,7 @@ class LookSAM(TwoGradients, name="looksam"):
 
     def __getstate__(self) -> dict[str, Any]:
         """State of a copy: the kept direction, and not what it was made of."""
-        return {**super().__getstate__(), "_turn": self._latest_turn(), "_sums": None}
+        return {**super().__getstate__(), "_turn": self._latest_turn(), "_sums": None, "_length": None}
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps so far, and the kept direction by parameter name."""
@@ -116,9 +118,11 @@ class LookSAM(TwoGradients, name="looksam"):
         self._turn, self._sums = self._latest_turn(), None
         loss = loss_of(passes.first())
         plain = passes.grad(loss)
-        turn = [None if g is None else v for g, v in zip(plain, values_of(passes, self._turn), strict=True)]
-        factor = vectors.length_to(self.alpha * vectors.length(plain).value, vectors.length(turn))
-        passes.accumulate(vectors.plus(plain, turn, factor), loss)
+        turn = values_of(passes, self._turn)
+        factor = vectors.length_to(self.alpha * vectors.length(plain).value, self._length_of(turn))
+        total = vectors.add_to(plain, turn, factor)
+        plain.clear()
+        passes.accumulate(total, loss)
         return Step(loss.detach())
 
     def combine(
@@ -128,12 +132,19 @@ class LookSAM(TwoGradients, name="looksam"):
             scale, names, sums = passes.loss_scale(), passes.structure.trained, self._sums
             of_step: list[dict[str, Tensor]] = []
             for vector, before in ((plain, sums and sums.plain), (perturbed, sums and sums.perturbed)):
-                total = vectors.times(passes.mean_over_processes(vector), 1 / scale)
+                total = passes.mean_over_processes(vector)
+                total = total if scale == 1 else vectors.times(total, 1 / scale)
                 if sums is not None and before and sums.step == self._step and not passes.begins_step:
                     total = vectors.plus(values_of(passes, before), total)
                 of_step.append({n: v for n, v in zip(names, total, strict=True) if v is not None})
             self._sums = Sums(self._step, *of_step)
         return perturbed
+
+    def _length_of(self, turn: list[Tensor | None]) -> Length:
+        """The norm of v, which is the same until the next SAM step."""
+        if self._length is None or self._length[0] is not self._turn:
+            self._length = self._turn, vectors.length(turn)
+        return self._length[1]
 
     def _latest_turn(self) -> dict[str, Tensor]:
         """v, made of the sums of the last SAM step if there was one since."""

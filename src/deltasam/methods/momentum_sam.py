@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltasam.core import vectors
 from deltasam.core.passes import Passes
 from deltasam.core.vectors import Vector
 from deltasam.methods.bases.known_perturbation import KnownPerturbation
@@ -46,10 +45,11 @@ class MomentumSAM(ReadsOptimizer, KnownPerturbation, name="momentum_sam"):
     """
 
     neutral: ClassVar[dict[str, float]] = {"rho": 0.0}
+    towards = -1.0
     optimizer_keys = ("momentum_buffer", "exp_avg")
 
     def __init__(self, model: nn.Module, *, rho: float = 0.3, only: str | None = None) -> None:
         super().__init__(model, rho=rho, only=only)
 
     def known_direction(self, passes: Passes) -> Vector:
-        return vectors.times(self.optimizer_state(passes), -1.0)
+        return self.optimizer_state(passes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam.core.passes import Passes
+from deltasam.core.torch_internals import foreach
 from deltasam.core.vectors import Vector
 from deltasam.methods.bases.gradient_state import check_vectors
 from deltasam.methods.bases.known_perturbation import KnownPerturbation
@@ -47,19 +48,24 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
 
     def __init__(self, model: nn.Module, *, rho: float = 0.05, only: str | None = None) -> None:
         super().__init__(model, rho=rho, only=only)
-        self._last: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
+        self._last: dict[str, Tensor] = {}
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Keep the gradient of each step of this optimizer from now on."""
         self.after_each_step(optimizer, self._keep)
 
     def _keep(self, *_: object) -> None:
-        grads = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad and p.grad is not None}
-        self._last = {n: g.detach().to_dense() if g.is_sparse else g.detach().clone() for n, g in grads.items()}
+        found = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad and p.grad is not None}
+        grads = {n: g.to_dense() if g.is_sparse else g.detach() for n, g in found.items()}
+        kept = list(self._last.values())
+        if all(map(_alike, grads.values(), kept)) and grads.keys() == self._last.keys():
+            foreach.copy_(kept, list(grads.values()))  # new memory would cost more than the copy
+        else:
+            self._last = {n: g.clone() for n, g in grads.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The gradient of the last step, by parameter name."""
-        return {"last_gradient": dict(self._last)}
+        return {"last_gradient": {n: g.clone() for n, g in self._last.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with a saved gradient.
@@ -68,7 +74,8 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
             ValueError: The state was saved by another method or for another model.
         """
         self.check_state(state, ("last_gradient",))
-        self._last = check_vectors(self, state["last_gradient"], "a gradient")
+        saved = check_vectors(self, state["last_gradient"], "a gradient")
+        self._last = {n: g.clone() for n, g in saved.items()}
 
     def known_direction(self, passes: Passes) -> Vector:
         if self._following is None:
@@ -78,3 +85,7 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
             )
         trained = passes.structure.trained
         return [g if (g := self._last.get(n)) is None else g.to(p.device) for n, p in trained.items()]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative
@@ -38,15 +39,19 @@ class KnownPerturbation(Method):
         """Always."""
         return True
 
+    towards: ClassVar[float] = 1.0
+    """1: the weights move along the direction; -1: against it."""
+
     @abc.abstractmethod
     def known_direction(self, passes: Passes) -> Vector:
         """The direction d, one tensor per parameter, or None where it does not move."""
 
     def fill(self, passes: Passes) -> Step:
-        direction = self.moving.restricted(passes, self.known_direction(passes)) if self.rho else []
-        with passes.first_at(
-            direction or [None] * len(passes.params), vectors.length_to(self.rho, vectors.length(direction))
-        ) as point:
+        direction: list[Tensor | None] = [None] * len(passes.params)
+        if self.rho:
+            direction = self.moving.restricted(passes, self.known_direction(passes))
+        factor = self.towards * vectors.length_to(self.rho, vectors.length(direction))
+        with passes.first_at(direction, factor) as point:
             loss = passes.backward(loss_of(point.output))
             ratio = radius_ratio(point.radius(), self.rho)
         return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})

@@ -75,5 +75,6 @@ class TwoGradients(Method):
         metrics = {"perturbed_loss": there.detach(), "ascent_norm": length.norm, "radius_ratio": ratio}
         # An infinite gradient perturbs nothing, and is not combined with anything: as for SAM.
         combined = self.combine(passes, plain, perturbed) if math.isfinite(length.value) else perturbed
+        plain.clear()
         passes.accumulate(combined, loss)
         return Step(loss, metrics)

@@ -249,13 +249,13 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "advances_by_one_pass",
     ),
     "R-Drop's divergence has no gradient in the first forward": (
-        "methods/r_drop.py",
+        "methods/regularizers/r_drop.py",
         "divergence = predictions.divergence(",
         "divergence = predictions.detached().divergence(",
         "equals_the_reference",
     ),
     "R-Drop adds the losses": (
-        "methods/r_drop.py",
+        "methods/regularizers/r_drop.py",
         "(loss + again) / 2 +",
         "loss + again +",
         "equals_the_reference",
@@ -267,13 +267,13 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "equals_the_reference",
     ),
     "FreeLB's examples share a norm": (
-        "methods/freelb.py",
+        "methods/regularizers/freelb.py",
         "torch.linalg.vector_norm(x, dim=(-1, -2), keepdim=True)",
         "torch.linalg.vector_norm(x).view(1, 1, 1)",
         "equals_the_reference",
     ),
     "FreeLB does not project": (
-        "methods/freelb.py",
+        "methods/regularizers/freelb.py",
         "if self.max_norm:",
         "if False:",
         "equals_the_reference",
@@ -285,13 +285,13 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "padding_changes",
     ),
     "SMART's ascent is not scaled": (
-        "methods/smart.py",
+        "methods/regularizers/smart.py",
         "self.step_size * direction",
         "self.step_size * gradient",
         "equals_the_reference",
     ),
     "SMART is pulled to where it is": (
-        "methods/smart.py",
+        "methods/regularizers/smart.py",
         "passes.at(away)",
         "passes.at()",
         "equals_the_reference",
@@ -862,7 +862,7 @@ LOOKING: dict[str, tuple[str, str, str, str, str]] = {
         "cli/test_interrupt.py",
     ),
     "the average does not move": (
-        "methods/smart.py",
+        "methods/regularizers/smart.py",
         "lerp_(p, 1 - self.beta)",
         "lerp_(p, 0)",
         "follows",
@@ -1508,14 +1508,14 @@ TRAINERS: dict[str, tuple[str, str, str, str, str]] = {
         "test_specs.py",
     ),
     "packed rows are taken for examples": (
-        "core/packed.py",
+        "per_example/packed.py",
         "positions.diff(dim=1) <= 0",
         "positions.diff(dim=1) < -9",
         "test_packed",
         "test_packed.py",
     ),
     "padding is taken for another example": (
-        "core/packed.py",
+        "per_example/packed.py",
         "again & real[:, 1:] & real[:, :-1]",
         "again",
         "test_not_packed",
@@ -2045,7 +2045,7 @@ def test_the_code_as_it_is_passes(file: str, tmp_path: Path) -> None:
 
 def test_a_text_that_moved_is_found() -> None:
     snippet = MUTATIONS["R-Drop adds the losses"][1]
-    assert mutants.locate("methods/r_drop.py", snippet) == mutants.locate("nowhere.py", snippet)
+    assert mutants.locate("methods/regularizers/r_drop.py", snippet) == mutants.locate("nowhere.py", snippet)
     with pytest.raises(LookupError, match=r"nowhere in the package \(it was in spec.py\)"):
         mutants.locate("spec.py", snippet + " and more")
     with pytest.raises(LookupError, match=r"\d+ times in method.py \(it was in method.py\)"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deltasam
-from deltasam.core.packed import refuse_packed
+from deltasam.per_example.packed import refuse_packed
 
 
 def ids(*rows: list[int]) -> Tensor:

@@ -45,14 +45,14 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
     from deltasam.methods.asam import ASAM
     from deltasam.methods.delta_sam import DeltaSAM
     from deltasam.methods.erm import ERM
-    from deltasam.methods.freelb import FreeLB
     from deltasam.methods.friendly_sam import FriendlySAM
     from deltasam.methods.per_instance_sam import PerInstanceSAM
-    from deltasam.methods.r3f import R3F
-    from deltasam.methods.r_drop import RDrop
+    from deltasam.methods.regularizers.freelb import FreeLB
+    from deltasam.methods.regularizers.r3f import R3F
+    from deltasam.methods.regularizers.r_drop import RDrop
+    from deltasam.methods.regularizers.smart import SMART
     from deltasam.methods.rw_sam import RWSAM
     from deltasam.methods.sam import SAM
-    from deltasam.methods.smart import SMART
     from deltasam.per_example.norms import per_example_grad_norms
     from deltasam.per_example.recorder import NotCoveredError
     from deltasam.scheduled import Scheduled

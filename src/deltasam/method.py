@@ -235,6 +235,9 @@ class Method(abc.ABC):
             total_steps: Total number of optimizer steps, for schedules that depend on it.
         """
 
+    def training_ended(self) -> None:  # noqa: B027
+        """Say at the end of training what should be known of it; trainers call it. A no-op for most methods."""
+
     _following: RemovableHandle | None = None
 
     def after_each_step(self, optimizer: torch.optim.Optimizer, hook: Callable[..., None]) -> None:

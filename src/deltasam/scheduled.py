@@ -50,9 +50,22 @@ class Scheduled(Method):
         self.after_each_step(optimizer, self._count)
         self.method.follow(optimizer, total_steps=total_steps)
 
+    def training_ended(self) -> None:
+        """Warn if no step was perturbed: the schedule has waited for steps that did not come."""
+        if self._steps and not any(self._factor_at(step) for step in range(self._steps)):
+            total = f" (follow() was told {self._total})" if self._total else ""
+            self.warn_once(
+                f"{self.spec}: training has ended after {self._steps} steps{total}, and the schedule let none of them "
+                f"be perturbed: this was plain training; check total_steps, or let the schedule begin earlier"
+            )
+        self.method.training_ended()
+
     def factor(self) -> float:
         """The factor on the radius at this step."""
-        return math.prod(s.factor(self._steps, self._total) for s in self.schedules)
+        return self._factor_at(self._steps)
+
+    def _factor_at(self, step: int) -> float:
+        return math.prod(s.factor(step, self._total) for s in self.schedules)
 
     @property
     def needs_all_micro_batches(self) -> bool:
@@ -100,6 +113,8 @@ class Scheduled(Method):
 
     def _count(self, *_: object) -> None:
         self._steps += 1
+        if self._steps == self._total:
+            self.training_ended()
 
     def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
         if self._following is None:

@@ -7,14 +7,16 @@ at the cost of plain training.
 from __future__ import annotations
 
 import abc
+import inspect
+import math
 from typing import ClassVar
 
 
 class Schedule(abc.ABC):
     """A factor on the radius that depends on the optimizer step.
 
-    Subclass it with a name; its one number is given in the spec: ``class Every(Schedule, name="every")`` is written
-    ``@every=2``.
+    Subclass it with a name; its number is given in the spec: ``class Every(Schedule, name="every")`` is written
+    ``@every=2``. Further numbers are keyword-only arguments stored under their own names: ``@last=0.3,ramp=0.02``.
     """
 
     registry: ClassVar[dict[str, type[Schedule]]] = {}
@@ -51,7 +53,11 @@ class Schedule(abc.ABC):
         """
 
     def __str__(self) -> str:
-        return f"@{self.name}={str(self.value).removesuffix('.0')}"  # every digit, so that the spec makes it again
+        given = inspect.signature(type(self)).parameters.values()
+        further = {p.name: getattr(self, p.name) for p in given if p.kind is p.KEYWORD_ONLY}
+        numbers = {self.name: self.value, **{k: v for k, v in further.items() if v}}
+        # Every digit, so that the spec makes it again.
+        return "@" + ",".join(f"{key}={str(value).removesuffix('.0')}" for key, value in numbers.items())
 
 
 class Warmup(Schedule, name="warmup"):
@@ -110,11 +116,34 @@ class Last(Schedule, name="last"):
     Efficiently Selects Flatter Minima Late in Training", ICLR 2025 (arXiv 2410.10373).
     """
 
+    expected = "a fraction of all steps, above 0 and at most 1, and a ramp that is no longer"
+
+    def __init__(self, value: float, *, ramp: float = 0.0) -> None:
+        self.ramp = float(ramp)
+        super().__init__(value)
+
+    def _valid(self, value: float) -> bool:
+        return 0 <= self.ramp <= value and 0 < value <= 1
+
+    def factor(self, step: int, total: int) -> float:
+        """1 in the last steps, 0 before them; with a ramp it rises linearly over this fraction of all steps."""
+        since = step - (total - round(self.value * total))  # the first perturbed step is number 0
+        if since < 0:
+            return 0.0
+        return min(1.0, (since + 1) / (self.ramp * total)) if self.ramp else 1.0
+
+
+class Cosine(Schedule, name="cosine"):
+    """The radius rises as ``(1 - cos) / 2`` over this fraction of all steps, and is constant after them.
+
+    The schedule of Flat-LoRA (Li et al., ICML 2025, arXiv 2409.14396), there over all of training: ``@cosine=1``.
+    """
+
     expected = "a fraction of all steps, above 0 and at most 1"
 
     def _valid(self, value: float) -> bool:
         return 0 < value <= 1
 
     def factor(self, step: int, total: int) -> float:
-        """1 in the last steps, 0 before them."""
-        return float(step >= total - round(self.value * total))
+        """Rises from 0 at the first step, which is plain training, to 1."""
+        return (1 - math.cos(math.pi * min(1.0, step / (self.value * total)))) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 import typing
@@ -101,11 +102,17 @@ def _schedule(text: str, spec: str) -> Schedule:
     name, _, value = (part.strip() for part in text.partition("="))
     if name not in Schedule.registry:
         raise ValueError(f"{spec!r}: unknown schedule {name!r}{_suggestion(name, sorted(Schedule.registry))}")
+    cls = Schedule.registry[name]
+    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    first, *further = value.split(",")
     try:
-        number = float(value)
+        number = float(first)
+        given = {key.strip(): float(text) for key, _, text in (part.partition("=") for part in further)}
     except ValueError:
         raise ValueError(f"{spec!r}: @{name} takes a number, not {value!r}; write @{name}=number") from None
-    return Schedule.registry[name](number)
+    if unknown := [key for key in given if key not in known]:
+        raise ValueError(f"{spec!r}: @{name} has no {unknown[0]!r}{_suggestion(unknown[0], known)}")
+    return cls(number, **given)
 
 
 def _suggestion(name: str, known: list[str]) -> str:

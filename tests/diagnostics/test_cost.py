@@ -157,7 +157,7 @@ def test_methods_share_the_memory_for_a_copy_of_the_weights(model: nn.Module, mo
         kept.append(sum(store() is not None and bool(store()._saved) for store in stores))
 
     monkeypatch.setattr(deltasam.method, "WeightStore", Watched)
-    monkeypatch.setattr("deltasam.core.peak_memory.PeakMemory.__init__", start)
-    monkeypatch.setattr("deltasam.core.peak_memory.PeakMemory.mib", lambda _: None)
+    monkeypatch.setattr("deltasam.diagnostics.peak_memory.PeakMemory.__init__", start)
+    monkeypatch.setattr("deltasam.diagnostics.peak_memory.PeakMemory.mib", lambda _: None)
     cost(model, closures_of(model)[:1], "sam,asam,sam:rho=0.1,erm", rounds=1)
     assert kept == [1, 1, 1, 0]  # its own

@@ -43,6 +43,26 @@ SPECS = [
     f"per_instance_sam:rho={RHO},m=2",
     f"sam:rho={RHO},share=global@every=2",
 ]
+# Those whose direction is known before the first pass, or partly: what they remember is made up, and the same in all.
+REMEMBERING = [
+    f"momentum_sam:rho={RHO}",
+    f"s2_sam:rho={RHO}",
+    f"random_sam:rho={RHO}",
+    f"vasso:rho={RHO},theta=0.5",
+    *(f"preconditioned_sam:rho={RHO},share={share}" for share in ("micro-batch", "global")),
+    *(f"looksam:rho={RHO},k={k}" for k in (1, 2)),
+]
+SPECS += REMEMBERING
+# Those that keep something of the plain gradient.
+SPECS += [
+    f"gsam:rho={RHO},alpha=0.5",
+    f"wsam:rho={RHO},gamma=0.9",
+    *(f"functional_sam:rho={RHO},share={share}" for share in ("micro-batch", "rank", "global")),
+    f"per_instance_functional_sam:rho={RHO}",
+    f"sam:rho={RHO},only=head",
+    f"sam:rho={RHO},only=head,share=global",
+    f"per_instance_sam:rho={RHO},only=head",
+]
 # Those that perturb no weights: the process's own examples are all there is to them.
 OTHERS = [
     "r_drop:alpha=2",
@@ -101,10 +121,16 @@ def expected(spec: str) -> reference.Weights:
     """The mean over the processes, each with its own rows, by the equations; computed in every process alike."""
     if spec in OTHERS:
         return expected_of_others(spec)
+    if spec in REMEMBERING:
+        return expected_of_remembering(spec)
     method = deltasam.make_method(spec.partition("@")[0], model())
     size = dist.get_world_size()
     whole, w = reference.losses_function(model(), losses)
     parts = [reference.losses_function(model(), lambda call, r=r: losses(call, r))[0] for r in range(size)]
+    if getattr(method, "only", None):
+        return expected_of_only(method, whole, parts, w)
+    if method.name in ("functional_sam", "per_instance_functional_sam"):
+        return expected_of_functional(method)
     if method.name in ("erm", "per_instance_sam"):
         options = {"rho": RHO, "m": method.m} if method.name == "per_instance_sam" else {}
         return getattr(reference, method.name)(whole, w, **options)
@@ -113,9 +139,11 @@ def expected(spec: str) -> reference.Weights:
         options = {"rho": RHO, "weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
     if method.name == "rw_sam":
         options = {k: getattr(method, k) for k in ("tilt", "weights", "sigma")} | {"noise": list(noise().values())}
+    if method.name in ("gsam", "wsam"):
+        options = {k: getattr(method, k) for k in ("alpha", "gamma") if hasattr(method, k)}
     if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all
         options = {"sigma": method.sigma, "momentum": method.momentum, "memory": reference.erm(whole, w)}
-    if method.share != "global":
+    if getattr(method, "share", "micro-batch") != "global":
         function = getattr(reference, method.name)
         gradients = [function(part, w, **{"rho": RHO} | copy.deepcopy(options)) for part in parts]
         return {n: sum(g[n] for g in gradients) / size for n in w}
@@ -125,6 +153,73 @@ def expected(spec: str) -> reference.Weights:
     ascents = [reference.delta_sam_ascent(part, w, **options) for part in parts]
     ascent = {n: sum(a[n] for a in ascents) / size for n in w}
     return reference.erm(whole, reference.moved(w, ascent, reference.step(RHO, ascent)))
+
+
+def expected_of_remembering(spec: str) -> reference.Weights:
+    """With noise in the place of the momentum, of the root of the second moment, of the last gradient, of the turn."""
+    method, size = deltasam.make_method(spec, model()), dist.get_world_size()
+    whole, w = reference.losses_function(model(), losses)
+    parts = [reference.losses_function(model(), lambda call, r=r: losses(call, r))[0] for r in range(size)]
+    known = noise()
+    if method.name in ("momentum_sam", "s2_sam", "random_sam"):
+        sign = -1 if method.name == "momentum_sam" else 1
+        return reference.erm(whole, reference.moved(w, known, sign * reference.step(RHO, known)))
+    if method.name == "vasso":  # the average of the gradient of all rows, twice
+        return reference.sam(whole, w, rho=RHO)
+    if method.name == "looksam" and method.k == 2:  # the second of two steps
+        plain = [reference.erm(part, w) for part in parts]
+        turns = [0.7 * reference.norm(g) / reference.norm(known) for g in plain]
+        return {n: sum(g[n] + turn * known[n] for g, turn in zip(plain, turns, strict=True)) / size for n in w}
+    if method.name == "looksam":
+        gradients = [reference.sam(part, w, rho=RHO) for part in parts]
+    else:
+        squares = {n: v**2 for n, v in known.items()}
+        ascents = [reference.preconditioned(reference.erm(part, w), squares, beta=0.999) for part in parts]
+        if method.share == "global":
+            ascents = [reference.preconditioned(reference.erm(whole, w), squares, beta=0.999)] * size
+        gradients = [
+            reference.erm(part, reference.moved(w, a, reference.step(RHO, a)))
+            for part, a in zip(parts, ascents, strict=True)
+        ]
+    return {n: sum(g[n] for g in gradients) / size for n in w}
+
+
+def expected_of_functional(method: Any) -> reference.Weights:
+    """Each process has the slope of its own rows."""
+    gradients, size = [], dist.get_world_size()
+    whole, w = reference.losses_function(model(), losses)
+    for rank in range(size):
+        predict, _ = reference.predict_function(model(), lambda call, r=rank: losses(call, r))
+        if method.name == "per_instance_functional_sam":
+            gradients.append(reference.per_instance_functional_sam(predict, w, rho=RHO, m=1))
+        elif method.share != "global":
+            gradients.append(reference.functional_sam(predict, w, rho=RHO))
+        else:
+            ascent = reference.erm(whole, w)
+            there = reference.moved(w, ascent, reference.step(RHO, ascent))
+            of_each, outputs = predict(w)
+            (slope,) = torch.autograd.grad(of_each.mean(), outputs)
+            gradients.append(reference.gradient((predict(there)[1] * slope).sum(), there))
+    return {n: sum(g[n] for g in gradients) / size for n in w}
+
+
+def expected_of_only(
+    method: Any, whole: reference.Losses, parts: list[reference.Losses], w: reference.Weights
+) -> reference.Weights:
+    """The head moves, and all parameters have a gradient."""
+
+    def along(losses_of: Callable[[reference.Weights], Tensor], direction: reference.Weights) -> reference.Weights:
+        head = {n: v if n.startswith("head") else torch.zeros_like(v) for n, v in direction.items()}
+        return reference.erm(losses_of, reference.moved(w, head, reference.step(RHO, head)))
+
+    if method.name == "per_instance_sam":
+        of_one = [lambda v, i=i: whole(v)[i : i + 1] for i in range(ROWS)]
+        gradients = [along(one, reference.erm(one, w)) for one in of_one]
+    elif method.share == "global":
+        gradients = [along(whole, reference.erm(whole, w))]
+    else:
+        gradients = [along(part, reference.erm(part, w)) for part in parts]
+    return {n: sum(g[n] for g in gradients) / len(gradients) for n in w}
 
 
 def average() -> reference.Weights:
@@ -195,13 +290,32 @@ def fix_noise(method: deltasam.Method, net: nn.Module) -> None:
     method._store.gaussian = lambda *_: parts  # type: ignore[method-assign]
 
 
+def remember(method: Any, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give a method and its optimizer a past that is noise."""
+    values, moments = noise(), []
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            value = values[name.removeprefix("module.")]
+            sharded = distribute_tensor(value, p.device_mesh, p.placements) if isinstance(p, DTensor) else value
+            optimizer.state[p] = {"exp_avg": sharded, "exp_avg_sq": sharded.square()}
+            p.grad = sharded.clone()
+            moments.append((name, sharded))
+    if method.name == "s2_sam":
+        method._keep()
+    if method.name == "looksam":
+        method.load_state_dict({"steps": method.k - 1, "turn": dict(moments)})
+
+
 def case(stack: str, spec: str) -> float | str:
     net = STACKS[stack](model())
     before = {n: full(p.detach(), p).clone() for n, p in net.named_parameters()}
     method = deltasam.make_method(spec, net)
-    if hasattr(method, "sigma") and method.name != "friendly_sam":
+    if (hasattr(method, "sigma") and method.name != "friendly_sam") or method.name == "random_sam":
         fix_noise(method, net)
-    method.follow(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1), total_steps=4)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    method.follow(optimizer, total_steps=4)
+    if spec in REMEMBERING:
+        remember(method, net, optimizer)
     if "weight_average" in method.state_dict():
         for n, place in method.state_dict()["weight_average"].items():
             value = average()[n.removeprefix("module.")]

@@ -219,7 +219,7 @@ def test_a_batch_the_method_cannot_take(data: TextData, config: TrainConfig) -> 
 
 
 def test_memory_is_the_peak_of_this_run() -> None:
-    from deltasam.core.peak_memory import PeakMemory
+    from deltasam.diagnostics.peak_memory import PeakMemory
 
     block = torch.ones(64 * 2**20 // 4)  # 64 MiB, touched
     before = PeakMemory("cpu").mib()

@@ -68,7 +68,7 @@ def methods_registered() -> Iterator[MethodText]:
 
 def methods_in_source() -> Iterator[MethodText]:
     """The methods of this package, read from their files: importing them would take seconds."""
-    for file in Path(deltasam.__file__).with_name("methods").glob("*.py"):
+    for file in Path(deltasam.__file__).with_name("methods").rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 for keyword in node.keywords:

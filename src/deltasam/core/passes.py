@@ -23,7 +23,7 @@ from deltasam.core.given_gradient import standing_for
 from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators, moved, reseed
 from deltasam.core.reuse import Reuse
 from deltasam.core.runtime import Runtime
-from deltasam.core.sharding import local, refuse_unreduced, reshard
+from deltasam.core.sharding import local, refuse_unreduced, reshard, sharded_as
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.core.torch_internals.graph import REENTRANT, Graph, graph_of
@@ -397,7 +397,8 @@ class Passes:
         if self._sharded:
             seed += torch.distributed.get_rank()  # shards need independent noise
         generator = torch.Generator().manual_seed(seed)
-        return self.store.gaussian([local(p.data) for p in self.params], generator)
+        parts = self.store.gaussian([local(p.data) for p in self.params], generator)
+        return [sharded_as(z, p) for z, p in zip(parts, self.params, strict=True)]
 
     def seed(self) -> int:
         """A seed derived from the random state without advancing it."""

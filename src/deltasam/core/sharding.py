@@ -26,6 +26,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
+def sharded_as(part: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor as a tensor that is sharded as ``like`` is; the part itself if that is whole."""
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+
+
 def sharded_modules(modules: Iterable[nn.Module]) -> list[Any]:
     """The modules among these that ``fully_shard`` was called on.
 

@@ -74,19 +74,35 @@ def _norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 
-def dot(a: Vector, b: Vector) -> float:
-    """Inner product over all entries, accumulated in float32 or wider, as a number: one device sync."""
-    both = [(x.detach(), y.detach()) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    if not both:
+def projection(a: Vector, onto: Vector) -> float:
+    """The factor c for which ``a - c * onto`` is orthogonal to ``onto``, over all entries; 0 where that is 0.
+
+    One device sync.
+    """
+    pairs = [(x, y) for x, y in zip(a, onto, strict=True) if y is not None and y.numel()]
+    if not pairs:
         return 0.0
-    device = both[0][0].device
-    parts = [torch.vdot(wide(x).flatten(), wide(y).flatten()).real.to(device) for x, y in both]
-    total = torch.stack(parts).sum().item()
-    if (math.isfinite(total) and abs(total) >= TINY) or device.type == "mps":
-        return total
-    # As for ``length``: products may overflow or underflow where gradients do not.
-    doubles = ([t.flatten().to(torch.promote_types(t.dtype, torch.float64)) for t in pair] for pair in both)
-    return math.fsum(torch.vdot(*pair).real.item() for pair in doubles)
+    product, square = _products(pairs, torch.float32)
+    if (
+        not (math.isfinite(square) and math.isfinite(product) and square >= TINY**2)
+        and pairs[0][1].device.type != "mps"
+    ):
+        product, square = _products(pairs, torch.float64)  # squares may overflow or underflow where gradients do not
+    return product / square if square else 0.0
+
+
+def _products(pairs: Sequence[tuple[Tensor | None, Tensor]], dtype: torch.dtype) -> tuple[float, float]:
+    """The sums of ``x * y`` and of ``y * y``, accumulated in this type or wider."""
+    device = pairs[0][1].device
+    products, squares = [], []
+    for x, y in pairs:
+        right = y.flatten().to(torch.promote_types(y.dtype, dtype))
+        squares.append(torch.vdot(right, right).real.to(device))
+        if x is not None:
+            products.append(torch.vdot(x.flatten().to(right.dtype), right).real.to(device))
+    nothing = squares[0].new_zeros(())
+    product, square = torch.stack([sum(products, nothing), sum(squares, nothing)]).tolist()
+    return product, square
 
 
 def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from deltasam.core.passes import Closure
-from deltasam.core.peak_memory import PeakMemory
 from deltasam.core.restore import WeightStore
 from deltasam.diagnostics.axes import axes_or_new
 from deltasam.diagnostics.batches import restoring_state
 from deltasam.diagnostics.fidelity import spec_with_rho
+from deltasam.diagnostics.peak_memory import PeakMemory
 from deltasam.diagnostics.timing import Call, TimedCalls
 from deltasam.method import Method
 from deltasam.per_example.recorder import NotCoveredError

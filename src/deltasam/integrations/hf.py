@@ -30,13 +30,13 @@ try:
 except ModuleNotFoundError as error:
     raise missing("hf", error) from error
 
-from deltasam.core.packed import packed_error, refuse_packed
 from deltasam.core.passes import in_later_pass
 from deltasam.core.tensor_files import DamagedError, read_tensors, write_tensors
 from deltasam.integrations.accelerate import AccelerateRuntime
 from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.integrations.trainer_losses import TrainerOutput, example_losses
 from deltasam.method import Method, Step
+from deltasam.per_example.packed import packed_error, refuse_packed
 from deltasam.spec import full_spec, make_method
 
 __all__ = [
@@ -153,6 +153,13 @@ class MethodTrainerMixin:
         self.method.follow(optimizer, total_steps=num_training_steps)
         self._begin()
         return scheduler
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the trainer does; at the end the method says what should be known of it."""
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        if self.method is not None:
+            self.method.training_ended()
+        return output
 
     def trained_module(self) -> nn.Module:
         """The module whose parameters the method perturbs: it must hold all that the optimizer trains."""

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deltasam.core.packed import refuse_packed
 from deltasam.core.passes import in_later_pass
 from deltasam.core.runtime import Runtime
 from deltasam.integrations.missing import missing
 from deltasam.integrations.trained_parameters import refuse_other_parameters
 from deltasam.method import Method, Step
+from deltasam.per_example.packed import refuse_packed
 from deltasam.spec import make_method
 
 try:
@@ -109,6 +109,10 @@ class MethodCallback(Callback):
         if self._metrics and trainer._logger_connector.should_update_logs and not trainer.barebones:
             pl_module.log_dict(self._metrics, on_step=True, on_epoch=False)
         self._metrics = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the method say what should be known of the training."""
+        self.method.training_ended()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore Lightning's closures."""

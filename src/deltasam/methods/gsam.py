@@ -49,6 +49,5 @@ class GSAM(TwoGradients, name="gsam"):
     def combine(
         self, passes: Passes, plain: list[Tensor | None], perturbed: list[Tensor | None]
     ) -> list[Tensor | None]:
-        square = vectors.length(perturbed).value ** 2
-        along = vectors.dot(plain, perturbed) / square if square else 0.0
+        along = vectors.projection(plain, perturbed)
         return vectors.plus(vectors.times(perturbed, 1 + self.alpha * along), plain, -self.alpha)

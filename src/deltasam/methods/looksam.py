@@ -35,7 +35,7 @@ class Sums:
 
 
 class LookSAM(TwoGradients, name="looksam"):
-    """SAM in every k-th step, ``g + alpha * |g| / |v| * v`` in between, v the last SAM step's turn away from g.
+    """SAM in every k-th step, and its direction again in between: ``g + alpha * |g| / |v| * v``.
 
     In a SAM step the gradient is ``g_s = grad L(w + rho * g / |g|)``, and ``v = g_s - (g . g_s) / |g|^2 * g`` is kept:
     the part of g_s orthogonal to ``g = grad L(w)``, which changes slowly over the steps. Norms and products are over
@@ -152,8 +152,7 @@ class LookSAM(TwoGradients, name="looksam"):
             return self._turn
         names = list(self._sums.perturbed)
         g, g_s = ([of.get(n) for n in names] for of in (self._sums.plain, self._sums.perturbed))
-        square = vectors.length(g).value ** 2
-        turn = vectors.plus(g_s, g, -vectors.dot(g, g_s) / square if square else 0.0)
+        turn = vectors.plus(g_s, g, -vectors.projection(g_s, g))
         if not math.isfinite(vectors.length(turn).value):
             return self._turn
         return {n: v for n, v in zip(names, turn, strict=True) if v is not None}

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from deltasam.core.closeness import close, rounding_of, rounding_of_tf32
-from deltasam.core.packed import refuse_signs, signs_of_packing
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.modes import unseen
 from deltasam.core.torch_internals.tensors import base_of, number_of_hooks
 from deltasam.core.vectors import HALF_DTYPES
 from deltasam.per_example.functions import Args, Function, Kwargs
+from deltasam.per_example.packed import refuse_signs, signs_of_packing
 from deltasam.per_example.parameter_values import tensors_given, tensors_in
 from deltasam.per_example.row_moves import RowMoves
 from deltasam.per_example.rules import Affine, MatmulUse, is_parameter

@@ -21,9 +21,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from deltasam import make_method
 from deltasam.core.closure import Output
-from deltasam.core.peak_memory import PeakMemory
 from deltasam.diagnostics.examples import ExampleRecorder
 from deltasam.diagnostics.examples.csv_file import to_csv
+from deltasam.diagnostics.peak_memory import PeakMemory
 from deltasam.errors import UserError
 from deltasam.lab.data.dataset import SELECTED, Data
 from deltasam.lab.train import distributed as processes
@@ -287,6 +287,7 @@ def train_run(run: Run, *, on_step: Callable[[Run], None], on_evaluation: Callab
                 run.evaluate()
                 on_evaluation(run)
             on_step(run)
+    run.method.training_ended()
     return run.result()
 
 

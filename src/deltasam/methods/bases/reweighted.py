@@ -132,7 +132,7 @@ class ReweightedPerturbation(BatchPerturbation):
         else:
             gradients.scale(weights)
         metrics = {"weights": weights.to(losses.dtype), "example_norms": norms}
-        return metrics, list(gradients.totals(passes.params))
+        return metrics, _totals(passes, record, gradients)
 
     @property
     def per_example(self) -> bool:
@@ -176,3 +176,9 @@ class ReweightedPerturbation(BatchPerturbation):
 def equal_unless_finite(weights: Tensor) -> Tensor:
     """The weights [n]; or all ones if some are not finite."""
     return torch.where(weights.isfinite().all(), weights, torch.ones_like(weights))
+
+
+def _totals(passes: Passes, record: Record, gradients: ExampleGradients) -> list[Tensor | None]:
+    """The sum over the examples, one tensor per parameter; None where one does not move."""
+    of = dict(zip(record.parameters, gradients.totals(record.parameters.values()), strict=True))
+    return [of.get(name) for name in passes.structure.trained]

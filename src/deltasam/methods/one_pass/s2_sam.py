@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from deltasam.core.passes import Passes
 from deltasam.core.torch_internals import foreach
 from deltasam.core.vectors import Vector
-from deltasam.methods.bases.gradient_state import check_vectors
+from deltasam.method import Step
+from deltasam.methods.bases.gradient_state import check_vectors, refuse_sharded
 from deltasam.methods.bases.known_perturbation import KnownPerturbation
 
 
@@ -31,7 +33,8 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
     When: training must cost what plain training costs, and batches are large enough for two of them to agree on a
     direction.
 
-    When not: gradients of different batches hardly agree: then the perturbation is close to a random one.
+    When not: gradients of different batches hardly agree: then the perturbation is close to a random one. The weights
+    are sharded (refused).
 
     Args:
         model: The model to train.
@@ -40,7 +43,7 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
             names; None: all.
 
     Raises:
-        ValueError: rho is negative, NaN or infinite.
+        ValueError: rho is negative, NaN or infinite, or the weights are sharded.
         RuntimeError: It follows no optimizer.
     """
 
@@ -76,6 +79,10 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
         self.check_state(state, ("last_gradient",))
         saved = check_vectors(self, state["last_gradient"], "a gradient")
         self._last = {n: g.clone() for n, g in saved.items()}
+
+    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
+        refuse_sharded(self, "the last gradient")
+        return super().fill_step(micro_batches)
 
     def known_direction(self, passes: Passes) -> Vector:
         if self._following is None:

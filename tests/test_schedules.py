@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -16,7 +19,10 @@ from deltasam import reference
 from deltasam.schedules import Every, Last
 
 TOTAL = 12
-EVERY_SCHEDULE = ["@warmup=4", "@warmup=0.5", "@decay=0.25", "@every=3", "@last=0.25", "@warmup=4@every=2@decay=0"]
+EVERY_SCHEDULE = [
+    *("@warmup=4", "@warmup=0.5", "@decay=0.25", "@every=3", "@last=0.25", "@warmup=4@every=2@decay=0"),
+    *("@cosine=0.5", "@last=0.5,ramp=0.25"),
+]
 
 
 def factors(spec: str, steps: int = TOTAL) -> list[float]:
@@ -40,6 +46,10 @@ def factors(spec: str, steps: int = TOTAL) -> list[float]:
         ("sam@every=3", [1, 0, 0] * 4),
         ("sam@last=0.25", [0] * 9 + [1] * 3),
         ("sam@every=2@last=0.5", [0] * 6 + [1, 0] * 3),
+        ("sam@last=0.5,ramp=0.25", [0] * 6 + [1 / 3, 2 / 3] + [1] * 4),
+        ("sam@last=0.5,ramp=0", [0] * 6 + [1] * 6),
+        ("sam@cosine=1", [(1 - math.cos(math.pi * k / 12)) / 2 for k in range(12)]),
+        ("sam@cosine=0.5", [(1 - math.cos(math.pi * k / 6)) / 2 for k in range(6)] + [1] * 6),
     ],
 )
 def test_factors(spec: str, expected: list[float]) -> None:
@@ -49,7 +59,11 @@ def test_factors(spec: str, expected: list[float]) -> None:
 NEUTRAL = {name: cls.neutral for name, cls in deltasam.Method.registry.items() if cls.neutral}
 
 
-@pytest.mark.parametrize("name", [n for n in NEUTRAL if "rho" in NEUTRAL[n]])
+# What follows the optimizer, or noise, goes its own way in tests/test_remembering.py.
+FOLLOWING = ("momentum_sam", "s2_sam", "looksam", "random_sam", "preconditioned_sam", "preconditioned_functional_sam")
+
+
+@pytest.mark.parametrize("name", [n for n in NEUTRAL if "rho" in NEUTRAL[n] and n not in FOLLOWING])
 @pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: str) -> None:
     torch.manual_seed(0)
@@ -62,10 +76,12 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
     plain = copy.deepcopy(model)
     wanted = factors(f"{name}{schedule}")
     hyper = deltasam.hyperparameters(deltasam.Method.registry[name])
-    settings = {k: v for k, v in hyper.items() if k in ("eta", "m", "sigma", "momentum", "tilt")}
+    settings = {
+        k: v for k, v in hyper.items() if k in ("eta", "m", "sigma", "momentum", "tilt", "theta", "alpha", "gamma")
+    }
     if weights:
         settings |= {"weights": "norms", "noise": [torch.zeros_like(p) for p in model.parameters()]}
-    if name == "friendly_sam":
+    if name in ("friendly_sam", "vasso"):
         settings |= {"memory": {}}
     for factor in wanted:
         method.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
@@ -74,7 +90,12 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
         losses, w = reference.losses_function(plain, lambda m: nn.functional.cross_entropy(m(x), y, reduction="none"))
         gradient = reference.erm(losses, w)
         if factor:
-            gradient = getattr(reference, name)(losses, w, rho=0.1 * factor, **settings)
+            oracle = getattr(reference, name)
+            predict, _ = reference.predict_function(
+                plain, lambda m: nn.functional.cross_entropy(m(x), y, reduction="none")
+            )
+            given = {"losses": losses, "predict": predict, "w": w, "rho": 0.1 * factor, **settings}
+            gradient = oracle(**{k: v for k, v in given.items() if k in inspect.signature(oracle).parameters})
         with torch.no_grad():
             for n, p in plain.named_parameters():
                 p -= 0.5 * gradient[n]
@@ -85,14 +106,22 @@ def test_training_is_a_loop_with_this_radius_at_each_step(name: str, schedule: s
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_what_is_neutral_at_0_is_scaled(name: str) -> None:
     gradients = []
+    follows = name in ("momentum_sam", "preconditioned_sam", "preconditioned_functional_sam", "s2_sam")
     for value, schedule in ((0.4, "@decay=0.5"), (0.3, "")):  # half way down to a half: three quarters
         case = cases.make("bert")
-        values = ",".join(f"{key}={value}" for key in NEUTRAL[name])
+        values = ",".join(f"{key}={value}" for key in NEUTRAL[name]) + (",k=1" if name == "looksam" else "")
         method = deltasam.make_method(f"{name}:{values}{schedule}", case.model)
-        optimizer = torch.optim.SGD(case.model.parameters(), lr=0.0)
+        optimizer = torch.optim.Adam(case.model.parameters(), lr=0.0)
         method.follow(optimizer, total_steps=4)
         for _ in range(2 if schedule else 0):
             optimizer.step()
+        if follows:  # what it has seen of a step, in both cases the same
+            torch.manual_seed(2)
+            case.closure().mean().backward()
+            for p in case.model.parameters():
+                optimizer.state[p] = {"exp_avg": p.grad, "exp_avg_sq": None if p.grad is None else p.grad.square()}
+            getattr(getattr(method, "method", method), "_keep", lambda: None)()
+            case.model.zero_grad()
         torch.manual_seed(1)
         method.backward(case.closure)
         gradients.append([p.grad for p in case.model.parameters() if p.grad is not None])
@@ -226,3 +255,44 @@ def test_numbers_are_as_they_are_written() -> None:
 def test_lists_of_specs_with_schedules() -> None:
     specs = ["sam:rho=0.1@every=2", "sam@warmup=3", "asam:rho=0.5,eta=0.1@last=0.5", "erm"]
     assert deltasam.split_specs(",".join(specs)) == specs
+
+
+def ended(spec: str, steps: int, total: int | None) -> list[str]:
+    """What is said while a model is trained, and at its end."""
+    model = nn.Linear(2, 1)
+    method = deltasam.make_method(spec, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.follow(optimizer, total_steps=total)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            method.backward(lambda: model(torch.ones(3, 2)).square().mean())
+            optimizer.step()
+        method.training_ended()
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "total"),
+    [("sam@last=0.3", 6, 10), ("sam@last=0.04", 10, 10), ("sam@warmup=0.5", 1, 10), ("sam@cosine=1", 1, 10)],
+)
+def test_a_schedule_that_let_nothing_be_perturbed_says_so(spec: str, steps: int, total: int) -> None:
+    (said,) = ended(spec, steps, total)
+    assert f"training has ended after {steps} steps (follow() was told {total})" in said
+    assert "this was plain training" in said
+
+
+@pytest.mark.parametrize("spec", ["sam@last=0.3", "sam@every=20", "sam@warmup=2", "sam@last=0.3@every=2", "sam"])
+def test_one_that_did_says_nothing(spec: str) -> None:
+    assert ended(spec, 10, 10) == []
+
+
+def test_at_the_last_step_nobody_needs_to_ask() -> None:
+    model = nn.Linear(2, 1)
+    method = deltasam.make_method("sam@last=0.04", model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.follow(optimizer, total_steps=3)
+    optimizer.step()
+    optimizer.step()
+    with pytest.warns(RuntimeWarning, match="plain training"):
+        optimizer.step()

@@ -89,7 +89,8 @@ def test_unknown_specs_are_not_shortened(spec: str) -> None:
 def test_short_specs_are_told_apart(model: nn.Module) -> None:
     """What a short spec leaves out can be filled in again, so no two methods have the same."""
     values = {"rho": (0, 0.005, 0.02, 0.5), "eta": (0.01, 1), "sigma": (0.001, 1), "weights": ("auto", "norms"),
-              "m": (1, 2), "unsupported": ("error", "loop"), "share": ("micro-batch", "global")}  # fmt: skip
+              "m": (1, 2), "unsupported": ("error", "loop"), "share": ("micro-batch", "global"),
+              "only": ("norm",)}  # fmt: skip
     specs = {
         deltasam.make_method(f"sam:rho={rho}@{when}", model).spec
         for rho in (0.02, 1)

@@ -41,8 +41,8 @@ class LookSAM(TwoGradients, name="looksam"):
     the part of g_s orthogonal to ``g = grad L(w)``, which changes slowly over the steps. Norms and products are over
     all weights.
 
-    Steps of the optimizer are counted: call ``method.follow(optimizer)`` once before training. All micro-batches of a
-    step are of one kind, and v is made of the sums of their gradients, averaged over processes in a SAM step. A step
+    Steps of the optimizer are counted: call ``method.follow(optimizer)`` once before training. A step for which no v
+    has been kept yet is a SAM step too. All micro-batches of a step are of one kind, and v is made of the sums of their gradients, averaged over processes in a SAM step. A step
     whose gradients are infinite or NaN leaves v as it is.
 
     Cost: one pass, two in every k-th step, and as much memory as the gradient; twice that in a SAM step.
@@ -113,7 +113,8 @@ class LookSAM(TwoGradients, name="looksam"):
             raise RuntimeError(
                 f"{self.spec} counts the steps of the optimizer; call method.follow(optimizer) once before training"
             )
-        if self.rho == 0 or self._step % self.k == 0:
+        in_making = self._sums is not None and self._sums.step == self._step
+        if self.rho == 0 or self._step % self.k == 0 or in_making or not self._latest_turn():
             return super().fill(passes)
         self._turn, self._sums = self._latest_turn(), None
         loss = loss_of(passes.first())

@@ -61,6 +61,8 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
         found = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad and p.grad is not None}
         grads = {n: g.to_dense() if g.is_sparse else g.detach() for n, g in found.items()}
         kept = list(self._last.values())
+        if not grads:
+            return
         if all(map(_alike, grads.values(), kept)) and grads.keys() == self._last.keys():
             foreach.copy_(kept, list(grads.values()))  # new memory would cost more than the copy
         else:

@@ -1,0 +1,322 @@
+"""Methods that remember: what they keep is saved, is the same with any loss scale, and outlives skipped steps."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deltasam
+from deltasam import Method, Runtime, reference
+
+SPECS = [
+    "momentum_sam:rho=0.3",
+    "s2_sam:rho=0.3",
+    "looksam:rho=0.3,k=3",
+    "vasso:rho=0.3,theta=0.6",
+    "preconditioned_sam:rho=0.3",
+    "preconditioned_functional_sam:rho=0.3",
+    "friendly_sam:rho=0.3",
+]
+Batch = tuple[Tensor, Tensor]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 4)).double()
+
+
+def batches(count: int) -> list[Batch]:
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(6, 3, generator=g).double(), torch.randint(4, (6,), generator=g)) for _ in range(count)]
+
+
+def losses(model: Any, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+class Training:
+    """A model, an optimizer and a method that follows it."""
+
+    def __init__(self, spec: str, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam) -> None:
+        self.model = net()
+        self.optimizer = optimizer(self.model.parameters(), lr=0.05)
+        self.method = deltasam.make_method(spec, self.model)
+        self.method.follow(self.optimizer, total_steps=20)
+
+    def step(self, batch: Batch, parts: int = 1, *, together: bool = False) -> list[deltasam.Step]:
+        rows = [tuple(t.chunk(parts)[i] for t in batch) for i in range(parts)]
+        closures = [lambda r=r: losses(self.model, r) / parts for r in rows]
+        done = [self.method.backward(c) for c in ([closures] if together else closures)]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return done
+
+    def run(self, some: list[Batch], seed: int = 5) -> Tensor:
+        torch.manual_seed(seed)
+        for batch in some:
+            self.step(batch)
+        return self.weights()
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def saved(self) -> io.BytesIO:
+        file = io.BytesIO()
+        states = {"model": self.model, "optimizer": self.optimizer, "method": self.method}
+        torch.save({name: part.state_dict() for name, part in states.items()}, file)
+        file.seek(0)
+        return file
+
+    def load(self, file: io.BytesIO) -> None:
+        states = torch.load(file, weights_only=True)
+        self.model.load_state_dict(states["model"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.method.load_state_dict(states["method"])
+
+
+@pytest.mark.parametrize("schedule", ["", "@every=2"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("spec", SPECS)
+def test_goes_on_from_a_file(spec: str, at: int, schedule: str) -> None:
+    whole = Training(spec + schedule)
+    whole.run(batches(at))
+    again = Training(spec + schedule)
+    again.load(whole.saved())
+    rest = batches(9)[at:]
+    assert torch.equal(again.run(rest), whole.run(rest))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_without_what_it_remembers_it_would_differ(spec: str) -> None:
+    whole = Training(spec)
+    whole.run(batches(4))
+    again = Training(spec)
+    again.model.load_state_dict(whole.model.state_dict())
+    if "momentum" not in spec and "preconditioned" not in spec:  # whose memory is the optimizer's
+        again.optimizer.load_state_dict(whole.optimizer.state_dict())
+    rest = batches(7)[4:]
+    assert not torch.equal(again.run(rest), whole.run(rest))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_saved_state_stays_as_it_is(spec: str) -> None:
+    training = Training(spec)
+    training.run(batches(4))
+    saved = training.method.state_dict()
+    kept = copy.deepcopy(saved)
+    training.run(batches(6))
+    assert str(saved) == str(kept)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_changing_loss_scale_changes_nothing(spec: str) -> None:
+    plain, scaled = Training(spec), Training(spec)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for i, batch in enumerate(batches(7)):
+        torch.manual_seed(i)
+        (step,) = plain.step(batch)
+        torch.manual_seed(i)
+        other = scaled.method.backward(lambda b=batch: losses(scaled.model, b), runtime=Runtime(scaler=scaler))
+        scaler.step(scaled.optimizer)
+        scaled.optimizer.zero_grad()
+        scaler.update(2.0 ** (3 * i))
+        for name, value in step.metrics.items():
+            torch.testing.assert_close(other.metrics[name], value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scaled.weights(), plain.weights(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_step_that_the_scaler_skips_is_as_if_it_had_not_been(spec: str, bad: float) -> None:
+    plain, scaled = Training(spec), Training(spec)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0, backoff_factor=0.999999999, growth_interval=10**6)
+    given = batches(7)
+    for i, batch in enumerate(given):
+        torch.manual_seed(i)
+        plain.step(batch)
+        for factor in (bad, 1.0) if i in (0, 2, 3) else (1.0,):
+            torch.manual_seed(i)
+            runtime = Runtime(scaler=scaler)
+            scaled.method.backward(lambda b=batch, f=factor: f * losses(scaled.model, b), runtime=runtime)
+            scaler.step(scaled.optimizer)
+            scaler.update()
+            scaled.optimizer.zero_grad()
+    torch.testing.assert_close(scaled.weights(), plain.weights(), rtol=1e-7, atol=1e-9)
+
+
+ACCUMULATED = {"vasso": "share=rank", "preconditioned_sam": "share=rank", "preconditioned_functional_sam": "share=rank"}
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if "looksam" not in s and "friendly" not in s])
+def test_micro_batches_of_a_step_are_one_batch(spec: str) -> None:
+    """Where the direction is the step's own, it is shared; where it is known before, all parts move along it anyway."""
+    share = ACCUMULATED.get(spec.partition(":")[0])
+    whole, parts = Training(spec), Training(f"{spec},{share}" if share else spec)
+    for training in (whole, parts):
+        training.model[2].p = 0.0
+    for batch in batches(5):
+        whole.step(batch)
+        parts.step(batch, 2, together=bool(share))
+    torch.testing.assert_close(parts.weights(), whole.weights(), rtol=1e-8, atol=1e-10)
+
+
+def test_looksam_makes_its_direction_of_all_micro_batches() -> None:
+    """v is made of the sums of g and g_s; in between each part is turned by a length of its own."""
+    training = Training("looksam:rho=0.3,k=2,alpha=0.5", torch.optim.SGD)
+    training.model[2].p = 0.0
+    first, second = batches(2)
+    parts = [[tuple(t.chunk(2)[i] for t in batch) for i in range(2)] for batch in (first, second)]
+    w = {n: p.detach().clone() for n, p in training.model.named_parameters()}
+    sums: list[reference.Weights] = []
+    for name in ("erm", "sam"):
+        options = {"rho": 0.3} if name == "sam" else {}
+        found = []
+        for part in parts[0]:
+            of, at = reference.losses_function(training.model, lambda call, p=part: losses(call, p) / 2)
+            found.append(getattr(reference, name)(of, at, **options))
+        sums.append({n: found[0][n] + found[1][n] for n in w})
+    g, g_s = sums
+    along = sum((g[n] * g_s[n]).sum() for n in w) / reference.norm(g) ** 2
+    v = {n: g_s[n] - along * g[n] for n in w}
+    training.step(first, 2)
+    for name, turn in training.method.state_dict()["turn"].items():
+        torch.testing.assert_close(turn, v[name], rtol=1e-10, atol=1e-12)
+    expected = {n: torch.zeros_like(p) for n, p in w.items()}
+    for part in parts[1]:
+        of, at = reference.losses_function(training.model, lambda call, p=part: losses(call, p) / 2)
+        plain = reference.erm(of, at)
+        for n, value in plain.items():
+            expected[n] += value + 0.5 * reference.norm(plain) / reference.norm(v) * v[n]
+    for part in parts[1]:
+        training.method.backward(lambda p=part: losses(training.model, p) / 2)
+    for name, p in training.model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-10, atol=1e-12)
+
+
+def test_momentum_by_hand() -> None:
+    """SGD's buffer after gradients 1 and -3 at momentum 0.5 is -2.5: the weight moves by +rho, against it."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 2.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.5)
+    method = deltasam.MomentumSAM(model, rho=1.0)
+    method.follow(optimizer)
+    for slope, gradient in ((1.0, 1.0), (-3.0, -4.0), (0.0, 1.0)):  # at 2, at 2 - 1, at 2 + 1
+        optimizer.zero_grad()
+        method.backward(lambda s=slope: 0.5 * (model.weight - 2).square().sum() + s * model.weight.sum())
+        assert model.weight.grad.item() == pytest.approx(gradient)
+        model.weight.grad.fill_(slope)
+        optimizer.step()
+
+
+# Optimizers that keep nothing of the kind.
+
+
+@pytest.mark.parametrize("spec", ["momentum_sam", "preconditioned_sam", "s2_sam", "looksam"])
+def test_following_no_optimizer_is_an_error(spec: str) -> None:
+    model = net()
+    method = deltasam.make_method(spec, model)
+    with pytest.raises(RuntimeError, match=r"call method\.follow\(optimizer\)"):
+        method.backward(lambda: losses(model, batches(1)[0]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "optimizer", "missing"),
+    [
+        ("momentum_sam", torch.optim.SGD, "momentum_buffer or exp_avg from the optimizer, and SGD keeps none"),
+        ("preconditioned_sam", torch.optim.SGD, "exp_avg_sq from the optimizer, and SGD keeps none"),
+        ("momentum_sam", torch.optim.Adagrad, "and Adagrad keeps none"),
+    ],
+)
+def test_an_optimizer_that_keeps_nothing_is_an_error(spec: str, optimizer: Any, missing: str) -> None:
+    training = Training(spec, optimizer)
+    training.step(batches(1)[0])  # before the first step no optimizer has anything
+    with pytest.raises(RuntimeError, match=missing):
+        training.step(batches(1)[0])
+
+
+def test_a_quantized_state_is_an_error() -> None:
+    training = Training("momentum_sam")
+    training.step(batches(1)[0])
+    for state in training.optimizer.state.values():
+        state["exp_avg"] = torch.zeros(4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="Adam keeps \\[4\\] for a parameter of shape"):
+        training.step(batches(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "state", "message"),
+    [
+        ("s2_sam", {"last_gradient": {"0.weight": torch.ones(2, 2)}}, r"a gradient of 0.weight \[2, 2\]"),
+        ("looksam", {"steps": 1, "turn": {"elsewhere": torch.ones(2)}}, r"a direction of elsewhere \[2\]"),
+        ("vasso", {"gradient_average": {"0.weight": torch.ones(2)}}, r"an average of 0.weight \[2\]"),
+        ("looksam", {}, "saves steps, turn, but was given nothing"),
+        ("momentum_sam", {"turn": {}}, "saves nothing, but was given turn"),
+    ],
+)
+def test_another_state_is_refused(spec: str, state: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deltasam.make_method(spec, net()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["momentum_sam", "s2_sam", "random_sam"])
+def test_one_pass_is_one_forward(name: str) -> None:
+    training = Training(f"{name}:rho=0.3")
+    runs: list[int] = []
+    training.model.register_forward_hook(lambda *_: runs.append(1))
+    for batch in batches(3):
+        runs.clear()
+        (step,) = training.step(batch)
+        assert len(runs) == 1
+    assert torch.equal(step.loss, step.metrics["perturbed_loss"])
+    assert float(step.metrics["radius_ratio"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_looksam_has_a_second_pass_in_every_kth_step(k: int) -> None:
+    training = Training(f"looksam:rho=0.3,k={k}")
+    training.method._steps = 1  # no look at whether the closure repeats itself, which is a pass more
+    counts: list[int] = []
+    training.model.register_forward_hook(lambda *_: counts.append(1))
+    found = []
+    for batch in batches(8):
+        counts.clear()
+        training.step(batch)
+        found.append(len(counts))
+    assert found == [2 if number % k == 0 else 1 for number in range(8)]
+
+
+def test_bad_hyper_parameters() -> None:
+    for name, arguments, message in [
+        ("vasso", {"theta": 0.0}, "above 0, and at most 1"),
+        ("wsam", {"gamma": 1.0}, "0 or more, and below 1"),
+        ("gsam", {"alpha": -1.0}, "0 or more"),
+        ("looksam", {"k": 0}, "1 or more"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Method.registry[name](net(), **arguments)
+
+
+def test_looksam_begins_with_a_second_pass_wherever_a_schedule_lets_it_begin() -> None:
+    training = Training("looksam:rho=0.3,k=5@last=0.4")  # of 20 steps: from step 12 on, which 5 does not divide
+    training.method.method._steps = 1
+    counts: list[int] = []
+    training.model.register_forward_hook(lambda *_: counts.append(1))
+    found = []
+    for batch in batches(20):
+        counts.clear()
+        training.step(batch, 2)
+        found.append(len(counts) // 2)
+    assert found == [1] * 12 + [2, 1, 1, 2, 1, 1, 1, 1]
+
+
+def test_a_step_without_gradients_is_nothing_to_remember() -> None:
+    training = Training("s2_sam:rho=0.3")
+    training.optimizer.step()
+    assert training.method.state_dict() == {"last_gradient": {}}

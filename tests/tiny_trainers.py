@@ -163,7 +163,7 @@ def step_gradient(
     runs: Any,
     number: int,
     noise: list[list[Tensor]],
-    state: dict[str, Tensor],
+    state: dict[str, Any],
     *,
     side_by_side: bool = False,
     by_slopes: bool = False,
@@ -188,15 +188,85 @@ def step_gradient(
         values["weights"] = "norms" if method.name == "rw_sam" else "own_slope" if by_slopes else "own_curvature"
     function = getattr(reference, method.name) if factor else reference.erm
     known = inspect.signature(function).parameters
-    kept = [dict(state) for _ in parts] if side_by_side else [state] * len(parts)
+    if factor and method.name == "looksam":
+        return looksam_gradient([losses for losses, _ in parts], w, values, state)
+    if method.name == "vasso" and side_by_side:  # all move along the average of what is all processes' gradient
+        parts, runs = [(together(parts), w)], [runs]
+    # What the optimizer keeps is the same for all parts of a step; what a method keeps goes from one to the next.
+    of_optimizer = method.name in ("momentum_sam", "s2_sam") or method.name.startswith("preconditioned")
+    kept = [dict(state) for _ in parts] if side_by_side or of_optimizer else [state] * len(parts)
     total = {name: torch.zeros_like(v) for name, v in w.items()}
-    for (losses, _), values["memory"] in zip(parts, kept, strict=True):
+    for (losses, _), run, values["memory"] in zip(parts, runs, kept, strict=True):
+        if "predict" in known:
+            values["predict"], _ = reference.predict_function(trained, run)
+        if values.get("only"):
+            return only_gradient([losses for losses, _ in parts], w, values)
         if "noise" in known:
             values["noise"] = noise.pop(0) if noise else [torch.zeros_like(v) for v in w.values()]
-        for name, g in function(losses, w, **{k: v for k, v in values.items() if k in known}).items():
+        given = {"losses": losses, "w": w, **values}
+        if "functional" in method.name and "per_instance" not in method.name:
+            gradient = functional_gradient(trained, run, w, values, method.name)
+        else:
+            gradient = function(**{k: v for k, v in given.items() if k in known})
+        for name, g in gradient.items():
             total[name] += g
-    if side_by_side:
+    if side_by_side and not of_optimizer and kept[0]:
         state |= {n: sum(own[n] for own in kept) / len(kept) for n in kept[0]}
+    return total
+
+
+def functional_gradient(
+    trained: nn.Module, run: Callable[[Callable[..., Any]], Tensor], w: Any, values: dict[str, Any], method: str
+) -> Any:
+    """Functional SAM of a mean loss whose model runs more than once: the slope is in all logits it returns."""
+    seen: list[Tensor] = []
+
+    def remembering(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
+            seen.append(output if isinstance(output, Tensor) else output.logits)
+            return output
+
+        return called
+
+    losses, _ = reference.losses_function(trained, lambda call: run(remembering(call)))
+    loss, outputs = losses(w).mean(), list(seen)
+    slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
+    d = reference.gradient(loss, w)
+    if method.startswith("preconditioned"):
+        d = reference.preconditioned(d, values["memory"], beta=0.999)
+    there = reference.moved(w, d, reference.step(values["rho"], d))
+    seen.clear()
+    losses(there)
+    return reference.gradient(sum((x * s).sum() for x, s in zip(seen, slopes, strict=True)), there)
+
+
+def looksam_gradient(parts: list[reference.Losses], w: Any, values: dict[str, Any], state: dict[str, Any]) -> Any:
+    """One step of LookSAM: the direction is made of the sums over all parts, and turns each of them."""
+    number = state.get("number", 0)
+    state["number"] = number + 1
+    plain = [reference.erm(losses, w) for losses in parts]
+    if number % values["k"]:
+        v = state["v"]
+        turns = [values["alpha"] * reference.norm(g) / reference.norm(v) for g in plain]
+        return {n: sum(g[n] + turn * v[n] for g, turn in zip(plain, turns, strict=True)) for n in w}
+    perturbed = [reference.sam(losses, w, rho=values["rho"]) for losses in parts]
+    g, g_s = ({n: sum(of[n] for of in some) for n in w} for some in (plain, perturbed))
+    along = sum((g[n] * g_s[n]).sum() for n in w) / reference.norm(g) ** 2
+    state["v"] = {n: g_s[n] - along * g[n] for n in w}
+    return g_s
+
+
+def only_gradient(parts: list[reference.Losses], w: Any, values: dict[str, Any]) -> Any:
+    """One step of SAM that moves the normalisation layers only."""
+    total = {n: torch.zeros_like(v) for n, v in w.items()}
+    for losses in parts:
+        g = {
+            n: v if "LayerNorm" in n or "norm" in n else torch.zeros_like(v)
+            for n, v in reference.erm(losses, w).items()
+        }
+        for n, v in reference.erm(losses, reference.moved(w, g, reference.step(values["rho"], g))).items():
+            total[n] += v
     return total
 
 

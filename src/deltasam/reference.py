@@ -247,10 +247,10 @@ def functional_sam(predict: Predict, w: Weights, *, rho: float) -> Weights:
 
 
 def preconditioned(g: Weights, memory: Weights, *, beta: float) -> Weights:
-    """``g / (r + rms(r) / 1000)``, ``r = sqrt(beta v + (1 - beta) g^2)``."""
+    """``g / (r + rms(r) / 100)``, ``r = sqrt(beta v + (1 - beta) g^2)``."""
     second = {n: beta * memory[n] if memory else torch.zeros_like(v) for n, v in g.items()}
     root = {n: (second[n] + (1 - beta) * v**2).sqrt() for n, v in g.items()}
-    damping = torch.cat([r.flatten() for r in root.values()]).square().mean().sqrt() / 1000
+    damping = torch.cat([r.flatten() for r in root.values()]).square().mean().sqrt() / 100
     return {n: v / (root[n] + damping) if damping > 0 else v for n, v in g.items()}
 
 

@@ -160,7 +160,7 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return loop(spec, model, call=torch.compile(model, backend="aot_eager"))  # type: ignore[arg-type]
 
 
-@stack("Accelerate", task=HALVES)
+@stack("Accelerate", task=Task(batches=task.batches(2), divided=False))
 def _(spec: str, folder: Path) -> reference.Weights:
     from accelerate import Accelerator
 
@@ -188,6 +188,9 @@ def _(spec: str, folder: Path) -> reference.Weights:
     return task.trained_weights(model)
 
 
+ADAM = {"optim": "adamw_torch", "adam_epsilon": task.ADAM_EPS, "weight_decay": 0.0}
+
+
 def trainer_options(folder: Path, micro: int = 1) -> dict[str, Any]:
     """Arguments of a Hugging Face trainer that make it train as the loop by hand does."""
     return {
@@ -195,10 +198,9 @@ def trainer_options(folder: Path, micro: int = 1) -> dict[str, Any]:
         "per_device_train_batch_size": ROWS // micro,
         "gradient_accumulation_steps": micro,
         "num_train_epochs": 1,
-        "learning_rate": task.LR,
+        "learning_rate": task.ADAM_LR if task.adaptive() else task.LR,
         "lr_scheduler_type": "linear",
-        "optim": "sgd",
-        "optim_args": f"momentum={task.MOMENTUM}",
+        **(ADAM if task.adaptive() else {"optim": "sgd", "optim_args": f"momentum={task.MOMENTUM}"}),
         "max_grad_norm": MAX_NORM,
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",
@@ -274,7 +276,9 @@ def token_losses(call: Any, batch: task.Batch, *, shift: bool = False) -> torch.
 
 # These models compute their loss in float32.
 @stack(
-    "transformers Seq2SeqTrainer", task=Task(tiny_t5, token_losses, sequence_batches(2), by_slopes=True), tolerance=1e-4
+    "transformers Seq2SeqTrainer",
+    task=Task(tiny_t5, token_losses, sequence_batches(2), by_slopes=True, divided=False),
+    tolerance=1e-4,
 )
 def _(spec: str, folder: Path) -> reference.Weights:
     from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -474,8 +478,9 @@ def _(spec: str, folder: Path) -> reference.Weights:
             self.net = task.make_model()
 
         def training_step(self, batch: task.Batch, index: int) -> dict[str, Any]:
-            losses = task.losses(self.net, batch)
-            return {"loss": losses.mean(), "example_losses": lambda: losses}
+            kept: list[Any] = []
+            losses = task.losses(lambda **inputs: kept.append(self.net(**inputs)) or kept[-1], batch)
+            return {"loss": losses.mean(), "example_losses": lambda: losses, "logits": kept[-1].logits}
 
         def configure_optimizers(self) -> Any:
             optimizer, scheduler = task.optimizer_of(self.net)

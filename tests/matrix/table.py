@@ -33,6 +33,9 @@ in `Trainer` (accumulation, autocast, label smoothing, regression), `Seq2SeqTrai
 (`tests/integrations/test_regularisers.py`), and under DDP and FSDP2 (`tests/distributed`).
 """
 
+_WIDE = 8
+"""Number of methods side by side on the page."""
+
 Cell = float | str
 """How far off the weights are, relative to the way they went; or what was raised."""
 
@@ -41,7 +44,12 @@ def cell_in_this_process(stack: str, spec: str) -> Cell:
     """Train, and compare with the loop by hand."""
     made = STACKS[stack]
     try:
-        with tempfile.TemporaryDirectory() as folder, task.fixed_noise(), warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            task.fixed_noise(),
+            task.training_with(spec),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", ".*so the weights are noise", RuntimeWarning)
             found = made.train(spec, Path(folder))
@@ -66,15 +74,16 @@ def verdict(stack: str, cell: Cell) -> str:
 def rendered(cells: Mapping[str, Mapping[str, Cell]]) -> str:
     """The page."""
     notes: list[str] = []
-    lines = [
-        f"| stack | {' | '.join(f'`{_short(spec)}`' for spec in task.SPECS)} |",
-        "|---" * (len(task.SPECS) + 1) + "|",
-    ]
-    for stack, row in cells.items():
-        marks = [_marked(verdict(stack, row[spec]), row[spec], notes) for spec in task.SPECS]
-        lines.append(f"| {stack} | {' | '.join(marks)} |")
+    lines: list[str] = []
+    for start in range(0, len(task.SPECS), _WIDE):
+        specs = task.SPECS[start : start + _WIDE]
+        lines += [f"| stack | {' | '.join(f'`{_short(spec)}`' for spec in specs)} |", "|---" * (len(specs) + 1) + "|"]
+        for stack, row in cells.items():
+            marks = [_marked(verdict(stack, row[spec]), row[spec], notes) for spec in specs]
+            lines.append(f"| {stack} | {' | '.join(marks)} |")
+        lines.append("")
     quoted = [f"{i}. `{note}`" for i, note in enumerate(notes, 1)]
-    return "\n".join([_HEAD, *lines, "", "Refused or warned with", "", *quoted]) + "\n"
+    return "\n".join([_HEAD, *lines, "Refused or warned with", "", *quoted]) + "\n"
 
 
 def written() -> dict[str, dict[str, str]]:
@@ -83,8 +92,14 @@ def written() -> dict[str, dict[str, str]]:
         line.strip("| \n").split(" | ") for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if "|" in line
     ]
     specs = {f"`{_short(spec)}`": spec for spec in task.SPECS}
-    columns = [specs[name] for name in rows[0][1:]]
-    return {row[0]: dict(zip(columns, (m.split(" ")[0] for m in row[1:]), strict=True)) for row in rows[2:]}
+    found: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
+    for name, *cells in rows:
+        if name == "stack":
+            columns = [specs[cell] for cell in cells]
+        elif not name.startswith("---"):
+            found.setdefault(name, {}).update(zip(columns, (cell.split(" ")[0] for cell in cells), strict=True))
+    return found
 
 
 def _short(spec: str) -> str:

@@ -1,7 +1,8 @@
 """What every stack trains, and the loop, written by hand from the equations, that it must equal.
 
 A tiny BERT classifies eight rows a step, for four steps: stochastic gradient descent with momentum, clipping, and a
-learning rate that falls linearly. SGD, since Adam blows the rounding of a zero gradient up to a whole step.
+learning rate that falls linearly. SGD, since Adam blows the rounding of a zero gradient up to a whole step; methods
+that need a second moment have Adam, with a constant under the fraction that is large enough for it not to.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from deltasam import reference
 from deltasam.core.restore import WeightStore
 
 STEPS, ROWS, LENGTH, LR, MOMENTUM, MAX_NORM = 4, 8, 6, 0.3, 0.9, 1.0
+ADAM_LR, ADAM_EPS = 0.02, 0.01
 RHO = 0.2
 Batch = dict[str, Tensor]
 
@@ -37,7 +39,8 @@ def _columns() -> list[str]:
     specs = [f"{name}:rho={RHO}" for name in with_rho if name not in ("delta_sam", "rw_sam")]
     weighted = [("delta_sam", "own_curvature"), ("delta_sam", "norms"), ("delta_sam", "slopes"), ("rw_sam", "norms")]
     ways = [f"{name}:rho={RHO},weights={weights}" for name, weights in weighted]
-    return ["erm", *specs, *ways, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2"]
+    specs = [f"{spec},k=2" if spec.startswith("looksam") else spec for spec in specs]
+    return ["erm", *specs, *ways, f"sam:rho={RHO},share=global", f"sam:rho={RHO}@every=2", f"sam:rho={RHO},only=norm"]
 
 
 SPECS = _columns()
@@ -99,6 +102,7 @@ class Task:
         losses: One per example, with something to call in place of the model.
         batches: The micro-batches of each step.
         side_by_side: They are processes', not one after the other.
+        divided: The loss of a micro-batch, whose gradient a method takes first, is divided by their number already.
         by_slopes: delta-SAM has its curvature from slopes: a method sees the mean loss only, or in half precision.
     """
 
@@ -107,11 +111,34 @@ class Task:
     batches: Sequence[Sequence[Any]] = ()
     side_by_side: bool = False
     by_slopes: bool = False
+    divided: bool = True
+
+
+_trained_with: list[str] = []
+
+
+@contextlib.contextmanager
+def training_with(spec: str) -> Iterator[None]:
+    """Inside, the optimizer is one that has what the method needs."""
+    _trained_with.append(spec)
+    try:
+        yield
+    finally:
+        _trained_with.pop()
+
+
+def adaptive() -> bool:
+    """Whether the method that trains at present needs an optimizer's second moment."""
+    return _trained_with[-1].startswith("preconditioned")
 
 
 def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer and its schedule."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR, momentum=MOMENTUM)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if adaptive():
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=ADAM_LR, eps=ADAM_EPS, weight_decay=0.0)
+    else:
+        optimizer = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM)
     return optimizer, scheduler_of(optimizer)
 
 
@@ -124,10 +151,18 @@ def scheduler_of(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.L
 def by_hand(spec: str, task: Task) -> reference.Weights:
     """The trained weights after all steps, each gradient straight from its equation."""
     model = task.model()
-    optimizer, scheduler = optimizer_of(model)
+    with training_with(spec):
+        optimizer, scheduler = optimizer_of(model)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    state: dict[str, Tensor] = {}
+    method = spec.partition(":")[0]
+    state: dict[str, Any] = {}
     for step, micro_batches in enumerate(task.batches or batches()):
+        if (
+            key := {"momentum_sam": "momentum_buffer"}.get(method, "exp_avg_sq" if "precond" in method else "")
+        ) and step:
+            state = {n: optimizer.state[p][key] for n, p in trained.items()}
+        if method == "s2_sam" and step:
+            state = {n: p.grad for n, p in trained.items() if p.grad is not None}
         gradient = gradient_by_hand(spec, step, model, task, micro_batches, state)
         for name, p in trained.items():
             p.grad = gradient[name].to(p.dtype)
@@ -138,15 +173,17 @@ def by_hand(spec: str, task: Task) -> reference.Weights:
 
 
 def gradient_by_hand(
-    spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any], state: dict[str, Tensor]
+    spec: str, step: int, model: nn.Module, task: Task, micro_batches: Sequence[Any], state: dict[str, Any]
 ) -> reference.Weights:
     """The gradient of one step; micro-batches that are apart all draw the same noise."""
     count = len(micro_batches)
-    runs = [lambda call, b=b: task.losses(call, b) / count for b in micro_batches]
+    share = count if task.divided else 1
+    runs = [lambda call, b=b: task.losses(call, b) / share for b in micro_batches]
     drawn = noise(p for p in model.parameters() if p.requires_grad)
-    return tiny.step_gradient(
+    total = tiny.step_gradient(
         model, spec, runs, step, [drawn] * count, state, side_by_side=task.side_by_side, by_slopes=task.by_slopes
     )
+    return {name: g * share / count for name, g in total.items()}
 
 
 def noise(params: Any) -> list[Tensor]:

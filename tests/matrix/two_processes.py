@@ -123,7 +123,7 @@ def noise(self: WeightStore, params: list[torch.Tensor], generator: Any) -> list
 def cell(stack: str, spec: str) -> float | str:
     """How far off the trained weights are in the worst process, or what was raised."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, task.training_with(spec):
             found = STACKS[stack](spec, Path(folder))
     except (ValueError, RuntimeError, NotImplementedError) as refusal:
         return f"{type(refusal).__name__}: {refusal}"

@@ -42,8 +42,8 @@ class LookSAM(TwoGradients, name="looksam"):
     all weights.
 
     Steps of the optimizer are counted: call ``method.follow(optimizer)`` once before training. A step for which no v
-    has been kept yet is a SAM step too. All micro-batches of a step are of one kind, and v is made of the sums of their gradients, averaged over processes in a SAM step. A step
-    whose gradients are infinite or NaN leaves v as it is.
+    has been kept yet is a SAM step too. All micro-batches of a step are of one kind, and v is made of the sums of their
+    gradients, averaged over processes in a SAM step. A step whose gradients are infinite or NaN leaves v as it is.
 
     Cost: one pass, two in every k-th step, and as much memory as the gradient; twice that in a SAM step.
 

@@ -12,7 +12,7 @@ from deltasam.core.passes import Passes
 from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
 from deltasam.methods.bases.optimizer_state import ReadsOptimizer
 
-DAMPING = 1e-3
+DAMPING = 1e-2
 """What is added to the root of the second moment, relative to its root mean square over all weights."""
 
 

@@ -80,6 +80,17 @@ def cost() -> str:
     return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
 
 
+def only() -> str:
+    """What a step of SAM costs where only some parameters move."""
+    record = costs()
+    ((shape, seconds),) = record["seconds"].items()
+    named = [name for name in seconds if name == "sam" or name.startswith("sam:only=")]
+    rows = [(f"`{name}`", f"{ratio(seconds, name, 'erm'):.2f}") for name in named]
+    examples, tokens = shape.split("x")
+    about = f"MiniLM-L6, {examples} examples of {tokens} tokens, {_conditions(record)}"
+    return f"{about}\n\n{_table(('method', 'over `erm`'), rows)}"
+
+
 def overhead() -> str:
     """What a step costs beside its arithmetic: a row for each method, for each model its ratios."""
     record = costs("overhead")
@@ -276,7 +287,7 @@ def wrong_labels_cell() -> str:
 
 
 _MADE = (
-    *(choose, compiled, cost, estimates, every_study, fidelity, norms, overhead, shapes, study),
+    *(choose, compiled, cost, estimates, every_study, fidelity, norms, only, overhead, shapes, study),
     *(radius_of_m_accuracies, radius_of_m_differences, radius_of_m_slopes),
     *(wrong_labels, wrong_labels_cell, wrong_labels_line, wrong_labels_rivals),
 )

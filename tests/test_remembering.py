@@ -23,6 +23,7 @@ SPECS = [
     "preconditioned_sam:rho=0.3",
     "preconditioned_functional_sam:rho=0.3",
     "friendly_sam:rho=0.3",
+    "ae_sam:rho=0.3,momentum=0.5",
 ]
 Batch = tuple[Tensor, Tensor]
 
@@ -66,6 +67,10 @@ class Training:
 
     def weights(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def load_weights_of(self, other: Training) -> None:
+        self.model.load_state_dict(other.model.state_dict())
+        self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
 
     def saved(self) -> io.BytesIO:
         file = io.BytesIO()
@@ -154,7 +159,7 @@ def test_a_step_that_the_scaler_skips_is_as_if_it_had_not_been(spec: str, bad: f
 ACCUMULATED = {"vasso": "share=rank", "preconditioned_sam": "share=rank", "preconditioned_functional_sam": "share=rank"}
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if "looksam" not in s and "friendly" not in s])
+@pytest.mark.parametrize("spec", [s for s in SPECS if s[:7] not in ("looksam", "friendl", "ae_sam:")])
 def test_micro_batches_of_a_step_are_one_batch(spec: str) -> None:
     """Where the direction is the step's own, it is shared; where it is known before, all parts move along it anyway."""
     share = ACCUMULATED.get(spec.partition(":")[0])
@@ -320,3 +325,32 @@ def test_a_step_without_gradients_is_nothing_to_remember() -> None:
     training = Training("s2_sam:rho=0.3")
     training.optimizer.step()
     assert training.method.state_dict() == {"last_gradient": {}}
+
+
+def test_ae_sam_decides_by_the_norm() -> None:
+    """Gradients 1, 2, 1, 3, 0.5 at momentum 0.5: means of squares 1, 2.5, 1.75, 5.375, 2.8125."""
+    model = nn.Linear(1, 1, bias=False).double()
+    method = deltasam.AESAM(model, rho=0.1, momentum=0.5, threshold=0.5)
+    found = []
+    for slope in (1.0, 2.0, 1.0, 3.0, 0.5):
+        step = method.backward(lambda s=slope: s * model.weight.sum())
+        found.append("perturbed_loss" in step.metrics)
+    variance, mean, expected = 0.0, 1.0, [True]
+    for square in (4.0, 1.0, 9.0, 0.25):
+        mean = (mean + square) / 2
+        variance = (variance + (square - mean) ** 2) / 2
+        expected.append(square >= mean + 0.5 * variance**0.5)
+    assert found == expected == [True, True, False, True, False]
+    assert method.state_dict() == {"mean": mean, "variance": variance}
+
+
+@pytest.mark.parametrize(("threshold", "all_steps"), [(-100.0, True), (100.0, False)])
+def test_the_threshold_of_ae_sam_leads_from_sam_to_plain_training(threshold: float, all_steps: bool) -> None:
+    found = Training(f"ae_sam:rho=0.3,threshold={threshold}").run(batches(1))
+    assert torch.equal(found, Training("sam:rho=0.3").run(batches(1)))  # the first is perturbed in any case
+    training, other = Training(f"ae_sam:rho=0.3,threshold={threshold}"), Training("sam:rho=0.3")
+    other.method = deltasam.make_method("sam:rho=0.3" if all_steps else "erm", other.model)
+    for one in (training, other):
+        one.run(batches(1) if one is training else [])
+    other.load_weights_of(training)
+    torch.testing.assert_close(training.run(batches(4)), other.run(batches(4)), rtol=1e-12, atol=1e-14)

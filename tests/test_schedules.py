@@ -60,7 +60,15 @@ NEUTRAL = {name: cls.neutral for name, cls in deltasam.Method.registry.items() i
 
 
 # What follows the optimizer, or noise, goes its own way in tests/test_remembering.py.
-FOLLOWING = ("momentum_sam", "s2_sam", "looksam", "random_sam", "preconditioned_sam", "preconditioned_functional_sam")
+FOLLOWING = (
+    "momentum_sam",
+    "s2_sam",
+    "looksam",
+    "random_sam",
+    "preconditioned_sam",
+    "preconditioned_functional_sam",
+    "ae_sam",
+)
 
 
 @pytest.mark.parametrize("name", [n for n in NEUTRAL if "rho" in NEUTRAL[n] and n not in FOLLOWING])

@@ -191,12 +191,14 @@ def step_gradient(
     if factor and method.name == "looksam":
         return looksam_gradient([losses for losses, _ in parts], w, values, state)
     if method.name == "vasso" and side_by_side:  # all move along the average of what is all processes' gradient
-        parts, runs = [(together(parts), w)], [runs]
+        parts = [(together(parts), w)]
+    if factor and method.name == "ae_sam" and side_by_side:
+        return ae_sam_gradient([losses for losses, _ in parts], w, values, state)
     # What the optimizer keeps is the same for all parts of a step; what a method keeps goes from one to the next.
     of_optimizer = method.name in ("momentum_sam", "s2_sam") or method.name.startswith("preconditioned")
     kept = [dict(state) for _ in parts] if side_by_side or of_optimizer else [state] * len(parts)
     total = {name: torch.zeros_like(v) for name, v in w.items()}
-    for (losses, _), run, values["memory"] in zip(parts, runs, kept, strict=True):
+    for (losses, _), run, values["memory"] in zip(parts, runs[: len(parts)], kept[: len(parts)], strict=True):
         if "predict" in known:
             values["predict"], _ = reference.predict_function(trained, run)
         if values.get("only"):
@@ -239,6 +241,19 @@ def functional_gradient(
     seen.clear()
     losses(there)
     return reference.gradient(sum((x * s).sum() for x, s in zip(seen, slopes, strict=True)), there)
+
+
+def ae_sam_gradient(parts: list[reference.Losses], w: Any, values: dict[str, Any], state: dict[str, Any]) -> Any:
+    """One step of AE-SAM in several processes, which decide together by the mean of their norms."""
+    plain = [reference.erm(losses, w) for losses in parts]
+    square = torch.stack([reference.norm(g) for g in plain]).mean() ** 2
+    first, keep = not state, values["momentum"]
+    state["mu"] = square if first else keep * state["mu"] + (1 - keep) * square
+    away = (square - state["mu"]) ** 2
+    state["variance"] = 0 * away if first else keep * state["variance"] + (1 - keep) * away
+    if first or square >= state["mu"] + values["threshold"] * state["variance"].sqrt():
+        plain = [reference.sam(losses, w, rho=values["rho"]) for losses in parts]
+    return {n: sum(g[n] for g in plain) for n in w}
 
 
 def looksam_gradient(parts: list[reference.Losses], w: Any, values: dict[str, Any], state: dict[str, Any]) -> Any:

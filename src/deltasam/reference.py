@@ -237,6 +237,30 @@ def looksam(losses: Losses, w: Weights, *, rho: float, k: int, alpha: float, mem
     return g_s
 
 
+def ae_sam(
+    losses: Losses, w: Weights, *, rho: float, threshold: float, momentum: float, memory: dict[str, Any]
+) -> Weights:
+    """``grad L(w + rho g / |g|)`` if ``|g|^2 >= mu + threshold sigma``, else ``g``.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Radius.
+        threshold: Number of standard deviations.
+        momentum: Decay factor of the estimates.
+        memory: The estimates mu and sigma^2 of |g|^2, changed in place; empty before the first step, which is
+            perturbed.
+    """
+    g = erm(losses, w)
+    square = norm(g) ** 2
+    first = not memory
+    memory["mu"] = square if first else momentum * memory["mu"] + (1 - momentum) * square
+    away = (square - memory["mu"]) ** 2
+    memory["sigma^2"] = 0 * away if first else momentum * memory["sigma^2"] + (1 - momentum) * away
+    large = square >= memory["mu"] + threshold * memory["sigma^2"].sqrt()
+    return sam(losses, w, rho=rho) if first or large else g
+
+
 def functional_sam(predict: Predict, w: Weights, *, rho: float) -> Weights:
     """``J(w + rho g / |g|)^T dL/dF(w)``, J the Jacobian of the logits F."""
     losses, outputs = predict(w)

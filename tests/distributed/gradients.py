@@ -63,6 +63,7 @@ SPECS += [
     f"sam:rho={RHO},only=head,share=global",
     f"per_instance_sam:rho={RHO},only=head",
 ]
+SPECS += [f"ae_sam:rho={RHO},threshold={threshold}" for threshold in (-9,)]
 # Those that perturb no weights: the process's own examples are all there is to them.
 OTHERS = [
     "r_drop:alpha=2",
@@ -139,6 +140,8 @@ def expected(spec: str) -> reference.Weights:
         options = {"rho": RHO, "weights": method.weights, "sigma": method.sigma, "noise": list(noise().values())}
     if method.name == "rw_sam":
         options = {k: getattr(method, k) for k in ("tilt", "weights", "sigma")} | {"noise": list(noise().values())}
+    if method.name == "ae_sam":  # the second step on the same rows: no deviation, but for rounding
+        return {n: sum(reference.sam(p, w, rho=RHO)[n] for p in parts) / size for n in w}
     if method.name in ("gsam", "wsam"):
         options = {k: getattr(method, k) for k in ("alpha", "gamma") if hasattr(method, k)}
     if method.name == "friendly_sam":  # the second step on the same rows: the average is the gradient of them all

@@ -32,6 +32,15 @@ def fraction(owner: str, argument: str, value: float) -> float:
     return _checked(owner, argument, value, 0 <= value < 1, "0 or more, and below 1")
 
 
+def finite(owner: str, argument: str, value: float) -> float:
+    """``value`` as a float, if it is neither NaN nor infinite.
+
+    Raises:
+        ValueError: It is.
+    """
+    return _checked(owner, argument, value, True, "of either sign")
+
+
 def within(owner: str, argument: str, value: float) -> float:
     """``value`` as a float, if it is above 0 and at most 1.
 

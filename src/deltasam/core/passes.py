@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from deltasam.core import vectors
 from deltasam.core.closure import loss_of
+from deltasam.core.collectives import mean_over_processes
 from deltasam.core.dropout_masks import DropoutMasks
 from deltasam.core.given_gradient import standing_for
 from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators, moved, reseed
@@ -415,6 +416,13 @@ class Passes:
     def mean_over_processes(self, vector: list[Tensor | None]) -> list[Tensor | None]:
         """The mean of a vector over all processes; the vector itself in a single process."""
         return self._runtime.mean_over_processes(vector, self.params)
+
+    def mean_of_number(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        if self.alone:
+            return value
+        (mean,) = mean_over_processes([torch.tensor([value], device=self.params[0].device)], self._runtime.group)
+        return float(mean)
 
     @property
     def alone(self) -> bool:

@@ -164,7 +164,7 @@ def _lines(equation: str) -> str:
 
 def _follow(cls: type[deltasam.Method]) -> str:
     """Methods that watch the optimizer must be shown it."""
-    return "method.follow(optimizer)\n" if "follow" in vars(cls) else ""
+    return "method.follow(optimizer)\n" if cls.follow is not deltasam.Method.follow else ""
 
 
 def _cell(text: str) -> str:

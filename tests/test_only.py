@@ -172,3 +172,14 @@ def test_the_first_backward_ends_at_the_first_that_moves() -> None:
         seen.clear()
         deltasam.SAM(case.model, rho=0.1, only=only).backward(case.closure)
         assert len(seen) == count
+
+
+def test_the_head_of_a_model_without_names_is_its_last_layer() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    assert deltasam.SAM(model, only="head").moving.names(_structure(model)) == {"2.weight", "2.bias"}
+
+
+def test_what_is_called_a_head_inside_a_block_is_none() -> None:
+    block = nn.ModuleDict({"fc": nn.Linear(2, 2), "out": nn.Linear(2, 2)})
+    model = nn.ModuleDict({"layers": nn.ModuleList([block]), "score": nn.Linear(2, 2)})
+    assert deltasam.SAM(model, only="head").moving.names(_structure(model)) == {"score.weight", "score.bias"}

@@ -465,10 +465,8 @@ def delta_sam_ascent(
                 there = [losses(end)[i].detach() for i, end in enumerate(ends)]
                 excess = (torch.stack(there) - at) / (rho * size) - 1
             else:
-                rates = [
-                    sum((gradient(losses(end)[i], end)[name] * own[i][name]).sum() for name in w) / size[i]
-                    for i, end in enumerate(ends)
-                ]
+                far = [gradient(losses(end)[i], end) for i, end in enumerate(ends)]
+                rates = [sum((far[i][name] * own[i][name]).sum() for name in w) / size[i] for i in range(n)]
                 excess = (torch.stack(rates) / size - 1) / 2
             excess = torch.where(size > 0, excess, 0.0)  # without a gradient there is no direction to measure along
             p = 0.3**2 + excess**2 * size / size.mean()

@@ -10,7 +10,8 @@ from deltasam.core.passes import Passes
 from deltasam.core.structure import Structure
 from deltasam.core.vectors import Vector
 
-_HEAD = re.compile(r"(^|\.)(lm_head|classifier|score|qa_outputs|head|fc)\.")
+# By name, but not inside a block (`layers.3.fc.weight`).
+_HEAD = re.compile(r"^([^\d.][^.]*\.)*(lm_head|classifier|score|qa_outputs|head|fc)\.")
 _ADAPTER = re.compile(r"lora_|adapter|prompt_encoder|ia3_")
 _SHOWN = 4
 
@@ -20,9 +21,9 @@ class Only:
 
     Args:
         owner: Name of the method, for error messages.
-        which: ``norm``: those of normalisation layers; ``head``: those of the output layer; ``adapters``: those of
-            adapters (LoRA and others); a class of layers, ``LayerNorm``; or a regular expression, searched in the names
-            of the parameters. None: all.
+        which: ``norm``: those of normalisation layers; ``head``: those of the output layer (the output embeddings, what
+            is called a head, or else the last layer); ``adapters``: those of adapters (LoRA and others); a class of
+            layers, ``LayerNorm``; or a regular expression, searched in the names of the parameters. None: all.
 
     Raises:
         ValueError: It is not a regular expression.
@@ -61,6 +62,10 @@ class Only:
             for name, p in structure.trained.items()
             if any(self._matches(key, module, output) for key, module in held.get(id(p), ()))
         )
+        if not found and self.which == "head":  # of a model whose layers are numbered: the last of them
+            last = [key for key, p in structure.model.named_parameters() if p.requires_grad][-1:]
+            prefix = last[0].rpartition(".")[0] if last else ""
+            found = frozenset(name for name in structure.trained if name.rpartition(".")[0] == prefix)
         if not found:
             some = ", ".join(list(structure.trained)[:_SHOWN])
             raise ValueError(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_linear_schedule_with_warmup
 
 from deltasam import make_method
 from deltasam.core.closure import Output
@@ -318,4 +317,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig, total_steps: int) -> t
     # Fused: 26 ms and not 143 for the 22 million weights of MiniLM on one CPU core.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     warmup_steps = round(config.warmup * total_steps)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+
+    def factor(step: int) -> float:  # as transformers' linear schedule, whose import takes more than a second
+        if step < warmup_steps:
+            return step / max(1, warmup_steps)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return optimizer, LambdaLR(optimizer, factor)

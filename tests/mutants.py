@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,15 +20,13 @@ import pytest
 from _pytest.mark import KeywordMatcher
 from _pytest.mark.expression import Expression
 
+import forked
+
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "deltasam"
 SUFFIXES = (".py", ".jinja", ".js")
 SECONDS = 300  # of one process: a mutant may never come to an end
 
-# Nothing of the package, which is imported broken; and nothing that starts a thread, as a fork would be without it.
-HEAVY = ["pytest", "torch", "torch.distributed", "transformers", "peft", "accelerate", "datasets", "sklearn.metrics"]
-HEAVY += ["scipy.stats", "hypothesis", "jinja2", "altair", "vl_convert", "typer", "torchmetrics"]
-HEAVY += [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "gpt2", "llama")]
 OPTIONS = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider"]
 
 
@@ -121,9 +118,7 @@ def in_a_fork(file: str, selection: Selection, scratch: Path, package: Path | No
         scratch: A folder for what is written.
         package: The folder that has the broken package; None: the package as it is.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
         return pool.submit(_run, file, selection, scratch, package).result()
 
 

@@ -34,6 +34,6 @@ def launch(script: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def told(script: Path) -> Any:
+def told(script: Path, *arguments: object) -> Any:
     """What a script's first process prints as its last line, read as JSON."""
-    return json.loads(launch(script).strip().splitlines()[-1])
+    return json.loads(launch(script, *arguments).strip().splitlines()[-1])

@@ -53,6 +53,7 @@ def metrics(folder: Path) -> dict[str, dict[str, float]]:
     return {run["method"]: run["metrics"] for run in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_stands_beside_the_others_and_is_part_of_what_decides_the_numbers(
     mine: Path, reviews: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_stands_beside_the_others_and_is_part_of_what_decides_the_numbers(
     assert "was made with plugin mine.py=" in done.stderr
 
 
+@pytest.mark.slow
 def test_is_listed(mine: Path) -> None:
     assert "The gradient, turned around: factor * grad L(w)." in deltasam("--plugin", mine, "methods", COLUMNS="200").stdout
 

@@ -39,8 +39,10 @@ class Started:
         self.process = CONTEXT.Process(target=_call, args=given)
         self.process.start()
 
-    def end(self) -> subprocess.CompletedProcess[str]:
-        """Wait for it."""
+    def end(self, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Wait for it, and kill it after so many seconds."""
+        self.process.join(seconds)
+        self.process.kill()
         self.process.join()
         with self._folder:
             printed = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self._streams]

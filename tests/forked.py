@@ -6,6 +6,7 @@ to kill it or since what they do stays in it, and not the start of the interpret
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -66,10 +67,11 @@ def _call(
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
-    # One thread, as in the process of the tests: sums are then taken in the same order.
+    # As in the process of the tests. With one thread sums are taken in the same order.
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()
     function(*arguments)
 
 

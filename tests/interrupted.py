@@ -10,6 +10,7 @@ from pathlib import Path
 
 import forked
 
+
 def signalled(number: signal.Signals, at: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, which gets a real signal right after a step."""
     return forked.call(_signalled, number, at, *map(str, arguments))

@@ -71,7 +71,10 @@ def test_stands_beside_the_others_and_is_part_of_what_decides_the_numbers(
 
 @pytest.mark.slow
 def test_is_listed(mine: Path) -> None:
-    assert "The gradient, turned around: factor * grad L(w)." in deltasam("--plugin", mine, "methods", COLUMNS="200").stdout
+    assert (
+        "The gradient, turned around: factor * grad L(w)."
+        in deltasam("--plugin", mine, "methods", COLUMNS="200").stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_a_sharded_per_instance_step_reduces_no_more_than_plain_training(part: s
 
 
 @pytest.mark.parametrize("part", ["no sync"])
-def test_gradient_synchronisation_may_be_off_where_the_first_pass_needs_none(part: str, results: dict[str, Any]) -> None:
+def test_gradient_synchronisation_may_be_off_where_the_first_pass_needs_none(
+    part: str, results: dict[str, Any]
+) -> None:
     found = results[part]
     assert found["erm"] < 1e-10
     assert found["per_instance_sam"] < 1e-10

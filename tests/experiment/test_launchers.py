@@ -16,8 +16,7 @@ import torch
 import forked
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import Grid
-from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher
-from deltasam.lab.compare.launchers import worker_pool
+from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher, worker_pool
 from deltasam.lab.compare.launchers.worker import Warned, do_apart
 from deltasam.lab.compare.launchers.worker_pool import WorkerPool
 from deltasam.lab.data import TextData

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,12 @@ OWN_METHODS = pytest.StashKey[set[str]]()
 def _one_thread_per_worker() -> None:
     # The models are tiny: more threads only fight each other, and the workers run side by side anyway.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _libraries_are_no_garbage() -> None:
+    # Every run looks for garbage before it measures memory, and what the libraries hold is a lot to go through.
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,30 +6,29 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-# The real command line in a process of its own, which gets a real signal right after a step.
-_SIGNALLED = """
-import os, sys
-import deltasam.lab.train.run as training
-number, at = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-step, taken = training.Run.step, []
-def counted(self):
-    taken.append(step(self))
-    if len(taken) == at:
-        os.kill(os.getpid(), number)
-    return taken[-1]
-training.Run.step = counted
-from deltasam.cli import main
-main()
-"""
+import forked
 
 
 def signalled(number: signal.Signals, at: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _SIGNALLED, str(int(number)), str(at), *map(str, arguments)]
-    # One thread, as in this process: sums are then taken in the same order.
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """The command line in a process of its own, which gets a real signal right after a step."""
+    return forked.call(_signalled, number, at, *map(str, arguments))
+
+
+def _signalled(number: signal.Signals, at: int, *arguments: str) -> None:
+    import deltasam.lab.train.run as training
+
+    step, taken = training.Run.step, []
+
+    def counted(self: training.Run) -> training.StepRecord:
+        taken.append(step(self))
+        if len(taken) == at:
+            os.kill(os.getpid(), number)
+        return taken[-1]
+
+    training.Run.step = counted  # type: ignore[method-assign]
+    forked.command_line(*arguments)
 
 
 def numbers(path: Path) -> list[str]:

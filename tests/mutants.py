@@ -1,14 +1,13 @@
 """Break the package in one place, and run tests on it in a process of their own.
 
 That process is forked from one that has imported the heavy libraries. On its path, before the package, stand links to
-every file of the package but the broken one: the processes that the tests start find them as well.
+every file of the package but the broken one, compiled ones too: the processes that the tests start find them as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,16 +20,14 @@ import pytest
 from _pytest.mark import KeywordMatcher
 from _pytest.mark.expression import Expression
 
+import forked
+
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "deltasam"
 SUFFIXES = (".py", ".jinja", ".js")
 SECONDS = 300  # of one process: a mutant may never come to an end
 
-# Nothing of the package, which is imported broken; and nothing that starts a thread, as a fork would be without it.
-HEAVY = ["pytest", "torch", "torch.distributed", "transformers", "peft", "accelerate", "datasets", "sklearn.metrics"]
-HEAVY += ["scipy.stats", "hypothesis", "jinja2", "altair", "vl_convert", "typer", "torchmetrics"]
-HEAVY += [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "gpt2", "llama")]
-OPTIONS = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider"]
+OPTIONS = ["-x", "-q", "--assert=plain", "--tb=native", "-p", "no:cacheprovider"]
 
 
 @dataclass
@@ -103,10 +100,11 @@ def broken(place: str, old: str, new: str, folder: Path) -> Path:
         compile(text, str(name), "exec")  # or its error would be that of every test
     here, real = folder / "deltasam", PACKAGE
     for part in name.parts:
-        here.mkdir(parents=True)
-        for path in real.iterdir():
-            if path.name not in (part, "__pycache__"):
-                (here / path.name).symlink_to(path)
+        (here / "__pycache__").mkdir(parents=True)
+        compiled = f"{part.removesuffix('.py')}.*.pyc"
+        for path in (*real.iterdir(), *real.glob("__pycache__/*.pyc")):
+            if path.name not in (part, "__pycache__") and not path.match(compiled):
+                (here / path.relative_to(real)).symlink_to(path)
         here, real = here / part, real / part
     here.write_text(text, encoding="utf-8")
     return folder
@@ -121,14 +119,13 @@ def in_a_fork(file: str, selection: Selection, scratch: Path, package: Path | No
         scratch: A folder for what is written.
         package: The folder that has the broken package; None: the package as it is.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
         return pool.submit(_run, file, selection, scratch, package).result()
 
 
 def _run(file: str, selection: Selection, scratch: Path, package: Path | None) -> Outcome:
     signal.alarm(SECONDS)
+    sys.dont_write_bytecode = False  # the package and the tests are compiled once, not for every mutant
     gc.freeze()  # what the heavy libraries hold need not be gone through again and again
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if package is not None:

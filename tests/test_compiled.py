@@ -163,6 +163,7 @@ class Drops(nn.Module):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="generated code needs a C++ compiler, g++")
+@pytest.mark.slow
 def test_generated_code_has_the_same_masks_in_every_pass() -> None:
     """It draws them from a stream of its own, which the random state of PyTorch starts."""
     model = Drops()

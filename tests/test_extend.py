@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import forked
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,7 @@ def saved(page: str, folder: Path) -> Path:
 
 def deltasam(*arguments: object) -> str:
     """In a process of its own, since a plugin stays in the registries."""
-    command = [sys.executable, "-m", "deltasam", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.deltasam(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

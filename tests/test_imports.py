@@ -23,6 +23,7 @@ def python(code: str, *path: Path) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_import_loads_torch_and_nothing_heavier() -> None:
     code = """
 import torch
@@ -35,6 +36,7 @@ print(sorted(new))
     assert python(code) == "['deltasam']"
 
 
+@pytest.mark.slow
 def test_names_are_loaded_when_they_are_used() -> None:
     code = """
 import deltasam
@@ -49,6 +51,7 @@ assert not hasattr(deltasam, "Sam")
     python(code)
 
 
+@pytest.mark.slow
 def test_whoever_gets_the_registry_finds_every_method_in_it() -> None:
     names = f"{len(deltasam.method_names())}"
     for code in (
@@ -70,6 +73,7 @@ def test_type_checkers_and_editors_see_the_same_names() -> None:
     assert seen <= set(deltasam.__all__)
 
 
+@pytest.mark.slow
 def test_a_method_is_one_new_file(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "deltasam", ignore=shutil.ignore_patterns("__pycache__", "lab", "cli"))
     (tmp_path / "deltasam/methods/mine.py").write_text(

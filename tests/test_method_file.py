@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import forked
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs/extend/method.md").read_text(encoding="utf-8")
@@ -16,9 +18,10 @@ MINE = next(re.finditer(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE
 
 def contracts(folder: Path, code: str, which: str) -> str:
     (folder / "mine.py").write_text(code, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which]
-    files = [str(TESTS / "test_contracts.py"), "--method-file", str(folder / "mine.py")]
-    return subprocess.run([*command, *files], capture_output=True, text=True, cwd=TESTS.parent).stdout
+    options = ["-q", "-p", "no:cacheprovider", "-k", which, "--method-file", str(folder / "mine.py")]
+    # In a process of its own: the method stays in the registry.
+    run = forked.call(pytest.main, [*options, str(TESTS / "test_contracts.py")], PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    return run.stdout
 
 
 def changed(old: str, new: str) -> str:

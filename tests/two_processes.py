@@ -1,4 +1,4 @@
-"""What two processes do together, for test_processes.py: started by torchrun, each leaves what it found in a folder.
+"""What two processes do together, for test_processes.py: started as by torchrun, each leaves what it found in a folder.
 
 One start does everything, since imports are most of the time. Each process has an output folder of its own, as on two
 machines: what only the main process may write must not appear in the other's.
@@ -77,7 +77,7 @@ def kill(folder: Path, port: str, at: int, train: list[str]) -> int:
     """
     child = os.fork()
     if child == 0:
-        os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        os.environ["MASTER_PORT"] = port
         step = Run.step
 
         def killed(run: Run) -> StepRecord:

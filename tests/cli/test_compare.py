@@ -123,6 +123,7 @@ def test_same_command_again_runs_nothing(cli: Cli, compare_two: list[str], tmp_p
     assert (tmp_path / "results.jsonl").read_bytes() == before  # times included
 
 
+@pytest.mark.slow
 def test_side_by_side_is_the_same_experiment(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
     command = [*compare_two, "--methods", "erm", "--output", tmp_path]
     done = cli(*command, "--workers", "2")

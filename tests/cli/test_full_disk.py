@@ -134,6 +134,7 @@ def test_compare_goes_on(
     assert (tmp_path / "out/report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_no_room_says_so(cli: Cli, compare_two: list[str], tmp_path: Path) -> None:
     """What fails in its process comes back whole."""
     command = [*compare_two, "--methods", "erm", "--workers", "2", "--output", tmp_path / "out"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import forked
 from command_line import Cli
 from deltasam.cli import main, options
 from deltasam.cli.app import app
@@ -26,11 +26,26 @@ from interrupted import numbers, signalled
 @pytest.fixture(scope="module")
 def unbroken(compare_two: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The numbers of the comparison that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert CliRunner().invoke(app, [*compare_two, "--output", str(folder)]).exit_code == 0
+    return all_numbers(compare_two, tmp_path_factory.mktemp("whole"))
+
+
+def all_numbers(command: list[str], folder: Path) -> list[str]:
+    assert CliRunner().invoke(app, [*command, "--output", str(folder)]).exit_code == 0
     return numbers(folder / "results.jsonl")
 
 
+@pytest.fixture(scope="module")
+def long(compare_two: list[str]) -> list[str]:
+    """A comparison that goes on long enough to be interrupted from outside."""
+    return [*compare_two, "--methods", "erm", "--epochs", "60", "--checkpoint-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def long_unbroken(long: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return all_numbers(long, tmp_path_factory.mktemp("long"))
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], tmp_path: Path) -> None:
     broken = signalled(signal.SIGINT, 7, *compare_two, "--output", tmp_path / "broken")
     assert broken.returncode == 130
@@ -41,6 +56,7 @@ def test_ctrl_c_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str]
     assert numbers(tmp_path / "broken/results.jsonl") == unbroken
 
 
+@pytest.mark.slow
 def test_kill_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], tmp_path: Path) -> None:
     every = ["--checkpoint-every", "1"]
     broken = signalled(signal.SIGKILL, 6, *compare_two, *every, "--output", tmp_path / "broken")
@@ -54,45 +70,42 @@ def test_kill_in_compare(cli: Cli, compare_two: list[str], unbroken: list[str], 
 @pytest.mark.xdist_group("launchers")
 @pytest.mark.parametrize("where", [["--workers", "2"], ["--launcher", "ray", "--workers", "2"]], ids=["local", "ray"])
 def test_ctrl_c_with_workers_leaves_no_process(
-    cli: Cli, compare_two: list[str], tmp_path: Path, where: list[str]
+    cli: Cli, long: list[str], long_unbroken: list[str], tmp_path: Path, where: list[str]
 ) -> None:
     if "ray" in where:
         pytest.importorskip("ray", reason="needs the extra 'ray'")
-    mark = f"DELTASAM_TEST={uuid.uuid4()}"
-    long = [*compare_two, "--methods", "erm", "--epochs", "60", "--checkpoint-every", "5"]
-    command = [sys.executable, "-m", "deltasam", *long, "--output", str(tmp_path / "broken")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")])}
-    running = subprocess.Popen(
-        [*command, *where], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    mark, run = started(*long, "--output", tmp_path / "broken", *where)
     while not (("ray" in where and any("ray::_do" in p for p in marked(mark))) or list(tmp_path.rglob("*.pt"))):
-        assert running.poll() is None
+        assert run.process.is_alive()
         time.sleep(0.02)
-    assert len(marked(mark)) >= 3
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: every process of the command gets it
-    _, told = running.communicate()
-    assert running.returncode == 130, told
-    assert "stopped; go on with the same command" in told
-    assert "Traceback" not in told
+    assert len(marked(mark)) >= 2
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: every process of the command gets it
+    done = run.end()
+    assert done.returncode == 130, done.stderr
+    assert "stopped; go on with the same command" in done.stderr
+    assert "Traceback" not in done.stderr
     await_end(mark)
     assert cli(*long, "--output", tmp_path / "broken").exit_code == 0
-    assert cli(*long, "--output", tmp_path / "whole").exit_code == 0
-    assert numbers(tmp_path / "broken/results.jsonl") == numbers(tmp_path / "whole/results.jsonl")
+    assert numbers(tmp_path / "broken/results.jsonl") == long_unbroken
 
 
 @pytest.mark.xdist_group("launchers")
 def test_workers_end_when_the_command_is_killed(compare_two: list[str], tmp_path: Path) -> None:
-    mark = f"DELTASAM_TEST={uuid.uuid4()}"
-    command = [sys.executable, "-m", "deltasam", *compare_two, "--epochs", "9999", "--workers", "2"]
-    running = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "out")], env={**os.environ, **dict([mark.split("=")])}
-    )
+    mark, run = started(*compare_two, "--epochs", "9999", "--workers", "2", "--output", tmp_path / "out")
     while not list((tmp_path / "out").glob("*.pt")):
-        assert running.poll() is None
+        assert run.process.is_alive()
         time.sleep(0.02)
-    running.kill()
-    running.wait()
+    assert len(marked(mark)) >= 2
+    run.process.kill()
+    run.end()
     await_end(mark)
+
+
+def started(*arguments: object) -> tuple[str, forked.Started]:
+    """A command with a process group of its own, and what the processes that it starts have in their environment."""
+    mark = f"DELTASAM_TEST={uuid.uuid4()}"
+    variables = {"OMP_NUM_THREADS": "1", **dict([mark.split("=")])}
+    return mark, forked.Started(forked.group_leader, *map(str, arguments), **variables)
 
 
 def marked(mark: str) -> list[str]:
@@ -113,6 +126,7 @@ def await_end(mark: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_kill_in_train(cli: Cli, common: list[str], tmp_path: Path) -> None:
     command = ["train", *common, "--method", "delta_sam", "--patience", "5"]
     broken = signalled(signal.SIGKILL, 6, *command, "--output", tmp_path / "broken")

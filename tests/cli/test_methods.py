@@ -106,6 +106,7 @@ def test_runs_as_a_module_and_help_is_light() -> None:
 
 
 @pytest.mark.parametrize("library", ["typer", "transformers"])
+@pytest.mark.slow
 def test_missing_extra_names_the_remedy(library: str, common: list[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
     code = (
         "import sys, importlib.abc\n"
@@ -123,6 +124,7 @@ def test_missing_extra_names_the_remedy(library: str, common: list[str], tmp_pat
     assert done.stderr.strip() == f"error: the library '{library}' is not installed; pip install 'deltasam[cli]'"
 
 
+@pytest.mark.slow
 def test_a_torchvision_of_another_build_is_named(common: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "site/torchvision"
     broken.mkdir(parents=True)

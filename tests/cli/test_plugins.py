@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from deltasam.errors import UserError
 from deltasam.lab.train.plugins import VARIABLE, use_plugins
+from forked import deltasam
 
 MINE = """
 import deltasam
@@ -35,13 +34,6 @@ class Uphill(deltasam.Method, name="uphill"):
 """
 
 
-def deltasam(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: what a plugin defines stays in the registry."""
-    command = [sys.executable, "-m", "deltasam", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200", **variables}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
@@ -52,7 +44,8 @@ def mine(tmp_path: Path) -> Path:
 def compare(mine: Path, reviews: Path, tiny_model: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
     data = [reviews, "--text", "review", "--label", "verdict", "--model", tiny_model, "--train-size", "16"]
     training = ["--epochs", "1", "--seeds", "0", "--methods", "erm,uphill,uphill:factor=1"]
-    return deltasam("--plugin", mine, "compare", *data, *training, "--output", output, *more)
+    # In a process of its own: what a plugin defines stays in the registry.
+    return deltasam("--plugin", mine, "compare", *data, *training, "--output", output, *more, COLUMNS="200")
 
 
 def metrics(folder: Path) -> dict[str, dict[str, float]]:
@@ -60,6 +53,7 @@ def metrics(folder: Path) -> dict[str, dict[str, float]]:
     return {run["method"]: run["metrics"] for run in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_stands_beside_the_others_and_is_part_of_what_decides_the_numbers(
     mine: Path, reviews: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -75,8 +69,12 @@ def test_stands_beside_the_others_and_is_part_of_what_decides_the_numbers(
     assert "was made with plugin mine.py=" in done.stderr
 
 
+@pytest.mark.slow
 def test_is_listed(mine: Path) -> None:
-    assert "The gradient, turned around: factor * grad L(w)." in deltasam("--plugin", mine, "methods").stdout
+    assert (
+        "The gradient, turned around: factor * grad L(w)."
+        in deltasam("--plugin", mine, "methods", COLUMNS="200").stdout
+    )
 
 
 @pytest.mark.parametrize(

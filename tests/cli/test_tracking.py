@@ -58,6 +58,7 @@ def test_every_number_of_every_run_is_there(cli: Cli, compare_two: list[str], tm
         assert scalars(folder) == recorded(run)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_each_step_once(cli: Cli, common: list[str], tmp_path: Path) -> None:
     train = ["train", *common, "--output", tmp_path / "out", *TENSORBOARD, "--checkpoint-every", "2"]
     broken = signalled(signal.SIGKILL, 6, *train)  # five are sent, four are in the checkpoint
@@ -68,6 +69,7 @@ def test_a_resumed_run_shows_each_step_once(cli: Cli, common: list[str], tmp_pat
     assert scalars(tmp_path / "out/tracking/out") == recorded(run)
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_set_back_is_told(cli: Cli, common: list[str], tmp_path: Path) -> None:
     train = ["train", *common, "--output", tmp_path / "out", *TENSORBOARD, "--checkpoint-every", "2"]
     signalled(signal.SIGKILL, 6, *train)

@@ -1,6 +1,7 @@
 """Started in several processes: each method's gradient under DDP and FSDP2 against what its equation says.
 
-The first process prints, as JSON, the relative error of each case, or the error that was raised.
+The arguments name what is wanted, a stack and a method or another part. The first process prints, as JSON, the relative
+error of each case, or the error that was raised, and what the other parts give.
 """
 
 from __future__ import annotations
@@ -389,16 +390,20 @@ def without_synchronisation(spec: str) -> float | str:
     return error(net, expected(spec))
 
 
+COUNTED = ("erm", f"per_instance_sam:rho={RHO}", f"sam:rho={RHO},share=global")
+PARTS: dict[str, Callable[[], Any]] = {
+    "norms": norms,
+    "collectives": lambda: {spec.partition(":")[0]: collectives(spec) for spec in COUNTED},
+    "no sync": lambda: {spec.partition(":")[0]: without_synchronisation(spec) for spec in COUNTED},
+}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     # Uniform noise is drawn from (0, 1) and then brought to (-1, 1).
     embeddings.sample_noise = lambda sampler, x, *_: (drawn(x) + 1) / 2 if sampler is torch.rand else drawn(x)  # type: ignore[assignment]
-    result: dict[str, Any] = {f"{stack} | {spec}": case(stack, spec) for stack in STACKS for spec in SPECS}
-    result["norms"] = norms()
-    counted = ("erm", f"per_instance_sam:rho={RHO}", f"sam:rho={RHO},share=global")
-    result["collectives"] = {spec.partition(":")[0]: collectives(spec) for spec in counted}
-    result["no sync"] = {spec.partition(":")[0]: without_synchronisation(spec) for spec in counted}
+    result = {name: PARTS[name]() if name in PARTS else case(*name.split(" | ")) for name in sys.argv[1:]}
     if dist.get_rank() == 0:
         print(json.dumps(result))
     sys.stdout.flush()

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 from deltasam.errors import UserError
 from deltasam.lab.compare.grid import Grid
-from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher
+from deltasam.lab.compare.launchers import Launcher, RunKey, RunProgress, SequentialLauncher, find_launcher, worker_pool
 from deltasam.lab.compare.launchers.worker import Warned, do_apart
 from deltasam.lab.compare.launchers.worker_pool import WorkerPool
 from deltasam.lab.data import TextData
@@ -65,9 +66,20 @@ def numbers(results: list[RunResult]) -> list[str]:
     return [r.to_json() for r in bare]
 
 
+@pytest.fixture(scope="module")
+def in_sequence(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the runs leave that are done one after the other."""
+    folder = tmp_path_factory.mktemp("in_sequence")
+    grid.run(folder, watch=lambda progress: None)
+    return folder
+
+
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)
-def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, tmp_path: Path) -> None:
-    expected = grid.run(tmp_path / "in sequence", watch=lambda progress: None)
+def test_same_numbers_though_a_worker_is_killed(
+    grid: Grid, in_sequence: Path, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_SPAWN", forked.CONTEXT)  # others see to it that a new interpreter will do
+    expected = read_results(in_sequence)
     victim, marks, told = RunKey(0, "erm", Setting(16)), tmp_path / "marks", list[RunProgress]()
     marks.mkdir()
     with pytest.warns(RuntimeWarning, match=r"erm seed 0 n=16: the process at work on it died .* it is done again"):
@@ -75,7 +87,7 @@ def test_same_numbers_though_a_worker_is_killed(grid: Grid, launcher: Launcher, 
     assert numbers(found) == numbers(expected)
     assert numbers(read_results(tmp_path / "out")) == numbers(expected)  # the victim is the first line all the same
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["examples", "results.jsonl"]
-    for table in (tmp_path / "in sequence/examples").iterdir():
+    for table in (in_sequence / "examples").iterdir():
         assert (tmp_path / "out/examples" / table.name).read_bytes() == table.read_bytes()
     assert {s.key for s in told if s.finished} == set(grid.run_keys())
     if launcher.shares_disk:  # from the checkpoint at the end of the first epoch

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import warnings
 from pathlib import Path
@@ -28,15 +27,9 @@ from deltasam.lab.train.device import find_device, own_device
 from deltasam.lab.train.results import RunResult
 from deltasam.lab.train.run import Run
 from deltasam.lab.train.tasks import text
-from distributed.launch import torchrun
+from distributed.launch import free_port, in_two, torchrun
 
 pytestmark = pytest.mark.xdist_group("processes")  # one worker starts them all: see --dist loadgroup in the Makefile
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +47,8 @@ def still(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tiny_model: Path, still: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(two_processes.__file__, folder, free_port(), tiny_model, still, reviews)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for done in in_two(Path(two_processes.__file__), folder, free_port(), tiny_model, still, reviews):
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -157,6 +157,7 @@ def in_two_processes(cells: list[str], folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
     whole = ["per_instance_sam:rho=0.05 1", "sam:rho=0.05,share=global@every=2 2"]
     own = "sam:rho=0.05 1"

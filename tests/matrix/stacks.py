@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +413,12 @@ def margin_losses(call: Any, batch: task.Batch) -> torch.Tensor:
     return -torch.nn.functional.logsigmoid(chosen - rejected)
 
 
+@cache
+def untrained_llama() -> nn.Module:
+    """What training is compared with."""
+    return tiny_llama()
+
+
 def preference_losses(call: Any, batch: task.Batch) -> torch.Tensor:
     """One loss per pair [n]: by how much training has made the chosen text likelier than the rejected one.
 
@@ -424,8 +431,7 @@ def preference_losses(call: Any, batch: task.Batch) -> torch.Tensor:
         return (found.gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]).sum(1)
 
     with torch.no_grad():
-        start = tiny_llama()
-        before = [log_probabilities(start, name) for name in ("chosen", "rejected")]
+        before = [log_probabilities(untrained_llama(), name) for name in ("chosen", "rejected")]
     chosen, rejected = (
         log_probabilities(call, name) - b for name, b in zip(("chosen", "rejected"), before, strict=True)
     )

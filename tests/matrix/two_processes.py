@@ -128,7 +128,11 @@ def cell(stack: str, spec: str) -> float | str:
     except (ValueError, RuntimeError, NotImplementedError) as refusal:
         return f"{type(refusal).__name__}: {refusal}"
     assert not any(isinstance(w, DTensor) for w in found.values())
-    expected = task.by_hand(spec, MEANS if "Trainer" in stack else HALVES)
+    expected = {name: torch.empty_like(w) for name, w in found.items()}
+    if dist.get_rank() == 0:
+        expected = {name: task.by_hand(spec, MEANS if "Trainer" in stack else HALVES)[name] for name in found}
+    for w in expected.values():
+        dist.broadcast(w, 0)
     worst = torch.tensor(task.error(found, expected, task.make_model()))
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return float(worst)

@@ -17,15 +17,20 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks/results").glob("*.jsonl"))
 
 
-def test_all_are_on_a_page() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in tables.pages()]
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, str]:
+    return tables.pages()
+
+
+def test_all_are_on_a_page(pages: dict[Path, str]) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in pages]
     shown = {found["name"] for text in texts for found in tables.MARKS.finditer(text)}
     assert shown == {path.stem for path in FILES} | set(tables.TABLES)
     assert shown >= {"glue-small", "sts-small", "summarization-small"}
 
 
-def test_the_pages_show_what_they_show() -> None:
-    for path, text in tables.pages().items():
+def test_the_pages_show_what_they_show(pages: dict[Path, str]) -> None:
+    for path, text in pages.items():
         assert text == path.read_text(encoding="utf-8"), f"{path.name}; run: python benchmarks/tables.py"
 
 

@@ -25,8 +25,8 @@ from deltasam import reference
 from deltasam.core.restore import WeightStore
 from matrix import stacks, task
 
-HALVES = replace(stacks.HALVES, side_by_side=True)
-MEANS = replace(stacks.MEANS, side_by_side=True)
+HALVES = replace(stacks.HALVES, side_by_side=True, divided=False)
+MEANS = replace(stacks.MEANS, side_by_side=True, divided=False)
 
 
 def loop(

@@ -39,8 +39,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "kept masks are in the wrong order": (
         "core/dropout_masks.py",
-        "self._rest = iter(masks)",
-        "self._rest = iter(masks[::-1])",
+        "self._masks = masks\n        self.position = 0",
+        "self._masks = masks[::-1]\n        self.position = 0",
         "equals_the_reference",
     ),
     "the random state is left at the start": (
@@ -213,8 +213,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "equals_the_reference",
     ),
     "friendly SAM keeps the first gradient": (
-        "methods/friendly_sam.py",
-        "alpha=(1 - self.momentum) / scale",
+        "methods/bases/gradient_state.py",
+        "alpha=(1 - momentum) / scale",
         "alpha=0",
         "equals_the_reference",
     ),
@@ -226,8 +226,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "per-instance groups share a perturbation": (
         "methods/per_instance_sam.py",
-        "passes.grad(again[group].mean())",
-        "passes.grad(again.mean())",
+        "self.moving.grad(passes, again[group].mean())",
+        "self.moving.grad(passes, again.mean())",
         "equals_the_reference",
     ),
     "per-instance mean is over groups": (
@@ -304,8 +304,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "hyper-parameters are lost in the spec": (
         "method.py",
-        "{getattr(method, k)}",
-        "{hyperparameters(type(method))[k]}",
+        "{k: getattr(method, k) for",
+        "{k: hyperparameters(type(method))[k] for",
         "spec_round_trip",
     ),
     "copies carry the scratch memory": (
@@ -643,8 +643,8 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "frozen parameters may be written": (
         "core/passes.py",
-        "                self._refuse_writes(before)\n",
-        "",
+        "                self._refuse_writes(before)\n                after =",
+        "                after =",
         "not_written_twice",
         "test_forward_side_effects.py",
     ),
@@ -698,9 +698,9 @@ ENGINE: dict[str, tuple[str, str, str, str, str]] = {
         "test_compiled.py",
     ),
     "an infinite gradient enters friendly SAM's average": (
-        "methods/friendly_sam.py",
-        "if math.isfinite(vectors.length(batch).value):",
-        "if True:",
+        "methods/bases/gradient_state.py",
+        "    if not math.isfinite(vectors.length(gradient).value):\n        return average\n",
+        "",
         "infinite_gradient",
         "test_friendly_sam.py",
     ),
@@ -1331,8 +1331,8 @@ CORE: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "a forward may write into trained weights": (
         "core/passes.py",
-        "                self._refuse_writes(before)\n",
-        "",
+        "                self._refuse_writes(before)\n                after =",
+        "                after =",
         "constrains_weights or written_twice",
         "test_forward_side_effects.py",
     ),
@@ -2019,7 +2019,140 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "experiment/test_statistics.py",
     ),
 }
-TABLES = (ENGINE, LOOKING, CHECK, CORE, TRAINERS, FILES, RUNS)
+# What the methods of one's own price, and those of two gradients, do with signs, scales and memory.
+R, C = "test_remembering.py", "test_contracts.py"
+METHODS: dict[str, tuple[str, str, str, str, str]] = {
+    "momentum SAM moves along the momentum": (
+        "methods/one_pass/momentum_sam.py", "towards = -1.0", "towards = 1.0", "equals_the_reference", C),
+    "momentum SAM reads Adam's second moment": (
+        "methods/one_pass/momentum_sam.py", '("momentum_buffer", "exp_avg")', '("momentum_buffer", "exp_avg_sq")',
+        "equals_the_reference", C),
+    "one-pass methods move twice as far": (
+        "methods/bases/known_perturbation.py", "vectors.length_to(self.rho,", "vectors.length_to(2 * self.rho,",
+        "equals_the_reference", C),
+    "one-pass methods descend on the weights as they are": (
+        "methods/bases/known_perturbation.py", "passes.first_at(direction, factor)", "passes.first_at(direction, 0.0)",
+        "equals_the_reference", C),
+    "an optimizer without momentum makes a plain step": (
+        "methods/bases/optimizer_state.py", "if self._has_stepped and all(", "if False and all(",
+        "keeps_nothing", R),
+    "a quantized state is read as it is": (
+        "methods/bases/optimizer_state.py", "if value is not None and (value.shape", "if False and (value.shape",
+        "quantized", R),
+    "S2-SAM keeps the first gradient for good": (
+        "methods/one_pass/s2_sam.py", "foreach.copy_(kept, list(grads.values()))", "pass", "equals_the_reference", C),
+    "S2-SAM's saved gradient goes on changing": (
+        "methods/one_pass/s2_sam.py", "{n: g.clone() for n, g in self._last.items()}}", "dict(self._last)}",
+        "saved_state_stays", R),
+    "S2-SAM moves along the gradient that is being filled": (
+        "methods/one_pass/s2_sam.py", "self._last = {n: g.clone() for n, g in grads.items()}",
+        "self._last = dict(grads)", "filled_with_zeros", R),
+    "random SAM has the noise of a part": (
+        "methods/one_pass/random_sam.py", "return passes.noise()", "return [z.abs() for z in passes.noise()]",
+        "equals_the_reference", C),
+    "VaSSO weighs the past by theta": (
+        "methods/vasso.py", "batch, 1 - self.theta)", "batch, self.theta)", "goes_on or loss_scale or reference", C),
+    "VaSSO follows the average before this gradient": (
+        "methods/vasso.py", "values_of(passes, after), passes.loss_scale()",
+        "values_of(passes, self._average if self._steps < 2 else dict.fromkeys(after)), passes.loss_scale()",
+        "equals_the_reference", C),
+    "VaSSO's average does not go on": (
+        "methods/vasso.py", "        self._average = after\n", "        self._average = self._average or after\n",
+        "equals_the_reference", C),
+    "GSAM adds what is orthogonal": (
+        "methods/gsam.py", "plain, -self.alpha)", "plain, self.alpha)", "equals_the_reference", C),
+    "GSAM keeps SAM's gradient as long as it is": (
+        "methods/gsam.py", "1 + self.alpha * along", "1.0", "equals_the_reference", C),
+    "GSAM projects on the plain gradient": (
+        "methods/gsam.py", "vectors.projection(plain, perturbed)", "vectors.projection(perturbed, plain)",
+        "equals_the_reference", C),
+    "WSAM weighs by gamma": (
+        "methods/wsam.py", "self.gamma / (1 - self.gamma)", "self.gamma", "equals_the_reference", C),
+    "WSAM's weights do not add up": (
+        "methods/wsam.py", "plain, 1 - weight)", "plain, weight - 1)", "equals_the_reference or neutral", C),
+    "WSAM takes one gradient for the other": (
+        "methods/wsam.py", "vectors.times(perturbed, weight), plain,", "vectors.times(plain, weight), perturbed,",
+        "equals_the_reference", C),
+    "two gradients are taken at one place": (
+        "methods/bases/two_gradients.py", "with passes.at(ascent, vectors", "with passes.at(None, vectors",
+        "equals_the_reference", C),
+    "LookSAM turns back": (
+        "methods/looksam.py", "vectors.add_to(plain, turn, factor)", "vectors.add_to(plain, turn, -factor)",
+        "equals_the_reference", C),
+    "LookSAM's turn has its own length": (
+        "methods/looksam.py", "self.alpha * vectors.length(plain).value,", "self.alpha,", "equals_the_reference", C),
+    "LookSAM keeps all of SAM's gradient": (
+        "methods/looksam.py", "-vectors.projection(g_s, g)", "0.0", "equals_the_reference", C),
+    "LookSAM makes its direction of the last micro-batch": (
+        "methods/looksam.py", "total = vectors.plus(values_of(passes, before), total)", "pass", "all_micro_batches", R),
+    "LookSAM's sums go on from a skipped step": (
+        "methods/looksam.py", "and not passes.begins_step", "", "half_of_a_skipped", R),
+    "functional SAM is SAM": (
+        "methods/functional_sam.py", "return with_slope(passes, output, loss_of(output), slope, type(self).__name__)",
+        "return loss_of(output)", "equals_the_reference", C),
+    "functional SAM's slope is scaled twice": (
+        "methods/bases/outputs.py", "[slope.to(outputs.dtype)], passes.loss_scale())",
+        "[slope.to(outputs.dtype)], 1.0)", "loss_scale", R),
+    "functional SAM does not look beside the logits": (
+        "methods/bases/outputs.py", "if found is None or others:", "if found is None:", "one_pass_only", C),
+    "functional SAM per example has twice the slope": (
+        "methods/per_instance_functional_sam.py", "slope_of(passes, output, loss, type",
+        "slope_of(passes, output, 2 * loss, type", "equals_the_reference", C),
+    "functional SAM per example is per-instance SAM": (
+        "methods/per_instance_functional_sam.py",
+        "return with_slope(passes, output, loss, self._slope, type(self).__name__)", "return loss",
+        "equals_the_reference", C),
+    "functional SAM per example takes the slope of the perturbed pass": (
+        "methods/per_instance_sam.py", "        self.look(passes, output, loss_of(output))\n", "",
+        "equals_the_reference and functional", C),
+    "the ascent is multiplied by the second moment": (
+        "methods/bases/preconditioned.py", "a / r.add_(damping)", "a * r.add_(damping)", "equals_the_reference", C),
+    "the second moment has not seen the ascent": (
+        "methods/bases/preconditioned.py", ".square().mul_(1 - decay)", ".square().mul_(0)", "equals_the_reference", C),
+    "the second moment is used without its root": (
+        "methods/bases/preconditioned.py", "return square.sqrt_()", "return square", "equals_the_reference", C),
+    "the second moment is in the scale of the loss": (
+        "methods/bases/preconditioned.py", "(vectors.wide(ascent) / scale)", "vectors.wide(ascent)", "loss_scale", R),
+    "AE-SAM perturbs where the gradient is small": (
+        "methods/ae_sam.py", "return square >= self._mean", "return square < self._mean",
+        "by_the_norm", R),
+    "AE-SAM's estimates have not seen the gradient": (
+        "methods/ae_sam.py", "        away = (square - self._mean) ** 2\n",
+        "        away = square**2\n", "by_the_norm", R),
+    "AE-SAM's estimates depend on the loss scale": (
+        "methods/ae_sam.py", "/ passes.loss_scale()", "", "loss_scale", R),
+    "a vector in place of a gradient is not scaled": (
+        "core/given_gradient.py", "factor / ctx.scale)", "factor)", "divides_the_loss", R),
+    "a vector is added to a gradient that two parameters share": (
+        "core/vectors.py", "places[x.data_ptr()] == 1 and", "", "share_memory", "test_weight_space.py"),
+    "only= moves everything": (
+        "core/only.py", "return [v if name in names else None for", "return [v for", "as_a_constant",
+        "test_only.py"),
+    "outputs are used again though their inputs are others": (
+        "core/reuse.py", "return alike and not new.requires_grad and not old.requires_grad and torch.equal(new, old)",
+        "return alike", "other_inputs or kinds", "test_reuse.py"),
+    "outputs are used again though a moving weight is in them": (
+        "core/reuse.py", "if written or not all(self._is_still(call.output)", "if written or not all(True",
+        "kinds", "test_reuse.py"),
+    "outputs are used again though a buffer has changed": (
+        "core/reuse.py", "if written or not all(", "if not all(", "kinds", "test_reuse.py"),
+    "outputs are used again though they were written into": (
+        "core/reuse.py", "any(_versions([leaf]) != [version] for leaf, version in call.versions)", "False",
+        "kinds", "test_reuse.py"),
+    "what is used again leaves the random state behind": (
+        "core/reuse.py", "            call.random.restore()\n", "", "kinds", "test_reuse.py"),
+    "what is used again leaves the masks behind": (
+        "core/reuse.py", "            self._masks.skip_to(call.masks)\n", "",
+        "runs_once or architectures", "test_reuse.py"),
+    "hooks are not looked for": (
+        "core/reuse.py", "if not any(map(watches, inside)):", "if True:", "hooked", "test_reuse.py"),
+    "a ramp begins at the first step": (
+        "schedules.py", "(since + 1) / (self.ramp * total)", "(step + 1) / (self.ramp * total)",
+        "factors", "test_schedules.py"),
+    "a schedule that let nothing be perturbed is silent": (
+        "scheduled.py", "if self._steps and not any(", "if False and not any(", "says_so", "test_schedules.py"),
+}  # fmt: skip
+TABLES = (ENGINE, LOOKING, CHECK, CORE, TRAINERS, FILES, RUNS, METHODS)
 ALL = {name: (*m, "test_contracts.py") for name, m in MUTATIONS.items()}
 for _table in TABLES:
     ALL |= _table

@@ -354,3 +354,57 @@ def test_the_threshold_of_ae_sam_leads_from_sam_to_plain_training(threshold: flo
         one.run(batches(1) if one is training else [])
     other.load_weights_of(training)
     torch.testing.assert_close(training.run(batches(4)), other.run(batches(4)), rtol=1e-12, atol=1e-14)
+
+
+def test_looksam_forgets_half_of_a_skipped_step() -> None:
+    """The second micro-batch overflows, the optimizer does not step, and the step is made anew of other rows."""
+    plain, skipped = (Training("looksam:rho=0.3,k=2", torch.optim.SGD) for _ in range(2))
+    for training in (plain, skipped):
+        training.model[2].p = 0.0
+    first, other, second = batches(3)
+    skipped.method.backward(lambda: losses(skipped.model, other))
+    skipped.method.backward(lambda: float("inf") * losses(skipped.model, other))
+    skipped.optimizer.zero_grad()
+    for training in (plain, skipped):
+        training.step(first)
+        training.step(second)
+    assert torch.equal(plain.weights(), skipped.weights())
+
+
+def test_gradients_may_be_filled_with_zeros_between_steps() -> None:
+    plain, zeros = Training("s2_sam:rho=0.3"), Training("s2_sam:rho=0.3")
+    for batch in batches(4):
+        plain.run([batch])
+        torch.manual_seed(5)
+        zeros.method.backward(lambda b=batch: losses(zeros.model, b))
+        zeros.optimizer.step()
+        zeros.optimizer.zero_grad(set_to_none=False)
+    assert torch.equal(plain.weights(), zeros.weights())
+
+
+class Halving(Runtime):
+    """A training stack that divides every loss by the number of micro-batches before its backward."""
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss / 2)
+
+
+@pytest.mark.parametrize(
+    "spec", [f"{name}:rho=0.3" for name in ("looksam", "gsam", "wsam", "functional_sam", "ae_sam")]
+)
+def test_a_stack_that_divides_the_loss_divides_the_gradient(name: str) -> None:
+    """Also where a loss scaler multiplies it."""
+    found = []
+    for scale in (None, 8.0):
+        training = Training(f"{name}:rho=0.3", torch.optim.SGD)
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        for kind in (Runtime, Halving):
+            for number, batch in enumerate(batches(2)):  # of LookSAM a step of each kind
+                torch.manual_seed(number)
+                training.optimizer.zero_grad()
+                training.method.backward(lambda b=batch: losses(training.model, b), runtime=kind(scaler=scaler))
+                grads = torch.cat([p.grad.flatten() for p in training.model.parameters()])
+                found.append(grads / (scale or 1.0) * (2.0 if kind is Halving else 1.0))
+                training.method.__dict__.update(_step=1 - number, _mean=None)
+    for one, other in zip(found[:2] * 3, found[2:], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-14)

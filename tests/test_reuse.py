@@ -198,6 +198,13 @@ class InPlace(Net):
         return self.head(self.after(self.body(x).tanh_()))
 
 
+class Noisy(Net):
+    """What comes after the body draws random numbers of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)) + torch.rand(8, dtype=x.dtype))
+
+
 class Twice(Net):
     """The body runs on two inputs."""
 
@@ -220,7 +227,7 @@ class Fed(Net):
         return self.head(torch.tanh(self.body(F.pad(first, (0, 1)))))
 
 
-@pytest.mark.parametrize(("kind", "runs"), [(Buffered, 2), (Hidden, 2), (InPlace, 2), (Twice, 2), (Fed, 4)])
+@pytest.mark.parametrize(("kind", "runs"), [(Noisy, 1), (Buffered, 2), (Hidden, 2), (InPlace, 2), (Twice, 2), (Fed, 4)])
 def test_kinds_of_modules(kind: type[nn.Module], runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, twin = net(kind), net(kind)
     counts = counted(model)

@@ -58,7 +58,7 @@ def namespace(block: str) -> dict[str, Any]:
     model = Words() if of_words else Model()
     x, y = torch.randint(10, (6, 5)) if of_words else torch.randn(6, 4), torch.randint(0, 3, (6,))
     batch = {"x": x, "labels": y}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     names = {
         "deltasam": deltasam, "torch": torch, "F": F, "model": model, "batch": batch, "optimizer": optimizer,
         "x": x, "y": y, "method": deltasam.SAM(model), "scaler": torch.amp.GradScaler("cpu"),

@@ -42,17 +42,29 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
     from deltasam.core.passes import in_later_pass
     from deltasam.core.runtime import Runtime
     from deltasam.method import Method, Step, hyperparameters
+    from deltasam.methods.ae_sam import AESAM
     from deltasam.methods.asam import ASAM
     from deltasam.methods.delta_sam import DeltaSAM
     from deltasam.methods.erm import ERM
     from deltasam.methods.friendly_sam import FriendlySAM
+    from deltasam.methods.functional_sam import FunctionalSAM
+    from deltasam.methods.gsam import GSAM
+    from deltasam.methods.looksam import LookSAM
+    from deltasam.methods.one_pass.momentum_sam import MomentumSAM
+    from deltasam.methods.one_pass.random_sam import RandomSAM
+    from deltasam.methods.one_pass.s2_sam import S2SAM
+    from deltasam.methods.per_instance_functional_sam import PerInstanceFunctionalSAM
     from deltasam.methods.per_instance_sam import PerInstanceSAM
+    from deltasam.methods.preconditioned_functional_sam import PreconditionedFunctionalSAM
+    from deltasam.methods.preconditioned_sam import PreconditionedSAM
     from deltasam.methods.regularizers.freelb import FreeLB
     from deltasam.methods.regularizers.r3f import R3F
     from deltasam.methods.regularizers.r_drop import RDrop
     from deltasam.methods.regularizers.smart import SMART
     from deltasam.methods.rw_sam import RWSAM
     from deltasam.methods.sam import SAM
+    from deltasam.methods.vasso import VaSSO
+    from deltasam.methods.wsam import WSAM
     from deltasam.per_example.norms import per_example_grad_norms
     from deltasam.per_example.recorder import NotCoveredError
     from deltasam.scheduled import Scheduled
@@ -60,24 +72,36 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
     from deltasam.spec import make_method, method_names, split_specs
 
     __all__ = [
+        "AESAM",
         "ASAM",
         "ERM",
+        "GSAM",
         "R3F",
         "RWSAM",
+        "S2SAM",
         "SAM",
         "SMART",
+        "WSAM",
         "DeltaSAM",
         "FreeLB",
         "FriendlySAM",
+        "FunctionalSAM",
+        "LookSAM",
         "Method",
+        "MomentumSAM",
         "NotCoveredError",
         "Output",
+        "PerInstanceFunctionalSAM",
         "PerInstanceSAM",
+        "PreconditionedFunctionalSAM",
+        "PreconditionedSAM",
         "RDrop",
+        "RandomSAM",
         "Runtime",
         "Schedule",
         "Scheduled",
         "Step",
+        "VaSSO",
         "hyperparameters",
         "in_later_pass",
         "make_method",

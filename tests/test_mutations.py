@@ -2077,7 +2077,7 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "methods/bases/two_gradients.py", "with passes.at(ascent, vectors", "with passes.at(None, vectors",
         "equals_the_reference", C),
     "LookSAM turns back": (
-        "methods/looksam.py", "vectors.add_to(plain, turn, factor)", "vectors.add_to(plain, turn, -factor)",
+        "methods/looksam.py", "vectors.plus(plain, turn, factor)", "vectors.plus(plain, turn, -factor)",
         "equals_the_reference", C),
     "LookSAM's turn has its own length": (
         "methods/looksam.py", "self.alpha * vectors.length(plain).value,", "self.alpha,", "equals_the_reference", C),
@@ -2094,7 +2094,7 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "methods/bases/outputs.py", "[slope.to(outputs.dtype)], passes.loss_scale())",
         "[slope.to(outputs.dtype)], 1.0)", "loss_scale", R),
     "functional SAM does not look beside the logits": (
-        "methods/bases/outputs.py", "if found is None or others:", "if found is None:", "one_pass_only", C),
+        "methods/bases/outputs.py", "if len(found) != 1 or others or", "if len(found) != 1 or", "one_pass_only", C),
     "functional SAM per example has twice the slope": (
         "methods/per_instance_functional_sam.py", "slope_of(passes, output, loss, type",
         "slope_of(passes, output, 2 * loss, type", "equals_the_reference", C),
@@ -2123,8 +2123,6 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "methods/ae_sam.py", "/ passes.loss_scale()", "", "loss_scale", R),
     "a vector in place of a gradient is not scaled": (
         "core/given_gradient.py", "factor / ctx.scale)", "factor)", "divides_the_loss", R),
-    "a vector is added to a gradient that two parameters share": (
-        "core/vectors.py", "places[x.data_ptr()] == 1 and", "", "share_memory", "test_weight_space.py"),
     "only= moves everything": (
         "core/only.py", "return [v if name in names else None for", "return [v for", "as_a_constant",
         "test_only.py"),

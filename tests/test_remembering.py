@@ -406,3 +406,83 @@ def test_a_stack_that_divides_the_loss_divides_the_gradient(name: str) -> None:
                 training.method.__dict__.update(_step=1 - number, _mean=None)
     for one, other in zip(found[:2] * 3, found[2:], strict=True):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["gsam", "wsam", "looksam", "ae_sam"])
+def test_hooks_on_parameters_would_act_twice_and_are_refused(name: str) -> None:
+    training = Training(f"{name}:rho=0.3" + (",threshold=100" if name == "ae_sam" else ""))
+    training.step(batches(1)[0])
+    next(training.model.parameters()).register_hook(lambda g: 2 * g)
+    with pytest.raises(RuntimeError, match="would see this method's gradient twice"):
+        training.step(batches(2)[1])
+
+
+@pytest.mark.parametrize("spec", ["s2_sam:rho=0.3", "looksam:rho=0.3,k=3", "sam:rho=0.3@every=2"])
+def test_a_fused_optimizer_tells_of_a_skipped_step(spec: str) -> None:
+    """It is called in that step too, and its hooks with it."""
+
+    def fused(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(*arguments, **options, fused=True)
+
+    plain, scaled = Training(spec, fused), Training(spec, fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0, backoff_factor=0.999999999, growth_interval=10**6)
+    for i, batch in enumerate(batches(6)):
+        torch.manual_seed(i)
+        plain.step(batch)
+        for factor in (float("inf"), 1.0) if i in (1, 3) else (1.0,):
+            torch.manual_seed(i)
+            runtime = Runtime(scaler=scaler)
+            scaled.method.backward(lambda b=batch, f=factor: f * losses(scaled.model, b), runtime=runtime)
+            scaler.step(scaled.optimizer)
+            scaler.update()
+            scaled.optimizer.zero_grad()
+    torch.testing.assert_close(scaled.weights(), plain.weights(), rtol=1e-7, atol=1e-9)
+
+
+def test_looksam_measures_what_is_trained_now() -> None:
+    """Of a direction that was kept for all weights, a part is as long as alpha says for those that are left."""
+    training = Training("looksam:rho=0.3,k=9,alpha=0.7", torch.optim.SGD)
+    training.model[2].p = 0.0
+    first, second = batches(2)
+    training.step(first)
+    training.method._latest_turn()
+    for frozen in (True, False):
+        training.model[0].requires_grad_(not frozen)
+        of, w = reference.losses_function(training.model, lambda call: losses(call, second))
+        g = reference.erm(of, w)
+        training.method.backward(lambda: losses(training.model, second))
+        added = {n: p.grad - g[n] for n, p in training.model.named_parameters() if p.requires_grad}
+        assert float(reference.norm(added) / reference.norm(g)) == pytest.approx(0.7)
+        training.optimizer.zero_grad()
+
+
+def test_what_an_optimizer_keeps_for_some_parameters_only_is_refused() -> None:
+    """Adafactor keeps rows and columns of matrices, and whole second moments of vectors."""
+    training = Training("preconditioned_sam:rho=0.3")
+    training.step(batches(1)[0])
+    for p, state in training.optimizer.state.items():
+        if p.ndim > 1:
+            del state["exp_avg_sq"]
+    with pytest.raises(ValueError, match="for some parameters and not for others"):
+        training.step(batches(1)[0])
+
+
+def test_s2_sam_remembers_what_the_optimizer_holds() -> None:
+    training = Training("s2_sam:rho=0.3")
+    training.optimizer = torch.optim.SGD(training.model[3].parameters(), lr=0.1)
+    training.method.follow(training.optimizer)
+    training.step(batches(1)[0])
+    assert set(training.method.state_dict()["last_gradient"]) == {"3.weight", "3.bias"}
+
+
+def test_complex_parameters_are_refused_where_noise_is_real() -> None:
+    model = nn.Linear(2, 2, dtype=torch.complex128)
+    with pytest.raises(ValueError, match="real parts of complex parameters only"):
+        deltasam.RandomSAM(model).backward(lambda: model(torch.ones(1, 2, dtype=torch.complex128)).abs().sum())
+
+
+@pytest.mark.parametrize("name", ["random_sam", "rw_sam"])
+def test_a_parameter_without_elements_has_no_noise(name: str) -> None:
+    model = net()
+    model.register_parameter("empty", nn.Parameter(torch.zeros(0, 3, dtype=torch.float64)))
+    deltasam.make_method(f"{name}:rho=0.1", model).backward(lambda: losses(model[:4], batches(1)[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,12 +58,21 @@ def counted(model: nn.Module, module: str = "body") -> list[int]:
     return runs
 
 
-def step(model: nn.Module, closure: Callable[[], Tensor] | None = None, only: str | None = "head") -> dict[str, Tensor]:
-    model.zero_grad()
-    torch.manual_seed(5)
+def step(
+    model: nn.Module, closure: Callable[[], Any] | None = None, only: str | None = "head", runs: list[int] | None = None
+) -> dict[str, Tensor]:
+    """The gradient of the second step: the first is checked. ``runs`` are counted in the second alone."""
     method = deltasam.SAM(model, rho=0.5, only=only)
     method._steps = 1  # no look at whether the closure repeats itself, which is a pass more
-    method.backward(closure or (lambda: losses(model)))
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    for _ in range(2):
+        for n, b in model.named_buffers():
+            b.copy_(buffers[n])
+        if runs is not None:
+            runs.clear()
+        model.zero_grad()
+        torch.manual_seed(5)
+        method.backward(closure or (lambda: losses(model)))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -89,7 +99,7 @@ def expected(model: nn.Module, part: str = "head") -> dict[str, Tensor]:
 def test_what_is_below_runs_once_and_nothing_differs() -> None:
     model = net()
     runs = counted(model)
-    found = step(model)
+    found = step(model, runs=runs)
     assert len(runs) == 1
     same(found, expected(model))
 
@@ -97,7 +107,7 @@ def test_what_is_below_runs_once_and_nothing_differs() -> None:
 def test_all_of_it_runs_where_all_moves() -> None:
     model = net()
     runs = counted(model)
-    step(model, only=None)
+    step(model, only=None, runs=runs)
     assert len(runs) == 2
 
 
@@ -135,18 +145,18 @@ def test_a_step_after_the_other() -> None:
 
 def test_the_module_has_its_own_forward_again_after_an_error() -> None:
     model = net()
-    calls = iter(range(9))
+    for failing in range(6):
+        calls = itertools.count()
 
-    def closure() -> Tensor:
-        result = losses(model)
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return result
+        def closure() -> Tensor:
+            result = losses(model)
+            if next(calls) == failing:  # noqa: B023
+                raise KeyboardInterrupt
+            return result
 
-    with pytest.raises(KeyboardInterrupt):
-        step(model, closure)
-    assert all("forward" not in vars(m) for m in model.modules())
-    assert not any(m._forward_hooks for m in model.modules())
+        with pytest.raises(KeyboardInterrupt):
+            step(model, closure)
+        assert all("forward" not in vars(m) for m in model.modules())
     same(step(model), expected(model))
 
 
@@ -231,7 +241,7 @@ class Fed(Net):
 def test_kinds_of_modules(kind: type[nn.Module], runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, twin = net(kind), net(kind)
     counts = counted(model)
-    found = step(model)
+    found = step(model, runs=counts)
     assert len(counts) == runs
     same(found, without_reuse(monkeypatch, lambda: step(twin)))
 
@@ -239,7 +249,7 @@ def test_kinds_of_modules(kind: type[nn.Module], runs: int, monkeypatch: pytest.
 def test_checkpoints_run_again_in_the_backward_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(Checkpointed)
     counts = counted(model)
-    found = step(model)
+    found = step(model, runs=counts)
     assert len(counts) == 2
     same(found, without_reuse(monkeypatch, lambda: step(net(Checkpointed))))
 
@@ -250,24 +260,24 @@ def test_a_module_that_is_hooked_runs(place: str) -> None:
     runs = counted(model)
     seen: list[int] = []
     model.get_submodule(place).register_forward_hook(lambda *_: seen.append(1))
-    found = step(model)
-    assert (len(runs), len(seen)) == (2, 2)
+    found = step(model, runs=runs)
+    assert (len(runs), len(seen)) == (2, 4)
     same(found, expected(model))
 
 
 def test_other_inputs_are_other_outputs() -> None:
     """A closure that draws its own noise, differently in a later pass."""
     model = net()
-    given = iter([X, 2 * X])
+    given = itertools.cycle([X, 2 * X])
     runs = counted(model)
-    step(model, lambda: losses(model, next(given)))
+    step(model, lambda: losses(model, next(given)), runs=runs)
     assert len(runs) == 2
 
 
 def test_equal_inputs_are_the_same_though_they_are_made_anew() -> None:
     model = net()
     runs = counted(model)
-    found = step(model, lambda: losses(model, X.clone()))
+    found = step(model, lambda: losses(model, X.clone()), runs=runs)
     assert len(runs) == 1
     same(found, expected(model))
 
@@ -280,5 +290,240 @@ def test_an_input_written_into_is_another() -> None:
         return losses(of, x)
 
     runs = counted(model)
-    step(model, lambda: closure(model, batch))
+    step(model, lambda: closure(model, batch), runs=runs)
     assert len(runs) == 2
+
+
+# What cannot be seen is found by the check, and then everything runs.
+
+
+class Residual(Net):
+    """A checkpoint around what moves and what does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        def block(h: Tensor) -> Tensor:
+            return h + self.head[0](torch.tanh(self.inner(h)))
+
+        return self.head[1](checkpoint(block, self.body(x), use_reentrant=False))
+
+
+class Returning(Net):
+    """Its body returns a dictionary that is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Linear(4, 8)
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = inner
+
+            def forward(self, x: Tensor) -> dict[str, Tensor]:
+                return {"h": self.linear(x)}
+
+        self.body = Body()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.body(x)
+        output["h"] = torch.tanh(output["h"])
+        return self.head(output["h"])
+
+
+class Appending(Net):
+    """Its body appends a term of the loss to a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms = terms = []
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                h = self.linear(x)
+                terms.append(h.square().mean())
+                return h
+
+        self.body = Body()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.terms.clear()
+        return self.head(torch.tanh(self.body(x))) + sum(self.terms)
+
+
+class Reversed(Net):
+    """A hook on the body's output turns its gradient around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        h.register_hook(lambda g: -g)
+        return self.head(torch.tanh(h))
+
+
+class Towers(Net):
+    """One body under two names, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = self.body
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.tanh(self.body(x))) * self.drop(torch.tanh(self.other(x))))
+
+
+class ParentsBuffer(Net):
+    """Its body counts in a buffer of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        whole = [self]
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                whole[0].scale.add_(1)
+                return self.linear(x) * whole[0].scale
+
+        self.body = Body()
+
+
+class Detached(Net):
+    """Its body depends on the head without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        head = [self.head]
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(x) * head[0].weight.detach().norm()
+
+        self.body = Body()
+
+
+class Sparse(Net):
+    """Its body is given a sparse matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body[3](torch.sparse.mm(x.to_sparse(), torch.ones(4, 8).to(x)))))
+
+
+UNSEEN = [Residual, Returning, Appending, Reversed, Towers, ParentsBuffer, Detached, Sparse]
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_what_is_not_seen(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = step(net(kind))
+    same(found, without_reuse(monkeypatch, lambda: step(net(kind))))
+
+
+def closures() -> dict[str, Callable[[nn.Module], Callable[[], Any]]]:
+    """Closures with habits of their own."""
+
+    def looks_first(model: nn.Module) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            if not deltasam.in_later_pass():
+                with torch.no_grad():
+                    model(X)
+            return losses(model)
+
+        return closure
+
+    def evaluates_first(model: nn.Module) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            if not deltasam.in_later_pass():
+                model.eval()
+                model(X)
+                model.train()
+            return losses(model)
+
+        return closure
+
+    def hooks_inside(model: nn.Module) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            seen: list[Tensor] = []
+            hook = model.body[0].register_forward_hook(lambda _m, _i, output: seen.append(output))
+            result = losses(model)
+            hook.remove()
+            return result + seen[0].square().mean()
+
+        return closure
+
+    def penalises_gradients(model: nn.Module) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            result = losses(model)
+            (g,) = torch.autograd.grad(result.mean(), [model.body[0].weight], retain_graph=True)
+            return result * (1 + g.norm().detach())
+
+        return closure
+
+    def asks_the_input(model: nn.Module) -> Callable[[], Tensor]:
+        x = X.clone().requires_grad_()
+
+        def closure() -> Tensor:
+            result = losses(model, x)
+            (g,) = torch.autograd.grad(result.mean(), [x], create_graph=True)
+            return result + g.square().sum()
+
+        return closure
+
+    def calls_forward(model: nn.Module) -> Callable[[], Tensor]:
+        return lambda: losses(model) + model.head(model.body.forward(X)).square().mean()
+
+    made = (looks_first, evaluates_first, hooks_inside, penalises_gradients, asks_the_input, calls_forward)
+    return {f.__name__: f for f in made}
+
+
+@pytest.mark.parametrize("name", closures())
+def test_closures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = closures()[name]
+    model, twin = net(), net()
+    found = step(model, make(model))
+    same(found, without_reuse(monkeypatch, lambda: step(twin, make(twin))))
+
+
+def test_a_check_that_fails_ends_it() -> None:
+    model = net(Detached)
+    runs = counted(model)
+    method = deltasam.SAM(model, rho=0.5, only="head")
+    counts = []
+    for _ in range(4):
+        runs.clear()
+        method.backward(lambda: losses(model))
+        counts.append(len(runs))
+    assert counts[1:] == [2, 2, 2]
+    assert not all(method._reused.exact.values())
+
+
+def test_other_calls_are_checked_anew() -> None:
+    """A batch that takes another way through the model is another behaviour."""
+    model = net()
+    runs = counted(model)
+    method = deltasam.SAM(model, rho=0.5, only="head")
+    method._steps = 1
+    counts = []
+    for twice in (False, False, True, True, False):
+
+        def closure(twice: bool = twice) -> Tensor:
+            return losses(model) + (losses(model, -X) if twice else 0.0)
+
+        runs.clear()
+        method.backward(closure)
+        counts.append(len(runs))
+    assert counts == [3, 1, 6, 2, 1]

@@ -68,6 +68,7 @@ FOLLOWING = (
     "preconditioned_sam",
     "preconditioned_functional_sam",
     "ae_sam",
+    "flat_lora",
 )
 
 
@@ -128,7 +129,7 @@ def test_what_is_neutral_at_0_is_scaled(name: str) -> None:
             case.closure().mean().backward()
             for p in case.model.parameters():
                 optimizer.state[p] = {"exp_avg": p.grad, "exp_avg_sq": None if p.grad is None else p.grad.square()}
-            getattr(getattr(method, "method", method), "_keep", lambda: None)()
+            getattr(getattr(method, "method", method), "_keep", lambda _: None)(optimizer)
             case.model.zero_grad()
         torch.manual_seed(1)
         method.backward(case.closure)

@@ -92,22 +92,6 @@ def test_complex_parameters() -> None:
     assert float(step.metrics["radius_ratio"]) == pytest.approx(1)
 
 
-def test_a_vector_is_added_once_to_gradients_that_share_memory() -> None:
-    """Autograd returns one tensor as the gradient of both terms of a sum, and one element for all of a mean."""
-    shared, repeated = torch.ones(3), torch.ones(1).expand(3)
-    found = weight_space.add_to([shared, shared, repeated, None], [torch.ones(3)] * 4, 2.0)
-    assert [v if v is None else v.tolist() for v in found] == [[3.0] * 3] * 3 + [None]
-    assert shared.tolist() == [1.0] * 3
-
-
-def test_a_vector_is_added_in_place_where_nothing_is_shared() -> None:
-    own = torch.ones(3)
-    (found, kept) = weight_space.add_to([own, torch.ones(2)], [torch.ones(3), None], 0.5)
-    assert found is own
-    assert own.tolist() == [1.5] * 3
-    assert kept.tolist() == [1.0] * 2
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e25, 1e-25])  # squares that float32 does not hold
 def test_what_is_left_after_a_projection_is_orthogonal(scale: float) -> None:
     a, b = [torch.tensor([1.0, 2.0]), None, torch.tensor(3.0)], [torch.tensor([2.0, 0.0]), torch.ones(2), None]

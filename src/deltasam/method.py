@@ -245,7 +245,14 @@ class Method(abc.ABC):
         if self._following is not None:
             self._following.remove()  # an optimizer that is followed twice must be counted once
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper skips steps of the optimizer inside
-        self._following = inner.register_step_post_hook(hook)
+
+        def unless_skipped(stepped: torch.optim.Optimizer, *arguments: Any) -> None:
+            # A fused optimizer is called in a step that a loss scaler skips, and told so.
+            found = getattr(stepped, "found_inf", None)
+            if found is None or not float(found):
+                hook(stepped, *arguments)
+
+        self._following = inner.register_step_post_hook(unless_skipped)
 
     def __getstate__(self) -> dict[str, Any]:
         """State of a copy: it follows no optimizer, since a copied optimizer has no hooks."""

@@ -172,6 +172,27 @@ def random_sam(losses: Losses, w: Weights, *, rho: float, noise: Sequence[Tensor
     return erm(losses, moved(w, z, step(rho, z)))
 
 
+def flat_lora(losses: Losses, w: Weights, *, rho: float, noise: Sequence[Tensor]) -> Weights:
+    """``grad L(w + e)``, ``e_ij = rho |w_i| / sqrt(n) z_ij`` for rows of n entries, without adapters.
+
+    Weights with fewer than two axes do not move. With adapters the frozen weights move, which are not among w.
+
+    Args:
+        losses: Per-example losses as a function of the weights.
+        w: The weights.
+        rho: Standard deviation of the noise, relative to the root mean square of a row.
+        noise: Standard normal noise z, one tensor per weight with two axes or more.
+    """
+    z = iter(noise)
+    moves = {n: torch.zeros_like(v) for n, v in w.items()}
+    for name, v in w.items():
+        if v.ndim > 1:
+            rows = v.detach().flatten(1)
+            size = rows.norm(dim=1) / rows.shape[1] ** 0.5
+            moves[name] = (size[:, None] * next(z).flatten(1)).view_as(v)
+    return erm(losses, moved(w, moves, rho))
+
+
 def momentum_sam(losses: Losses, w: Weights, *, rho: float, memory: Weights, momentum: float = 0.9) -> Weights:
     """``grad L(w - rho m / |m|)``; then ``m <- momentum m + (1 - momentum) grad``.
 

@@ -305,7 +305,7 @@ def remember(method: Any, net: nn.Module, optimizer: torch.optim.Optimizer) -> N
             p.grad = sharded.clone()
             moments.append((name, sharded))
     if method.name == "s2_sam":
-        method._keep()
+        method._keep(optimizer)
     if method.name == "looksam":
         method.load_state_dict({"steps": method.k - 1, "turn": dict(moments)})
 

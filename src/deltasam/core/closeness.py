@@ -52,3 +52,8 @@ def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
     a, b = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
     size = torch.linalg.vector_norm(b)
     return bool(torch.linalg.vector_norm(a - b) <= tolerance * size) or not bool(size.isfinite())
+
+
+def is_looked_at(step: int) -> bool:
+    """Whether a step, counted from 1, is always checked: 1, 10, 100, ..."""
+    return str(step).strip("0") == "1"

@@ -22,14 +22,14 @@ from deltasam.core.collectives import mean_over_processes
 from deltasam.core.dropout_masks import DropoutMasks
 from deltasam.core.given_gradient import standing_for
 from deltasam.core.restore import Buffers, RandomState, WeightStore, accelerators, moved, reseed
-from deltasam.core.reuse import Reuse
+from deltasam.core.reuse import Reuse, ReuseHistory, same_gradient
 from deltasam.core.runtime import Runtime
 from deltasam.core.sharding import local, refuse_unreduced, reshard, sharded_as
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.backwards import grads_aside, grads_of, refuse_reduction, set_grads
 from deltasam.core.torch_internals.graph import REENTRANT, Graph, graph_of
 from deltasam.core.torch_internals.modes import unseen
-from deltasam.core.torch_internals.tensors import runs_after_gradient, version_of
+from deltasam.core.torch_internals.tensors import number_of_hooks, runs_after_gradient, version_of
 from deltasam.core.vectors import Length, Vector
 
 _LATER: ContextVar[bool] = ContextVar("later", default=False)
@@ -107,15 +107,16 @@ class Passes:
         """Keep what the model returns in each pass from now on."""
         self._watching = True
 
-    def keep_outputs(self, moving: frozenset[str]) -> None:
+    def keep_outputs(self, moving: frozenset[str], history: ReuseHistory) -> None:
         """Let ``descend`` use outputs of the first pass again, where they depend on no moving parameter.
 
         Call it before ``first``; the graph of the first pass is in memory until ``descend`` then.
 
         Args:
             moving: Names of the parameters that will move.
+            history: What checks have found so far; it is updated.
         """
-        self._reuse = Reuse(self.structure, moving, self._devices, self._masks)
+        self._reuse = Reuse(self.structure, moving, self._devices, self._masks, history)
 
     @contextmanager
     def at(
@@ -172,7 +173,9 @@ class Passes:
                 self._buffers.restore()
 
     @contextmanager
-    def first_at(self, vector: Vector, factor: float) -> Iterator[PerturbedPass]:
+    def first_at(
+        self, vector: Vector, factor: float, *, params: Sequence[nn.Parameter] | None = None
+    ) -> Iterator[PerturbedPass]:
         """The first pass, in place of ``first``, at the weights moved by ``factor * vector``; run its backward inside.
 
         For a method whose only pass is at other weights: it advances the random state and the buffers.
@@ -180,16 +183,26 @@ class Passes:
         Args:
             vector: One tensor per parameter, or None where it does not move.
             factor: Scale of the vector.
+            params: The parameters that the vector is for, which may be frozen; None: ``params``.
         """
-        with moved(self.params, vector, factor, self.store) as (weights, saved):
-            params = [self.params[i] for i, v in enumerate(vector) if v is not None]
+        moving = params or self.params
+        # Guarded: a hook that steps an optimizer in the backward writes into weights that do not move, too.
+        with moved(moving, vector, factor, self.store, guarded=params is None) as (weights, saved):
+            which = [i for i, v in enumerate(vector) if v is not None]
+            params = [moving[i] for i in which]
+            if params and len(weights) > len(params):  # guarded: all of them are here
+                weights, saved = [weights[i] for i in which], [saved[i] for i in which]
             reshard(self._sharded)
             try:
                 before = _versions(self._named.values())
                 output = self.first()
                 yield PerturbedPass(output, lambda: vectors.distance(weights, saved, of=params))
                 if self._writes_weights or before != _versions(self._named.values()):
-                    self._refuse_writes(before)
+                    raise RuntimeError(
+                        "the pass wrote into parameters while they were perturbed (an optimizer that steps in a "
+                        "gradient hook, an embedding's max_norm?), which would be undone; step after backward() has "
+                        "returned"
+                    )
             finally:
                 reshard(self._sharded)
 
@@ -312,6 +325,11 @@ class Passes:
         """
         if self._sharded:
             raise RuntimeError("the gradient of sharded weights can only be filled by a backward through the model")
+        if any(map(number_of_hooks, self.params)):
+            raise RuntimeError(
+                "a hook is registered on a parameter (p.register_hook), and would see this method's gradient twice: "
+                "when it is taken, and when it is put together; change .grad after backward() instead, or use sam"
+            )
         known = [(p, v) for p, v in zip(self.params, vector, strict=True) if v is not None]
         params, gradients = [p for p, _ in known], [v for _, v in known]
         vector.clear()
@@ -374,12 +392,35 @@ class Passes:
         length = vectors.length(ascent) if length is None else length
         factor = vectors.length_to(rho, length)
         self.moves_nothing = rho > 0 and length.value == 0
-        moving = self.at(list(ascent), factor, scales=scales, reusing=True)
+        reusing = self._may_reuse(ascent, factor, loss)
+        moving = self.at(list(ascent), factor, scales=scales, reusing=reusing)
         ascent.clear()
         with moving as point:
             perturbed_loss = self.backward(loss(point.output))
             ratio = radius_ratio(point.radius(), rho)
         return {"perturbed_loss": perturbed_loss, "ascent_norm": length.norm, "radius_ratio": ratio}
+
+    def _may_reuse(self, ascent: Vector, factor: float, loss: Callable[[Any], Tensor]) -> bool:
+        """Whether the second pass may use outputs of the first again; checks it where a check is due."""
+        reuse = self._reuse
+        if reuse is None or self.any_process(not reuse.is_possible):
+            return False
+        history, behaviour = reuse.history, reuse.behaviour
+        history.steps += 1
+        if not self.any_process(history.is_due(behaviour)):
+            return history.is_exact(behaviour)
+        try:
+            with self.at(ascent, factor, reusing=True) as point:
+                found = self.grad(loss(point.output))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # noqa: BLE001  # whatever it is: a pass that runs everything shows whether it is the closure's
+            found = []
+        with self.at(ascent, factor) as point:
+            expected = self.grad(loss(point.output))
+        wrong = not found or not same_gradient(found, expected)
+        history.exact[behaviour] = not self.any_process(wrong)
+        return False  # the graph of the first pass is used up
 
     def loss_scale(self) -> float:
         """The factor by which the runtime scales every loss before a gradient is taken; 1 without a scaler."""
@@ -392,14 +433,19 @@ class Passes:
         """Whether the weights are sharded across processes, so that all processes have the same perturbation."""
         return bool(self._sharded)
 
-    def noise(self) -> list[Tensor]:
-        """Standard normal noise of the parameters' shapes, derived from the random state without advancing it."""
+    def noise(self, params: Sequence[nn.Parameter] | None = None) -> list[Tensor]:
+        """Standard normal noise of the parameters' shapes, derived from the random state without advancing it.
+
+        Args:
+            params: The parameters, which may be frozen; None: ``params``.
+        """
+        params = self.params if params is None else params
         seed = self.seed()
         if self._sharded:
             seed += torch.distributed.get_rank()  # shards need independent noise
         generator = torch.Generator().manual_seed(seed)
-        parts = self.store.gaussian([local(p.data) for p in self.params], generator)
-        return [sharded_as(z, p) for z, p in zip(parts, self.params, strict=True)]
+        parts = self.store.gaussian([local(p.data) for p in params], generator)
+        return [sharded_as(z, p) for z, p in zip(parts, params, strict=True)]
 
     def seed(self) -> int:
         """A seed derived from the random state without advancing it."""

@@ -21,11 +21,6 @@ def is_of_changes(reason: Exception) -> bool:
     return CHANGES in str(reason)
 
 
-def is_looked_at(step: int) -> bool:
-    """Whether a step, counted from 1, is always checked: 1, 10, 100, ..."""
-    return str(step).strip("0") == "1"
-
-
 def refuse_another_loss(passes: Passes, loss: torch.Tensor) -> None:
     """Run the closure once more at unchanged weights and compare the loss.
 

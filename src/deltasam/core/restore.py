@@ -172,6 +172,8 @@ class WeightStore:
         return [self._read(p, i, tables[p.device], generator) for i, p in enumerate(params)]
 
     def _read(self, param: Tensor, index: int, table: Tensor, generator: torch.Generator) -> Tensor:
+        if not param.numel():
+            return table[:0].view(param.shape)
         sizes = [min(_BLOCK, param.numel() - start) for start in range(0, param.numel(), _BLOCK)]
         starts = torch.randint(_BLOCK, (len(sizes),), generator=generator, device="cpu").tolist()
         if len(sizes) == 1:

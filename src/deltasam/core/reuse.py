@@ -4,30 +4,61 @@ Where only late layers move (``only=head``), everything below them computes the 
 the first pass are given again, with their graph, and the second pass begins where the weights begin to differ: a step
 costs little more than a plain one.
 
-An output is used again only if that is exact: the module holds no moving parameter, its inputs are those of the first
-pass, its graph reaches no moving parameter (which it may hold unregistered), it has written into no buffer, and no hook
-looks at it. Otherwise the module runs, as it would have.
+That is exact where a module's outputs are all that it does, and depend on its inputs alone. What can be seen is looked
+at in every step: a module that holds a moving parameter, or whose graph reaches one, that has hooks, is called with
+other inputs or in another mode, or whose outputs were written into, runs a second time. What cannot be seen (a list
+that it appends to, a checkpoint around it) is found by a check: in steps 1, 10, 100, ..., and whenever the calls differ
+from those that were checked, the gradient is taken with and without using outputs again, and one that differs ends it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deltasam.core import vectors
+from deltasam.core.closeness import is_looked_at
 from deltasam.core.dropout_masks import DropoutMasks
 from deltasam.core.restore import RandomState
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.compiled import is_compiled
 from deltasam.core.torch_internals.graph import graph_of
-from deltasam.core.torch_internals.modules import own_buffers, own_modules, own_parameters, watches
-from deltasam.core.torch_internals.tensors import version_of
+from deltasam.core.torch_internals.modules import is_hooked, own_modules, own_parameters
+from deltasam.core.torch_internals.tensors import number_of_hooks, version_of
+from deltasam.core.torch_internals.trees import tree_flatten, tree_unflatten
+from deltasam.core.vectors import HALF_DTYPES, Vector
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+
+Behaviour = tuple[object, ...]
+"""The calls of a first pass, in words and numbers: equal for passes that a check of one of them holds for."""
+
+
+@dataclass
+class ReuseHistory:
+    """What checks have found so far.
+
+    Attributes:
+        steps: Number of steps with outputs that may be used again.
+        exact: Whether using them gave the gradient of a pass without, by behaviour.
+    """
+
+    steps: int = 0
+    exact: dict[Behaviour, bool] = field(default_factory=dict)
+
+    def is_due(self, behaviour: Behaviour) -> bool:
+        """Whether the present step, which did this, is to be checked."""
+        return is_looked_at(self.steps) or behaviour not in self.exact
+
+    def is_exact(self, behaviour: Behaviour) -> bool:
+        """Whether outputs may be used again: they were checked, and no check has failed."""
+        return behaviour in self.exact and all(self.exact.values())
 
 
 @dataclass
@@ -35,15 +66,18 @@ class _Call:
     """One call of a module in the first pass.
 
     Attributes:
+        mode: Gradients, training, autocast.
         inputs: Everything that it was given, and the versions of the tensors among it.
         output: What it returned, likewise.
+        specs: How both are nested.
         random: The random state when it had returned.
         masks: The number of dropout masks that were drawn until then.
     """
 
+    mode: tuple[bool, ...]
     inputs: list[tuple[Any, int]]
-    output: Any
-    versions: list[tuple[Any, int]]
+    output: list[tuple[Any, int]]
+    specs: tuple[Any, Any]
     random: RandomState
     masks: int
 
@@ -56,17 +90,26 @@ class Reuse:
         moving: Names of the parameters that move.
         devices: Devices whose random state a forward may advance.
         masks: The dropout masks of the first pass.
+        history: What checks have found; it is updated.
     """
 
     def __init__(
-        self, structure: Structure, moving: frozenset[str], devices: set[torch.device], masks: DropoutMasks
+        self,
+        structure: Structure,
+        moving: frozenset[str],
+        devices: set[torch.device],
+        masks: DropoutMasks,
+        history: ReuseHistory,
     ) -> None:
         self._moving = [p for name, p in structure.trained.items() if name in moving]
         self._ids = {id(p) for p in self._moving}
-        self._devices, self._masks = devices, masks
+        self._devices, self._masks, self._buffers = devices, masks, structure.buffers
         self._calls: dict[nn.Module, list[_Call]] = {}
+        self._order: list[object] = []
+        self.history = history
         possible = not structure.sharded and not is_compiled(structure.modules.values())
-        self._modules = list(self._still(structure.model)) if possible else []
+        found = self._still(structure.model) if possible and all(history.exact.values()) else iter(())
+        self._modules = {module: number for number, module in enumerate(dict.fromkeys(found))}
 
     def _still(self, module: nn.Module) -> Iterator[nn.Module]:
         """The largest modules with parameters none of which moves."""
@@ -75,88 +118,113 @@ class Reuse:
         if not params:
             return
         if self._ids.isdisjoint(map(id, params)):
-            if not any(map(watches, inside)):
+            if not any(map(is_hooked, inside)) and not any("forward" in vars(m) for m in inside):
                 yield module
             return
         for child in own_modules(module).values():
             if child is not None:
                 yield from self._still(child)
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there are outputs to be used again."""
+        return bool(self._calls)
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """The calls of the first pass."""
+        return tuple(self._order)
+
     @contextmanager
     def keep(self) -> Iterator[None]:
         """Keep outputs of the first forward, which is run inside."""
-        buffers = {m: _versions([b for part in m.modules() for b in own_buffers(part).values()]) for m in self._modules}
-        self._calls = {}
-        with ExitStack() as hooks:
-            for module in self._modules:
-                hooks.callback(module.register_forward_hook(self._see, with_kwargs=True).remove)
+        before = _versions(self._buffers)
+        with self._in_place_of_forwards({m: self._keeping(m, m.forward) for m in self._modules}):
             yield
-        for module, versions in buffers.items():
-            written = _versions([b for part in module.modules() for b in own_buffers(part).values()]) != versions
-            if written or not all(self._is_still(call.output) for call in self._calls.get(module, ())):
-                self._calls.pop(module, None)
+        written = before != _versions(self._buffers)
+        self._calls = {m: c for m, c in self._calls.items() if not written and all(map(self._may_be_given, c))}
+        self._order.append(tuple(self._modules[m] for m in self._calls))
 
-    def _see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inputs, outputs = (list(_leaves(of)) for of in ((args, kwargs), output))
-        if any(leaf is _UNKNOWN for leaf in (*inputs, *outputs)):
-            inputs = [_UNKNOWN]  # equal to nothing
-        call = _Call(
-            _with_versions(inputs), output, _with_versions(outputs), RandomState(self._devices), self._masks.drawn
-        )
-        self._calls.setdefault(module, []).append(call)
+    def _keeping(self, module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            mode = _mode(module, args)
+            given, how = tree_flatten((args, kwargs))
+            inputs = _with_versions(given)
+            result = run(*args, **kwargs)
+            output, nested = tree_flatten(result)
+            call = _Call(
+                mode, inputs, _with_versions(output), (how, nested), RandomState(self._devices), self._masks.drawn
+            )
+            self._calls.setdefault(module, []).append(call)
+            self._order.append((self._modules[module], mode, any(map(is_hooked, module.modules()))))
+            return result
 
-    def _is_still(self, output: Any) -> bool:
-        """Whether the graph of an output reaches no moving parameter."""
-        tensors = [t for t in _leaves(output) if isinstance(t, Tensor) and t.requires_grad]
-        return all(self._ids.isdisjoint(map(id, graph_of(t).leaves)) for t in tensors)
+        return forward
+
+    def _may_be_given(self, call: _Call) -> bool:
+        """Whether all that came in and out can be compared, and its graph reaches no moving parameter."""
+        leaves = [leaf for leaf, _ in (*call.inputs, *call.output)]
+        if not all(isinstance(leaf, _PLAIN) or _is_ordinary(leaf) for leaf in leaves):
+            return False
+        outputs = [t for t, _ in call.output if isinstance(t, Tensor) and t.requires_grad]
+        return all(self._ids.isdisjoint(map(id, graph_of(t).leaves)) for t in outputs)
 
     @contextmanager
     def give(self) -> Iterator[None]:
         """Give these outputs in a later forward, which is run inside; once."""
         calls, self._calls = self._calls, {}
         storages = {p.untyped_storage().data_ptr() for p in self._moving}
-        with ExitStack() as patches:
-            for module, of_module in calls.items():
-                own = vars(module).get("forward")
-                patches.callback(_set_forward, module, own)
-                _set_forward(module, self._forward(module.forward, of_module, storages))
+        with self._in_place_of_forwards({m: self._giving(m, m.forward, c, storages) for m, c in calls.items()}):
             yield
 
-    def _forward(self, run: Any, calls: Sequence[_Call], storages: set[int]) -> Any:
+    def _giving(
+        self, module: nn.Module, run: Callable[..., Any], calls: list[_Call], storages: set[int]
+    ) -> Callable[..., Any]:
         rest = iter(calls)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = next(rest, None)
-            if call is None or not _same(call, (args, kwargs), storages):
+            if call is None or any(map(is_hooked, module.modules())) or not _same(call, module, args, kwargs, storages):
                 return run(*args, **kwargs)
             call.random.restore()
             self._masks.skip_to(call.masks)
-            return call.output
+            return tree_unflatten([leaf for leaf, _ in call.output], call.specs[1])  # containers may have been changed
 
         return forward
 
+    @contextmanager
+    def _in_place_of_forwards(self, forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+        with ExitStack() as undoing:
+            for module, forward in forwards.items():
+                undoing.callback(vars(module).pop, "forward", None)  # it had none of its own: see _still
+                vars(module)["forward"] = forward
+            yield
 
-class _Unknown:
-    """Stands for an object whose state cannot be compared."""
+
+def same_gradient(found: Vector, expected: Vector) -> bool:
+    """Whether two gradients are equal up to rounding."""
+    length, apart = vectors.length(expected).value, vectors.length(vectors.plus(found, expected, -1.0)).value
+    there = [t for t in expected if t is not None]
+    halves = any(t.dtype in HALF_DTYPES for t in there) or torch.is_autocast_enabled(there[0].device.type)
+    tolerance = 0.03 if halves else 1e-9 if all(t.dtype.itemsize > 4 for t in there) else 1e-4
+    alike = [a is None for a in found] == [b is None for b in expected]
+    return alike and (apart <= tolerance * length or math.isnan(apart))  # NaN shows nothing; no weight moves then
 
 
-_UNKNOWN = _Unknown()
+def _mode(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[bool, ...]:
+    kinds = {t.device.type for t in inputs if isinstance(t, Tensor)} or {"cpu"}
+    autocast = any(torch.is_autocast_enabled(kind) for kind in kinds)
+    return (torch.is_grad_enabled(), autocast, *(m.training for m in module.modules()))
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """All tensors and plain values in what a module is given or returns; keys and lengths count as plain values."""
-    if isinstance(value, (Tensor, *_PLAIN)):
-        yield value
-    elif isinstance(value, Mapping):
-        yield len(value)
-        for key, item in value.items():
-            yield from (str(key), *_leaves(item))
-    elif isinstance(value, (tuple, list)):
-        yield len(value)
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield _UNKNOWN
+def _is_ordinary(value: object) -> bool:
+    """Whether it is a tensor with memory of its own kind: not sparse, nested, or wrapped by a transformation."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    try:
+        return value.untyped_storage().data_ptr() is not None
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def _with_versions(leaves: list[Any]) -> list[tuple[Any, int]]:
@@ -167,28 +235,23 @@ def _versions(values: list[Any]) -> list[int]:
     return [version_of(v) if isinstance(v, Tensor) and not v.is_inference() else 0 for v in values]
 
 
-def _same(call: _Call, given: Any, storages: set[int]) -> bool:
-    """Whether a module is given what it was given before, and what it returned then is as it was."""
-    inputs = list(_leaves(given))
-    if len(inputs) != len(call.inputs) or any(_versions([leaf]) != [version] for leaf, version in call.versions):
+def _same(call: _Call, module: nn.Module, args: Any, kwargs: Any, storages: set[int]) -> bool:
+    """Whether a module is called as it was before, and what it returned then is as it was."""
+    given, how = tree_flatten((args, kwargs))
+    if call.mode != _mode(module, args) or how != call.specs[0]:
         return False
-    return all(_equal(new, old, version, storages) for new, (old, version) in zip(inputs, call.inputs, strict=True))
+    for leaf, version in call.output:
+        if _versions([leaf]) != [version] or (isinstance(leaf, Tensor) and number_of_hooks(leaf)):
+            return False
+    return all(_equal(new, old, version, storages) for new, (old, version) in zip(given, call.inputs, strict=True))
 
 
 def _equal(new: Any, old: Any, version: int, storages: set[int]) -> bool:
     if not isinstance(new, Tensor) or not isinstance(old, Tensor):
-        return new is not _UNKNOWN and type(new) is type(old) and bool(new == old)
-    if _versions([old]) != [version] or old.untyped_storage().data_ptr() in storages:
+        return type(new) is type(old) and bool(new == old)
+    if _versions([old]) != [version] or not _is_ordinary(new) or old.untyped_storage().data_ptr() in storages:
         return False
     if new is old:
         return True
     alike = new.dtype == old.dtype and new.device == old.device and new.shape == old.shape
     return alike and not new.requires_grad and not old.requires_grad and torch.equal(new, old)
-
-
-def _set_forward(module: nn.Module, forward: Any) -> None:
-    """Replace the forward of one module; None: that of its class."""
-    if forward is None:
-        vars(module).pop("forward", None)
-    else:
-        vars(module)["forward"] = forward

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -116,26 +115,6 @@ def plus(a: Vector, b: Vector, factor: float = 1.0) -> list[Tensor | None]:
         return next(sums)
 
     return [entry(x, y) for x, y in zip(a, b, strict=True)]
-
-
-def add_to(a: Vector, b: Vector, factor: float) -> list[Tensor | None]:
-    """``a + factor * b``, where a has an entry, in the memory of a.
-
-    Autograd may return one tensor as the gradient of two parameters, or one that repeats an element: such an entry gets
-    memory of its own.
-    """
-    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    if not both:
-        return list(a)
-    places = Counter(x.data_ptr() for x in a if x is not None)
-    own = iter([x if places[x.data_ptr()] == 1 and x.is_contiguous() else x.clone() for x, _ in both])
-    result = [x if x is None or y is None else next(own) for x, y in zip(a, b, strict=True)]
-    foreach.add_(
-        [x for x, y in zip(result, b, strict=True) if x is not None and y is not None],
-        [y for _, y in both],
-        alpha=factor,
-    )
-    return result
 
 
 def times(vector: Vector, factor: float) -> list[Tensor | None]:

@@ -11,7 +11,7 @@ from deltasam.methods.functional_sam import FunctionalSAM
 
 
 class PreconditionedFunctionalSAM(Preconditioned, FunctionalSAM, name="preconditioned_functional_sam"):
-    """Functional SAM along Adam's direction: ``J(w + rho * d / |d|)^T dL/dF(w)``, ``d = g / sqrt(v)``.
+    """Functional SAM along Adam's direction: ``J(w + rho * d / |d|)^T dL/dF(w)``, ``d = g / (sqrt(v) + r)``.
 
     The gradient of ``functional_sam``, whose Jacobian is taken where ``preconditioned_sam`` moves the weights.
 

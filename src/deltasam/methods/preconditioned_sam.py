@@ -10,10 +10,11 @@ from deltasam.methods.bases.preconditioned import Preconditioned
 
 
 class PreconditionedSAM(Preconditioned, name="preconditioned_sam"):
-    """SAM along Adam's direction: ``grad L(w + rho * d / |d|)``, ``d = g / sqrt(v)``, v the optimizer's second moment.
+    """SAM along Adam's direction: ``grad L(w + rho * d / |d|)``, ``d = g / (sqrt(v) + r)``, v Adam's second moment.
 
-    ``g = grad L(w)``, and v has seen it: ``beta2 * v + (1 - beta2) * g^2``. Plain SAM spends its radius on the few
-    weights with the largest gradients; here every weight moves in proportion to how unusual its gradient is.
+    ``g = grad L(w)``; v has seen it, ``beta2 * v + (1 - beta2) * g^2``; r is a hundredth of the root mean square of
+    sqrt(v) over the weights that move. Plain SAM spends its radius on the few weights with the largest gradients; here
+    every weight moves in proportion to how unusual its gradient is.
 
     Call ``method.follow(optimizer)`` once before training. In the first step, and in training that has just begun to
     train a weight, d is close to the gradient's sign.
@@ -21,8 +22,7 @@ class PreconditionedSAM(Preconditioned, name="preconditioned_sam"):
     Cost: two passes.
 
     Source: Singh et al., "Avoiding Spurious Sharpness Minimization Broadens Applicability of SAM", ICML 2025 (arXiv
-    2502.02407), section 6. That v includes the present gradient, and that nothing is added to its root, are this
-    library's choices.
+    2502.02407), section 6. That v includes the present gradient, and what r is, are this library's choices.
 
     When: the optimizer is Adam or AdamW, and gradients of different layers differ by orders of magnitude: language
     models, embeddings.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deltasam.core.repeats import is_looked_at
+from deltasam.core.closeness import is_looked_at
 
 Fingerprint = tuple[object, ...]
 """Of what a pass did, in words and numbers: equal for passes that a check of one of them holds for."""

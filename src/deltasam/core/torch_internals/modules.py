@@ -37,12 +37,7 @@ def own_modules(module: nn.Module) -> Mapping[str, nn.Module | None]:
     return module._modules
 
 
-def watches(module: nn.Module) -> bool:
-    """Whether hooks look at what a module does, or something stands in the place of its forward."""
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks look at what a module does, or it is a script that none can look at."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return (
-        any(hooks)
-        or nn.modules.module._has_any_global_hook()
-        or "forward" in vars(module)
-        or isinstance(module, torch.jit.ScriptModule)
-    )
+    return any(hooks) or nn.modules.module._has_any_global_hook() or isinstance(module, torch.jit.ScriptModule)

@@ -6,12 +6,16 @@
   hold their old values again. Without it: AttributeError where buffers are written into in several processes.
 - `Tensor._is_view`, `Tensor._base` (2.6): the rows that a linear layer's output is a view of. Without them:
   AttributeError at the first step of a per-example method.
-- `Tensor._backward_hooks` (2.6): how many hooks look at a gradient on its way. Without it: the same.
+- `Tensor._backward_hooks` (2.6): how many hooks look at a gradient on its way, and to set them aside. Without it: the
+  same.
 - `Tensor._post_accumulate_grad_hooks` (2.6): whether something runs once a gradient has arrived. Without it:
   AttributeError where a graph has leaves beside the parameters.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +47,20 @@ def base_of(view: Tensor) -> Tensor | None:
 def number_of_hooks(tensor: Tensor) -> int:
     """How many hooks look at its gradient."""
     return len(tensor._backward_hooks or ())
+
+
+@contextmanager
+def hooks_aside(tensor: Tensor) -> Iterator[None]:
+    """Inside, no hook of this tensor sees its gradient."""
+    hooks = tensor._backward_hooks
+    kept = dict(hooks or {})
+    try:
+        if hooks:
+            hooks.clear()
+        yield
+    finally:
+        if hooks is not None:
+            hooks.update(kept)
 
 
 def runs_after_gradient(tensor: Tensor) -> bool:

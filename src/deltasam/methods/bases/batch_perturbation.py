@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, one_of
+from deltasam.core.closeness import is_looked_at
 from deltasam.core.closure import loss_of
 from deltasam.core.only import Only
 from deltasam.core.passes import Passes
-from deltasam.core.repeats import is_looked_at, refuse_another_loss
+from deltasam.core.repeats import refuse_another_loss
+from deltasam.core.reuse import ReuseHistory
 from deltasam.core.vectors import Length, Vector
 from deltasam.method import Method, Step
 
@@ -76,6 +78,7 @@ class BatchPerturbation(Method):
         self.share = one_of(type(self).__name__, "share", share, SHARES)
         self.only = only
         self.moving = Only(type(self).__name__, only)
+        self._reused = ReuseHistory()
         self._steps = 0
 
     reuses_outputs: ClassVar[bool] = True
@@ -131,7 +134,7 @@ class BatchPerturbation(Method):
                     f"use share=global, or per_instance_sam"
                 )
             if self.reuses_outputs and self.only and self.share == "micro-batch":  # else all graphs were in memory
-                passes.keep_outputs(self.moving.names(passes.structure))
+                passes.keep_outputs(self.moving.names(passes.structure), self._reused)
             ascents.append(self.ascent(passes))
             # A closure that reads new data in each call would ascend on one batch and descend on another.
             if is_looked_at(self._steps):

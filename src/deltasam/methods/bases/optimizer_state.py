@@ -64,6 +64,13 @@ class ReadsOptimizer(Method):
                 f"{self.spec} reads {' or '.join(self.optimizer_keys)} from the optimizer, and {kind} keeps none "
                 f"(SGD has momentum only with momentum=0.9, say); use another optimizer, or sam"
             )
+        if any(s and value is None for s, value in zip(states, found, strict=True)) and any(
+            value is not None for value in found
+        ):
+            raise ValueError(
+                f"{self.spec}: {kind} keeps {' or '.join(self.optimizer_keys)} for some parameters and not for others; "
+                f"use an optimizer of torch.optim"
+            )
         for param, value in zip(passes.params, found, strict=True):
             if value is not None and (value.shape != param.shape or is_sharded(value) != is_sharded(param)):
                 raise ValueError(

@@ -17,6 +17,7 @@ from deltasam.core.given_gradient import standing_for
 from deltasam.core.passes import Passes
 from deltasam.core.torch_internals.compiled import eager, is_compiled
 from deltasam.core.torch_internals.graph import next_edges
+from deltasam.core.torch_internals.tensors import hooks_aside, number_of_hooks
 from deltasam.method import Method
 from deltasam.methods.bases.predictions import edges_of, logits_of
 
@@ -51,35 +52,39 @@ def slope_of(passes: Passes, output: object, loss: Tensor, method: str) -> Tenso
     """
     outputs = logits_of(output, passes.returned, method)
     edge = _only_way(loss, outputs, method)
-    (slope,) = passes.grad(loss, [edge], retain_graph=True)
+    with hooks_aside(outputs):  # they act on the slope in the second pass's backward, and must not act twice
+        (slope,) = passes.grad(loss, [edge], retain_graph=True)
     return cast("Tensor", slope).detach().reshape(outputs.shape)
 
 
 def _only_way(loss: Tensor, outputs: Tensor, method: str) -> GradientEdge:
     """The place of the outputs in the graph of the loss, if no parameter is reached but through it."""
     known: dict[tuple[Any, int], GradientEdge] = {(edge.node, edge.output_nr): edge for edge in edges_of(outputs)}
-    found: GradientEdge | None = None
+    found: set[tuple[Any, int]] = set()
     others: list[Tensor] = []
     waiting: list[tuple[Any, int]] = [(loss.grad_fn, loss.output_nr)]
     seen = set(waiting)
     while waiting:
         node, number = waiting.pop()
         if (node, number) in known:
-            found = known[node, number]
-        elif isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
-            others.append(leaf)
+            found.add((node, number))
+        elif isinstance(leaf := getattr(node, "variable", None), Tensor):
+            if isinstance(leaf, nn.Parameter) or number_of_hooks(leaf):  # a hook may run a backward of its own
+                others.append(leaf)
         else:
             further = [edge for edge in next_edges(node, number) if edge not in seen]
             seen.update(further)
             waiting.extend(further)
-    if found is None or others:
-        what = "does not depend on the model's logits" if found is None else "depends on weights beside the logits"
+    if len(found) != 1 or others:
+        what = "depends on weights beside the logits" if others else "does not depend on the model's logits"
+        if len(found) > 1:
+            what = "is computed from the logits before and after a cast"
         raise ValueError(
             f"{method} keeps the gradient of the loss with respect to the logits {list(outputs.shape)} from one pass "
             f"and takes their Jacobian in another, but the loss {what} (a term on hidden states or weights?); return "
             f"deltasam.Output(loss, logits) with all outputs that the loss is computed from, or use sam"
         )
-    return found
+    return known[found.pop()]
 
 
 def with_slope(passes: Passes, output: object, loss: Tensor, slope: Tensor, method: str) -> Tensor:

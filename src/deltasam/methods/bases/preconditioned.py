@@ -30,12 +30,21 @@ class Preconditioned(ReadsOptimizer, BatchPerturbation):
     @torch.no_grad()
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         groups, scale, seconds = self.groups(), passes.loss_scale(), self.optimizer_state(passes)
+        if any(
+            a is not None and (a.is_complex() or id(p) not in groups)
+            for a, p in zip(ascent, passes.params, strict=True)
+        ):
+            raise ValueError(
+                f"{self.spec} needs the second moment of every parameter, and one is complex or trained by another "
+                f"optimizer; use sam"
+            )
         decays = [groups.get(id(p), {}).get("betas", (0.9, 0.999))[1] for p in passes.params]
         roots = [
             None if a is None else _root(a, v, decay, scale)
             for a, v, decay in zip(ascent, seconds, decays, strict=True)
         ]
-        count = sum(p.numel() for p in passes.params)
+        moving = self.moving.names(passes.structure)
+        count = sum(p.numel() for name, p in passes.structure.trained.items() if name in moving)
         damping = DAMPING * vectors.length(roots).value / math.sqrt(count)
         if damping == 0:
             return Direction(ascent)

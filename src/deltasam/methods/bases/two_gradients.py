@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative
+from deltasam.core.closeness import is_looked_at
 from deltasam.core.closure import loss_of
 from deltasam.core.only import Only
 from deltasam.core.passes import Passes, radius_ratio
-from deltasam.core.repeats import is_looked_at, refuse_another_loss
+from deltasam.core.repeats import refuse_another_loss
 from deltasam.method import Method, Step
 from deltasam.methods.bases.gradient_state import refuse_sharded
 

@@ -44,4 +44,8 @@ class RandomSAM(KnownPerturbation, name="random_sam"):
         super().__init__(model, rho=rho, only=only)
 
     def known_direction(self, passes: Passes) -> Vector:
+        if any(p.is_complex() for p in passes.params):
+            raise ValueError(
+                f"{self.spec}: noise is real, and would move the real parts of complex parameters only; use sam"
+            )
         return passes.noise()

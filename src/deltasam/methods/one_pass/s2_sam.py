@@ -57,8 +57,10 @@ class S2SAM(KnownPerturbation, name="s2_sam"):
         """Keep the gradient of each step of this optimizer from now on."""
         self.after_each_step(optimizer, self._keep)
 
-    def _keep(self, *_: object) -> None:
-        found = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad and p.grad is not None}
+    def _keep(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) in own}
+        found = {n: p.grad for n, p in named.items() if p.grad is not None}
         grads = {n: g.to_dense() if g.is_sparse else g.detach() for n, g in found.items()}
         kept = list(self._last.values())
         if not grads:

@@ -15,6 +15,7 @@ from deltasam.diagnostics.examples import NUMBERS
 from deltasam.lab.compare.after_rows import AfterRow, after_rows
 from deltasam.lab.compare.statistics.compare import compare, compare_runs, compare_together
 from deltasam.lab.compare.statistics.conclusion import answer, details, row_conclusion
+from deltasam.lab.compare.statistics.last_epoch import at_last_epoch, last_epoch_sentence
 from deltasam.lab.compare.statistics.run_group import RunGroup
 from deltasam.lab.compare.statistics.table import Row, Table
 from deltasam.lab.report.charts import Charts
@@ -52,7 +53,13 @@ class Part:
     def answer(self) -> str:
         """What the comparison shows, in words, and whether there was anything to compare."""
         learned = runs_no_better(self.results)
-        return " ".join(filter(None, [row_conclusion(self.row), learned]))
+        later = last_epoch_sentence(self.results, self.row.baseline)
+        return " ".join(filter(None, [row_conclusion(self.row), later, learned]))
+
+    @cached_property
+    def last_epoch(self) -> Row | None:
+        """The comparison at the last epoch, where the main one is at a chosen one."""
+        return at_last_epoch(self.results, self.row.baseline)
 
     @property
     def cards(self) -> list[Card]:

@@ -37,7 +37,7 @@ def test_is_a_comparison_with_its_options(
         ("erm", 0.3), ("sam", 0.3), ("erm", 0.0), ("sam", 0.0)
     ]  # fmt: skip
     assert {r.metric for r in results} == {"accuracy_selected"}
-    assert done.stdout.count("At the last epoch instead of the chosen one, in accuracy: sam") == 2
+    assert done.stdout.count("At the last epoch, accuracy minus erm's: sam") == 2
     assert "</html>" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 

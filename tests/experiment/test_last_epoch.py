@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from deltasam.lab.compare.statistics.compare import compare_runs
 from deltasam.lab.compare.statistics.formatting import difference_text
 from deltasam.lab.compare.statistics.last_epoch import at_last_epoch, last_epoch_sentence
+from deltasam.lab.data.setting import Setting
 from deltasam.lab.report.page import write_report
 from deltasam.lab.train.results import RunResult
 
@@ -39,10 +41,8 @@ def test_the_sentence_has_the_differences_of_the_last_epoch() -> None:
     assert expected is not None
     assert expected.estimate.mean == pytest.approx(0.305 / 3)
     sentence = last_epoch_sentence(results)
-    assert sentence.startswith(
-        f"At the last epoch instead of the chosen one, in accuracy: sam {difference_text(expected)}, better, p"
-    )
-    assert "paired differences to erm" in sentence
+    said = f"At the last epoch, accuracy minus erm's: sam {difference_text(expected)}, better, p"
+    assert sentence.startswith(said)
     assert compare_runs(results).others[0].judgement == "noise"  # at the chosen epoch
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_said_where_there_is_no_other_epoch() -> None:
 
 
 def test_one_seed_is_not_judged() -> None:
-    assert "sam +0.10, not judged (paired" in last_epoch_sentence(runs(["erm", "sam"], seeds=1))
+    assert "sam +0.10, not judged (95 %" in last_epoch_sentence(runs(["erm", "sam"], seeds=1))
 
 
 def test_the_page_shows_both(tmp_path: Path) -> None:
@@ -70,3 +70,16 @@ def test_the_page_shows_both(tmp_path: Path) -> None:
     ]
     write_report(runs(["erm", "sam"], metric="accuracy"), {}, tmp_path / "page.html")
     assert "last epoch" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_charts_over_the_share_of_wrong_labels_show_both(tmp_path: Path) -> None:
+    settings = [Setting(8, noise, noisy_selection=True) for noise in (0.0, 0.3)]
+    both = [dataclasses.replace(run, setting=s) for s in settings for run in runs(["erm", "sam"])]
+    write_report(both, {}, tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for title in (
+        "accuracy_selected minus erm's, by label noise, 8 training examples",
+        "accuracy minus erm's, by label noise, 8 training examples, last epoch",
+    ):
+        assert f">{title}</h2>" in page
+    assert page.count(last_epoch_sentence(runs(["erm", "sam"]))) == 4  # of each setting, in the headline and its part

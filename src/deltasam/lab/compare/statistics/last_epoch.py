@@ -31,10 +31,7 @@ def last_epoch_sentence(results: Sequence[RunResult], baseline: str | None = Non
     if row is None or not row.others:
         return ""
     each = "; ".join(f"{cell.method} {_judged(cell)}" for cell in row.others)
-    return (
-        f"At the last epoch instead of the chosen one, in {row.metric}: {each} (paired differences to {row.baseline}, "
-        "95 % intervals, p corrected for the number of methods)."
-    )
+    return f"At the last epoch, {row.metric} minus {row.baseline}'s: {each} (95 % intervals, Holm-corrected p)."
 
 
 def _judged(cell: Cell) -> str:

@@ -1943,8 +1943,8 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "every run has one seed": (
         "lab/compare/grid.py",
-        "self.config, key.method, key.seed)",
-        "self.config, key.method, self.seeds[0])",
+        "self.config, key.method, key.seed, trial=trial)",
+        "self.config, key.method, self.seeds[0], trial=trial)",
         "interrupted_anywhere",
         "experiment/test_grid.py",
     ),

@@ -1836,6 +1836,27 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
         "frozen_layers",
         "experiment/test_kept_states.py",
     ),
+    "every worker computes hidden states of its own": (
+        "lab/train/kept_states.py",
+        "    if not _FOLDERS:\n",
+        "    if True:\n",
+        "share_a_folder",
+        "experiment/test_kept_states.py",
+    ),
+    "a checkpoint of other frozen weights is taken": (
+        "lab/train/checkpoint.py",
+        'if state.get("frozen", run.frozen_digest) != run.frozen_digest:',
+        "if False:",
+        "other_frozen_weights",
+        "experiment/test_checkpoint.py",
+    ),
+    "the last epoch is judged by the chosen one": (
+        "lab/compare/statistics/last_epoch.py",
+        "dataclasses.replace(run, metric=metric)",
+        "run",
+        "of_the_last_epoch",
+        "experiment/test_last_epoch.py",
+    ),
     "sentences are told from themselves": (
         "lab/train/tasks/contrastive.py",
         "torch.cat([places + n - 1, places])",
@@ -1922,8 +1943,8 @@ RUNS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "every run has one seed": (
         "lab/compare/grid.py",
-        "self.config, key.method, key.seed)",
-        "self.config, key.method, self.seeds[0])",
+        "self.config, key.method, key.seed, trial=trial)",
+        "self.config, key.method, self.seeds[0], trial=trial)",
         "interrupted_anywhere",
         "experiment/test_grid.py",
     ),

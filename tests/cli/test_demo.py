@@ -34,9 +34,10 @@ def test_is_a_comparison_with_its_options(
     assert done.stderr.startswith("deltasam compare --config ")
     results = read_results(tmp_path / "out")
     assert [(r.method.partition(":")[0], r.setting.label_noise) for r in results if r.setting] == [
-        ("erm", 0.4), ("sam", 0.4), ("erm", 0.0), ("sam", 0.0)
+        ("erm", 0.3), ("sam", 0.3), ("erm", 0.0), ("sam", 0.0)
     ]  # fmt: skip
     assert {r.metric for r in results} == {"accuracy_selected"}
+    assert done.stdout.count("At the last epoch, accuracy minus erm's: sam") == 2
     assert "</html>" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import deltasam
+from deltasam.core.tensor_files import read_tensors
 from deltasam.errors import UserError
 from deltasam.lab.data import TextData
 from deltasam.lab.train.checkpoint import resume_run, save_checkpoint, save_when_due
@@ -55,6 +56,42 @@ def test_resumed_equals_unbroken(data: TextData, config: TrainConfig, tmp_path: 
     assert found.table == expected.table
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_leaves_frozen_weights_out(data: TextData, config: TrainConfig, tmp_path: Path, old: bool) -> None:
+    """Those of older versions have them."""
+    top, path = dataclasses.replace(config, train_layers=1), tmp_path / "checkpoint.pt"
+    whole = Run(data, top, "sam", 0)
+    expected = train_run(whole, on_step=lambda run: None, on_evaluation=lambda run: None)
+    broken = Run(data, top, "sam", 0)
+    for _ in range(4):
+        broken.step()
+    save_checkpoint(path, broken)
+    saved = read_tensors(path)
+    left_out = set(broken.model.state_dict()) - set(saved["state"]["model"])
+    assert left_out == {n for n in broken.model.state_dict() if "embeddings" in n or "layer.0" in n}
+    if old:
+        del saved["state"]["frozen"]
+        saved["state"]["model"] = broken.model.state_dict()
+        torch.save(saved, path)
+    run = Run(data, top, "sam", 0)
+    resume_run(path, run)
+    assert numbers(train_run(run, on_step=lambda run: None, on_evaluation=lambda run: None)) == numbers(expected)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+def test_other_frozen_weights_are_refused(data: TextData, config: TrainConfig, tmp_path: Path) -> None:
+    top, path = dataclasses.replace(config, train_layers=1), tmp_path / "checkpoint.pt"
+    save_checkpoint(path, Run(data, top, "erm", 0))
+    other = Run(data, top, "erm", 0)
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight[3, 0] += 1e-3
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt is of a model with other frozen weights; give the same --model, "
+    ):
+        resume_run(path, other)
 
 
 def test_random_state_round_trip(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,10 @@ from transformers import (
 )
 
 from deltasam.errors import UserError
+from deltasam.lab.compare.grid import Grid
 from deltasam.lab.data import TextData
+from deltasam.lab.data.noise import add_label_noise
+from deltasam.lab.data.setting import Setting
 from deltasam.lab.train import kept_states
 from deltasam.lab.train.batches import shuffled
 from deltasam.lab.train.config import TrainConfig
@@ -159,6 +163,94 @@ def test_on_disk_where_memory_is_short(data: TextData, top: TrainConfig, monkeyp
     monkeypatch.setattr(kept_states.np, "memmap", lambda *a, **k: mapped.append(1) or memmap(*a, **k))
     assert [s.loss for s in finish(Run(data, top, "erm", 1)).steps] == [s.loss for s in in_memory.steps]
     assert len(mapped) == 2  # the training rows', the evaluation rows'
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows in each forward of the lower layers that computes states."""
+    rows: list[int] = []
+    run = LowerLayers._run
+
+    def noted(self: LowerLayers, inputs: dict[str, Tensor]) -> Tensor:
+        rows.append(len(inputs["input_ids"]))
+        return run(self, inputs)
+
+    monkeypatch.setattr(LowerLayers, "_run", noted)
+    return rows
+
+
+def losses(run: Run) -> list[float]:
+    return [s.loss for s in finish(run).steps]
+
+
+def test_processes_that_share_a_folder_compute_them_once(
+    data: TextData, top: TrainConfig, tmp_path: Path, computed: list[int]
+) -> None:
+    alone = {method: losses(Run(data, top, method, 1)) for method in ("erm", "sam")}
+    with kept_states.shared_in(tmp_path):
+        kept_states._KEPT.clear()
+        assert losses(Run(data, top, "erm", 1)) == alone["erm"]
+        kept_states._KEPT.clear()  # as in another process
+        computed.clear()
+        noisy = add_label_noise(data, 0.4, 1)  # other labels, the same texts
+        other = Run(noisy, top, "sam", 1)
+        assert computed == [2]  # the check that the model can be cut there
+        assert losses(Run(data, top, "sam", 1)) == alone["sam"]
+        before = [p.read_bytes() for p in sorted(tmp_path.glob("*.pt"))]
+        other.task.train_batches._states[0].zero_()
+        assert [p.read_bytes() for p in sorted(tmp_path.glob("*.pt"))] == before  # it was its own copy
+    assert len(before) == 2  # the training rows', the evaluation rows'
+    assert not list(tmp_path.glob("*.[0-9]*"))
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "no folder", "no space", "no locks"])
+def test_without_what_others_computed(
+    data: TextData, top: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    alone = losses(Run(data, top, "erm", 1))
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    with kept_states.shared_in(folder):
+        kept_states._KEPT.clear()
+        if trouble == "damaged":
+            Run(data, top, "erm", 1)
+            for path in folder.glob("*.pt"):
+                path.write_bytes(path.read_bytes()[:100])
+            kept_states._KEPT.clear()
+        elif trouble == "no folder":
+            folder.rmdir()
+        elif trouble == "no space":
+
+            def full(block: Tensor, path: Path) -> None:
+                path.write_bytes(b"half")
+                raise RuntimeError("unexpected pos 64 vs 0")
+
+            monkeypatch.setattr(torch, "save", full)
+        else:
+            monkeypatch.setitem(sys.modules, "fcntl", None)
+        assert losses(Run(data, top, "erm", 1)) == alone
+    if trouble == "no space":
+        assert {path.suffix for path in folder.iterdir()} == {".lock"}
+
+
+def test_a_trial_run_computes_none(data: TextData, top: TrainConfig, computed: list[int]) -> None:
+    Grid(data, top, ["erm", "sam"], [0, 1], [Setting(12)]).check()
+    assert computed == [2]
+    assert not kept_states._KEPT
+
+
+@pytest.mark.parametrize(("most", "kept"), [(kept_states.BYTES, 7), (0, kept_states.SPLITS)])
+def test_how_many_are_kept(
+    data: TextData, top: TrainConfig, monkeypatch: pytest.MonkeyPatch, computed: list[int], most: int, kept: int
+) -> None:
+    """One split of evaluation rows, six of training rows."""
+    monkeypatch.setattr(kept_states, "BYTES", most)
+    for seed in range(6):
+        Run(data.take(8, seed), top, "erm", seed)
+    assert len(kept_states._KEPT) == kept
+    computed.clear()
+    Run(data.take(8, 0), top, "sam", 0)
+    assert computed == ([2] if kept == 7 else [2, 8])
 
 
 def decoder(kind: str) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -92,6 +93,29 @@ def test_same_numbers_though_a_worker_is_killed(
     assert {s.key for s in told if s.finished} == set(grid.run_keys())
     if launcher.shares_disk:  # from the checkpoint at the end of the first epoch
         assert [s.steps for s in told if s.key == victim] == [0, 1, 2, 3, 2, 3, 4]
+
+
+def test_workers_share_the_hidden_states_of_lower_layers(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a new one in place of one that was killed; nothing is left of what they share."""
+    top = dataclasses.replace(grid, config=dataclasses.replace(grid.config, train_layers=1))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # workers then have as many threads as this process
+    expected = top.run(tmp_path / "in sequence", watch=lambda progress: None)
+    victim, marks, temporary = RunKey(0, "erm", Setting(16)), tmp_path / "marks", tmp_path / "temporary"
+    marks.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    files = set[Path]()
+
+    def watch(progress: RunProgress) -> None:
+        files.update(temporary.glob("deltasam-*/*.pt"))
+
+    with pytest.warns(RuntimeWarning, match="it is done again"):
+        found = top.run(tmp_path / "out", watch=watch, launcher=Sabotaged(WorkerPool(2), Killed(victim, 3, 1, marks)))
+    assert numbers(found) == numbers(expected)
+    assert len(files) == 3  # evaluation rows, and training rows of two seeds
+    assert not list(temporary.glob("deltasam-*"))
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE, indirect=True)

@@ -183,6 +183,7 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
     from deltasam.lab.compare.after_rows import after_rows
     from deltasam.lab.compare.statistics.compare import compare_runs
     from deltasam.lab.compare.statistics.conclusion import row_conclusion
+    from deltasam.lab.compare.statistics.last_epoch import last_epoch_sentence
     from deltasam.lab.compare.text_tables import after_table, row_table
     from deltasam.lab.folders.files import PAGE
     from deltasam.lab.report.page import write_report
@@ -196,6 +197,8 @@ def _show(output: Path, results: list[RunResult], recorded: dict[str, Any]) -> N
             console.print(f"\n{setting.title}", style="bold", highlight=False)
         console.print(row_table(row))
         console.print(row_conclusion(row), markup=False, highlight=False)
+        if later := last_epoch_sentence(runs):
+            console.print(later, markup=False, highlight=False)
         if changed := after_rows(row, runs):
             console.print()
             console.print(after_table(row, changed))

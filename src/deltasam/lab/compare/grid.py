@@ -55,7 +55,7 @@ class Grid:
         """Make the first run and all data, and drop them: raises what would stop a run, before anything is written."""
         for setting in self.settings:
             setting.data_for(self.data, self.seeds[0])
-        self._make_run(next(self.run_keys()))
+        self._make_run(next(self.run_keys()), trial=True)
 
     def run(
         self, folder: Path, *, watch: ProgressCallback, launcher: Launcher | None = None, trackers: Sequence[str] = ()
@@ -97,9 +97,9 @@ class Grid:
             found = [dataclasses.replace(r, setting=r.setting or self.settings[0]) for r in found]
         return {_key(r): r for r in found}
 
-    def _make_run(self, key: RunKey) -> Run:
+    def _make_run(self, key: RunKey, *, trial: bool = False) -> Run:
         data = key.setting.data_for(self.data, key.seed) if key.setting else self.data
-        return Run(data, self.config, key.method, key.seed)
+        return Run(data, self.config, key.method, key.seed, trial=trial)
 
     def _finish(self, folder: Path | None, trackers: Sequence[str], key: RunKey, watch: ProgressCallback) -> RunResult:
         run = self._make_run(key)

@@ -159,8 +159,14 @@ def _detection(by: str, rows: list[Row], charts: Charts) -> Figure:
     return Figure(key, title, reading, charts.detection(key, f"AUROC of the {by}"), alt, key, rows, columns)
 
 
-def axis_figures(rows: Mapping[Setting, table.Row]) -> list[Figure]:
-    """The figures over each axis (examples, wrong labels) that has several values while the other stands still."""
+def axis_figures(rows: Mapping[Setting, table.Row], key: str = "axis", when: str = "") -> list[Figure]:
+    """The figures over each axis (examples, wrong labels) that has several values while the other stands still.
+
+    Args:
+        rows: The comparisons.
+        key: Sets these figures apart from others of the page.
+        when: What to add to the name of each axis.
+    """
     by_size, by_noise = defaultdict(list), defaultdict(list)
     for setting in rows:
         by_size[setting.train_size].append(setting)
@@ -175,7 +181,7 @@ def axis_figures(rows: Mapping[Setting, table.Row]) -> list[Figure]:
     figures: list[Figure] = []
     for axis, places in axes:
         if len(places) > 1:
-            figures += _over(f"axis-{len(figures)}", axis, {s: rows[s] for s in places}, places)
+            figures += _over(f"{key}-{len(figures)}", f"{axis}{when}", {s: rows[s] for s in places}, places)
     return figures
 
 

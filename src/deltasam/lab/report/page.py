@@ -15,8 +15,10 @@ from deltasam.diagnostics.examples import NUMBERS
 from deltasam.lab.compare.after_rows import AfterRow, after_rows
 from deltasam.lab.compare.statistics.compare import compare, compare_runs, compare_together
 from deltasam.lab.compare.statistics.conclusion import answer, details, row_conclusion
+from deltasam.lab.compare.statistics.last_epoch import at_last_epoch, last_epoch_sentence
 from deltasam.lab.compare.statistics.run_group import RunGroup
 from deltasam.lab.compare.statistics.table import Row, Table
+from deltasam.lab.data.setting import Setting
 from deltasam.lab.report.charts import Charts
 from deltasam.lab.report.figures import DETECTION, Figure, axis_figures, row_figures
 from deltasam.lab.report.inspector import Inspection, inspect_runs
@@ -53,6 +55,16 @@ class Part:
         """What the comparison shows, in words, and whether there was anything to compare."""
         learned = runs_no_better(self.results)
         return " ".join(filter(None, [row_conclusion(self.row), learned]))
+
+    @cached_property
+    def later(self) -> str:
+        """The same of the last epoch; empty where the answer is about it already."""
+        return last_epoch_sentence(self.results, self.row.baseline)
+
+    @cached_property
+    def last_epoch(self) -> Row | None:
+        """The comparison at the last epoch, where the main one is at a chosen one."""
+        return at_last_epoch(self.results, self.row.baseline)
 
     @property
     def cards(self) -> list[Card]:
@@ -180,10 +192,19 @@ def write_report(results: Sequence[RunResult], config: Mapping[str, Any], path: 
         heading=f"Training methods compared by {metric}{f', in {count} settings' if count > 1 else ''}",
         **(_answered_by(parts[0]) if count == 1 else {"colors": parts[0].colors}),
         filters=_part_filters(parts, "settings"),
-        over=axis_figures({setting: row for setting, row in zip(settings, rows, strict=True) if setting}),
+        over=[
+            *axis_figures({setting: row for setting, row in zip(settings, rows, strict=True) if setting}),
+            *_axis_figures_later(settings),
+        ],
         parts=parts,
         correction="the number of methods",
     ).write(path, config)
+
+
+def _axis_figures_later(settings: Mapping[Setting | None, Sequence[RunResult]]) -> list[Figure]:
+    """The figures over the axes of settings at the last epoch, where the main ones are at a chosen one."""
+    rows = {setting: at_last_epoch(runs) for setting, runs in settings.items() if setting}
+    return axis_figures({s: row for s, row in rows.items() if row}, key="later", when=", last epoch")
 
 
 def write_comparisons(groups: Sequence[RunGroup], notes: Sequence[str], path: Path) -> None:
@@ -262,7 +283,8 @@ def _parts(groups: Sequence[RunGroup], rows: Sequence[Row], charts: Charts | Non
 
 def _answered_by(part: Part) -> dict[str, Any]:
     """What a page of one part says first."""
-    return {"answer": part.answer, "details": part.missing, "cards": part.cards, "colors": part.colors}
+    details = " ".join(filter(None, [part.later, part.missing]))
+    return {"answer": part.answer, "details": details, "cards": part.cards, "colors": part.colors}
 
 
 def _part_filters(parts: Sequence[Part], plural: str) -> list[Filter]:

@@ -89,4 +89,8 @@ def resume_run(path: Path, run: Run) -> None:
     check_same_options(identity, run.identity(), f"the checkpoint {path}", f"give the same options, or {remedy}")
     if "examples" not in state:
         raise UserError(f"the checkpoint {path} is of an older version, which kept no record of examples; {remedy}")
+    if state.get("frozen", run.frozen_digest) != run.frozen_digest:
+        raise UserError(
+            f"the checkpoint {path} is of a model with other frozen weights; give the same --model, or {remedy}"
+        )
     run.load_state_dict(state)

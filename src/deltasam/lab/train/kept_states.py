@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,9 @@ STATES = "hidden states of the lower layers"
 
 SPLITS = 4
 """Number of splits whose states are cached for other runs of this process: training and evaluation rows of a seed."""
+
+BYTES = 2**28
+"""States of more splits are cached, of other seeds, while all together take no more than that."""
 
 ROWS = 32
 """Rows per forward; fixed, so that a split's hidden states do not depend on the batch size of a run."""
@@ -43,6 +48,9 @@ class LowerLayers:
         forward: Calls the model with some inputs.
         example: Inputs for a trial run.
 
+    Attributes:
+        digest: Of the frozen weights, on which the states depend.
+
     Raises:
         UserError: There are fewer layers, or the model is not a sequence of layers that pass on one tensor.
     """
@@ -58,7 +66,7 @@ class LowerLayers:
         frozen, below, as_tuple = self._look(model, example)
         for parameter in frozen:
             parameter.requires_grad_(False)
-        self._digest = _digest(frozen)
+        self.digest = digest(frozen)
 
         def keep_in_evaluation_mode(*_: object) -> None:  # model.train() must not affect these
             for module in below:
@@ -87,24 +95,24 @@ class LowerLayers:
             batches: The inputs of all rows, in order.
             key: Identifies the rows; states of an equal key and equal weights are computed once.
         """
-        key = f"{self._digest} {key}"
+        key = f"{self.digest} {key}"
         if key not in _KEPT:
-            _KEPT[key] = self._computed(batches)
-            if len(_KEPT) > SPLITS:
+            _KEPT[key] = _shared(key, lambda: self._computed(batches))
+            while len(_KEPT) > SPLITS and sum(block.nbytes for block in _KEPT.values()) > BYTES:
                 _KEPT.popitem(last=False)
         _KEPT.move_to_end(key)
-        return _KEPT[key]
+        return list(_KEPT[key].split(_lengths(batches)))
 
-    def _computed(self, batches: Sequence[Inputs]) -> list[Tensor]:
-        lengths = [n for inputs in batches for n in inputs["attention_mask"].sum(1).tolist()]
+    def _computed(self, batches: Sequence[Inputs]) -> Tensor:
+        """The hidden states [tokens of all rows, width]."""
         block, done = torch.empty(0), 0
         for inputs in batches:
             states = self._run(inputs)[inputs["attention_mask"].bool()].cpu()
             if not done:
-                block = _room(sum(lengths), states)
+                block = _room(sum(_lengths(batches)), states)
             block[done : done + len(states)] = states
             done += len(states)
-        return list(block.split(lengths))
+        return block
 
     def _run(self, inputs: Inputs) -> Tensor:
         """The hidden states [rows, tokens, width] that the lower layers compute."""
@@ -163,7 +171,72 @@ class LowerLayers:
             )
 
 
-_KEPT: OrderedDict[str, list[Tensor]] = OrderedDict()
+_KEPT: OrderedDict[str, Tensor] = OrderedDict()
+_FOLDERS: list[Path] = []
+
+
+@contextmanager
+def shared_in(folder: Path) -> Iterator[None]:
+    """Context in which hidden states are computed once for all processes that name the same folder.
+
+    They must have the same number of threads, on which the last bits may depend. The states are read where they lie,
+    from the file: they take memory once, and not once per process.
+
+    Args:
+        folder: Gets a file per split; whoever made it removes it.
+    """
+    _FOLDERS.append(folder)
+    try:
+        yield
+    finally:
+        _FOLDERS.pop()
+
+
+def _shared(key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """What ``compute`` gives, from the file of a process that was here before, if there is one."""
+    if not _FOLDERS:
+        return compute()
+    path = _FOLDERS[-1] / f"{hashlib.sha256(key.encode()).hexdigest()}.pt"
+    with _alone(path.with_suffix(".lock")):
+        if (block := _read(path)) is not None:
+            return block
+        block, partial = compute(), path.with_suffix(f".{os.getpid()}")
+        try:
+            torch.save(block, partial)
+            partial.replace(path)
+        except (OSError, RuntimeError):  # such as a full disk, of which PyTorch tells with the latter
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            return block
+        found = _read(path)
+        return block if found is None else found
+
+
+def _read(path: Path) -> Tensor | None:
+    try:
+        block: Tensor = torch.load(path, mmap=True, weights_only=True)  # private: nothing written goes to the file
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return None
+    return block
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Context that one process at a time is in; on systems without such locks several may be, and compute the same."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        file = path.open("w")
+    except OSError:  # the folder is gone
+        yield
+        return
+    with file:  # closing it, or the end of the process, opens the lock
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def padded(states: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -191,7 +264,12 @@ def _tensor(output: object) -> Tensor:
     return output
 
 
-def _digest(parameters: Sequence[Tensor]) -> str:
+def _lengths(batches: Sequence[Inputs]) -> list[int]:
+    return [n for inputs in batches for n in inputs["attention_mask"].sum(1).tolist()]
+
+
+def digest(parameters: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of some tensors."""
     found = hashlib.sha256()
     for parameter in parameters:
         found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

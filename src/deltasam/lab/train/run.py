@@ -8,6 +8,7 @@ checkpoint holds no second account of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from deltasam.lab.train.config import TrainConfig, check_same_options
 from deltasam.lab.train.device import own_device
 from deltasam.lab.train.distributed import SilentPasses, average_gradients, start_as_main
 from deltasam.lab.train.example_records import extremes
+from deltasam.lab.train.kept_states import digest
 from deltasam.lab.train.random_state import (
     deterministic_algorithms,
     random_state,
@@ -54,12 +56,13 @@ class Run:
         config: How to train.
         method: Spec of the method, ``sam:rho=0.05``, maybe with training options of its own, ``erm+epochs=12``.
         seed: Of the head, the data order and dropout.
+        trial: Whether it will take no step: what takes long before the first one is left out.
 
     Raises:
         UserError: The model cannot be loaded or does not fit the configuration.
     """
 
-    def __init__(self, data: Data, config: TrainConfig, method: str, seed: int) -> None:
+    def __init__(self, data: Data, config: TrainConfig, method: str, seed: int, *, trial: bool = False) -> None:
         spec, own = split_variant(method)
         config = dataclasses.replace(config, **own)
         self.data, self.config, self.seed = data, config, seed
@@ -67,6 +70,8 @@ class Run:
         self._memory, self._peak = PeakMemory(self.device), 0.0
         seed_everything(seed)
         self.task = make_task(data, config, self.device)
+        if not trial:
+            self.task.prepare()
         self.model = self.task.model
         self.method = make_method(spec, self.model)
         self.variant = full_spec(method)
@@ -109,6 +114,11 @@ class Run:
     def finished(self) -> bool:
         """Whether all steps are done, the run diverged, or patience ran out."""
         return len(self.steps) >= self.total_steps or self.diverged or self._out_of_patience()
+
+    @functools.cached_property
+    def frozen_digest(self) -> str:
+        """Digest of the parameters that are not trained."""
+        return digest(self._frozen.values())
 
     def step(self) -> StepRecord:
         """Train on the next batch.
@@ -207,9 +217,14 @@ class Run:
         return {**own, **dataclasses.asdict(self.config), "processes": processes.count()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything ``load_state_dict`` needs, on every process, to go on as if the run had never stopped."""
+        """Everything ``load_state_dict`` needs, on every process, to go on as if the run had never stopped.
+
+        Of parameters that are not trained there is a digest only: a fresh run loads them with the model.
+        """
+        frozen = self._frozen
         return {
-            "model": self.model.state_dict(),
+            "model": {name: value for name, value in self.model.state_dict().items() if name not in frozen},
+            "frozen": self.frozen_digest,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
@@ -222,7 +237,8 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
-        self.model.load_state_dict(state["model"])
+        before = {name: value for name, value in self.model.state_dict().items() if name in self._frozen}
+        self.model.load_state_dict({**before, **state["model"]})  # old checkpoints hold the frozen ones too
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.method.load_state_dict(state["method"])
@@ -231,6 +247,12 @@ class Run:
         self.examples.load_state_dict(state["examples"])
         self._peak = state["peak_memory_mib"] or 0.0
         restore_random_state(state["random"][processes.rank()], self.device)
+
+    @functools.cached_property
+    def _frozen(self) -> dict[str, Tensor]:
+        """The parameters that are not trained, by every name they have."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: parameter for name, parameter in named if not parameter.requires_grad}
 
     def _refuse_other_runs(self) -> None:
         if processes.count() > 1:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from deltasam.lab.compare.launchers.launcher import ProgressCallback, RunFn, RunKey
 from deltasam.lab.compare.launchers.worker import CrashCounter, Done, Failed, Warned, do_apart
+from deltasam.lab.train.kept_states import shared_in
 
 if TYPE_CHECKING:
     from deltasam.lab.train.results import RunResult
@@ -44,10 +48,11 @@ class WorkerPool:
         waiting, crashes, warned = deque(keys), CrashCounter(), set[Warned]()
         idle: list[_Worker] = []
         at_work: dict[Connection, _Worker] = {}
+        shared = Path(tempfile.mkdtemp(prefix="deltasam-"))
         try:
             while waiting or at_work:
                 while waiting and len(at_work) < self._workers:
-                    worker = idle.pop() if idle else _Worker(work, self._threads())
+                    worker = idle.pop() if idle else _Worker(work, self._threads(), shared)
                     at_work[worker.begin(waiting.popleft())] = worker
                 for pipe in wait(list(at_work)):
                     worker = at_work[pipe]  # type: ignore[index]
@@ -63,6 +68,7 @@ class WorkerPool:
         finally:
             for worker in (*idle, *at_work.values()):
                 worker.kill()
+            shutil.rmtree(shared, ignore_errors=True)
 
     def _threads(self) -> int:
         """Threads of a worker: its share of those of a single run, unless the user has chosen a number."""
@@ -73,11 +79,11 @@ class WorkerPool:
 class _Worker:
     """A process, the pipe to it, and its current run."""
 
-    def __init__(self, work: RunFn, threads: int) -> None:
+    def __init__(self, work: RunFn, threads: int, shared: Path) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.key: RunKey
         # A daemon: even if this process ends in an unforeseen way, multiprocessing ends it on the way out.
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, work, threads, shared), daemon=True)
         with _ctrl_c_waits():
             self._process.start()
         theirs.close()  # so that the pipe ends with the process
@@ -109,11 +115,12 @@ class _Worker:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _serve(pipe: Connection, work: RunFn, threads: int) -> None:
+def _serve(pipe: Connection, work: RunFn, threads: int, shared: Path) -> None:
     """The life of a worker: runs until the other end of the pipe is closed, or its process is gone."""
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, BrokenPipeError), shared_in(shared):
         while True:
             pipe.send(do_apart(work, pipe.recv(), pipe.send, threads))
+    shutil.rmtree(shared, ignore_errors=True)  # it was killed, or it would have done so
 
 
 @contextmanager

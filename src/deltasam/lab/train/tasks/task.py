@@ -50,6 +50,9 @@ class Task(abc.ABC):
     def __len__(self) -> int:
         """Number of training rows."""
 
+    def prepare(self) -> None:  # noqa: B027
+        """Do what takes long and is needed from the first step on; nothing random is drawn."""
+
     @abc.abstractmethod
     def output(self, rows: list[int]) -> Output:
         """One forward on some training rows, counted from 0: one loss per row [rows], whose mean is the batch's."""

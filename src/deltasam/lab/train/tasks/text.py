@@ -39,11 +39,15 @@ class TextTask(Task):
         if config.train_layers:
             example, _ = self.train_batches.batch(list(range(min(2, len(self.train_batches)))))
             self._lower = LowerLayers(self.model, config.train_layers, self.logits, example)
-            for batches in (self.train_batches, *self.evaluation_batches.values()):
-                batches.keep_states(self._lower)
 
     def __len__(self) -> int:
         return len(self.train_batches)
+
+    def prepare(self) -> None:
+        """Run the lower layers on every row, where they run once."""
+        if self._lower is not None:
+            for batches in (self.train_batches, *self.evaluation_batches.values()):
+                batches.keep_states(self._lower)
 
     def output(self, rows: list[int]) -> Output:
         """Logits [rows, outputs] and one loss per row."""

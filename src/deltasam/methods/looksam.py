@@ -13,6 +13,7 @@ from deltasam.core import vectors
 from deltasam.core.checks import nonnegative, whole
 from deltasam.core.closure import loss_of
 from deltasam.core.passes import Passes
+from deltasam.core.vectors import Length
 from deltasam.method import Step
 from deltasam.methods.bases.gradient_state import check_vectors, values_of
 from deltasam.methods.bases.two_gradients import TwoGradients
@@ -79,6 +80,7 @@ class LookSAM(TwoGradients, name="looksam"):
         # Replaced, never modified in place: saved states keep their values.
         self._turn: dict[str, Tensor] = {}
         self._sums: Sums | None = None
+        self._length: tuple[dict[str, Tensor], tuple[bool, ...], Length] | None = None
 
     def follow(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None = None) -> None:
         """Count the steps of an optimizer from now on, starting at 0."""
@@ -90,7 +92,7 @@ class LookSAM(TwoGradients, name="looksam"):
 
     def __getstate__(self) -> dict[str, Any]:
         """State of a copy: the kept direction, and not what it was made of."""
-        return {**super().__getstate__(), "_turn": self._latest_turn(), "_sums": None}
+        return {**super().__getstate__(), "_turn": self._latest_turn(), "_sums": None, "_length": None}
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps so far, and the kept direction by parameter name."""
@@ -119,7 +121,7 @@ class LookSAM(TwoGradients, name="looksam"):
         plain = passes.grad(loss)
         turn = values_of(passes, self._turn)
         turn = [None if g is None else v for g, v in zip(plain, turn, strict=True)]  # of what this batch uses
-        factor = vectors.length_to(self.alpha * vectors.length(plain).value, vectors.length(turn))
+        factor = vectors.length_to(self.alpha * vectors.length(plain).value, self._length_of(turn))
         total = vectors.plus(plain, turn, factor)
         plain.clear()
         passes.accumulate(total, loss)
@@ -139,6 +141,13 @@ class LookSAM(TwoGradients, name="looksam"):
                 of_step.append({n: v for n, v in zip(names, total, strict=True) if v is not None})
             self._sums = Sums(self._step, *of_step)
         return perturbed
+
+    def _length_of(self, turn: list[Tensor | None]) -> Length:
+        """The norm of v in what is trained and used now; the same until one of them changes."""
+        there = tuple(v is not None for v in turn)
+        if self._length is None or self._length[0] is not self._turn or self._length[1] != there:
+            self._length = self._turn, there, vectors.length(turn)
+        return self._length[2]
 
     def _latest_turn(self) -> dict[str, Tensor]:
         """v, made of the sums of the last SAM step if there was one since."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
     from deltasam.methods.functional_sam import FunctionalSAM
     from deltasam.methods.gsam import GSAM
     from deltasam.methods.looksam import LookSAM
+    from deltasam.methods.one_pass.flat_lora import FlatLoRA
     from deltasam.methods.one_pass.momentum_sam import MomentumSAM
     from deltasam.methods.one_pass.random_sam import RandomSAM
     from deltasam.methods.one_pass.s2_sam import S2SAM
@@ -83,6 +84,7 @@ if TYPE_CHECKING:  # the same names, and the methods, for type checkers and edit
         "SMART",
         "WSAM",
         "DeltaSAM",
+        "FlatLoRA",
         "FreeLB",
         "FriendlySAM",
         "FunctionalSAM",

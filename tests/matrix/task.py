@@ -8,6 +8,7 @@ that need a second moment have Adam, with a constant under the fraction that is 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -179,11 +180,29 @@ def gradient_by_hand(
     count = len(micro_batches)
     share = count if task.divided else 1
     runs = [lambda call, b=b: task.losses(call, b) / share for b in micro_batches]
-    drawn = noise(p for p in model.parameters() if p.requires_grad)
+    if spec.startswith("flat_lora") and any(hasattr(m, "lora_A") for m in model.modules()):
+        return adapted_by_hand(model, runs)
+    vectors = spec.startswith("flat_lora")  # do not move
+    drawn = noise(p for p in model.parameters() if p.requires_grad and (p.ndim > 1 or not vectors))
     total = tiny.step_gradient(
         model, spec, runs, step, [drawn] * count, state, side_by_side=task.side_by_side, by_slopes=task.by_slopes
     )
     return {name: g * share / count for name, g in total.items()}
+
+
+def adapted_by_hand(model: nn.Module, runs: Any) -> reference.Weights:
+    """Flat-LoRA's gradient: the frozen weights of adapted layers have the noise."""
+    moved: Any = copy.deepcopy(model)
+    layers = [m for m in moved.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    with torch.no_grad():
+        for layer, z in zip(layers, noise(layer.base_layer.weight for layer in layers), strict=True):
+            adapter = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            merged = layer.base_layer.weight + layer.scaling["default"] * adapter
+            layer.base_layer.weight.add_(RHO * merged.square().mean(1, keepdim=True).sqrt() * z)
+    moved.zero_grad()
+    for run in runs:
+        run(moved).mean().backward()
+    return {n: p.grad for n, p in moved.named_parameters() if p.requires_grad}
 
 
 def noise(params: Any) -> list[Tensor]:

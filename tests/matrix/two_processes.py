@@ -114,6 +114,8 @@ def noise(self: WeightStore, params: list[torch.Tensor], generator: Any) -> list
     """The noise of the loop by hand; of sharded weights, this process's part."""
     whole = [p.detach() for p in task.make_model().parameters()]
     drawn = task.noise(whole)
+    if len(params) != len(whole):  # what moves is a part of them, and not sharded
+        return task.noise(params)
     if all(p.shape == w.shape for p, w in zip(params, whole, strict=True)):
         return drawn
     mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))

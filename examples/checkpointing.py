@@ -42,6 +42,7 @@ def gradient(name: str, reentrant: bool | None) -> tuple[Tensor, int]:
     torch.manual_seed(1)
     model = Model().double()
     method = deltasam.make_method(name, model)
+    method.follow(torch.optim.Adam(model.parameters()))
     for _ in range(2):
         model.zero_grad()
         model.calls = 0

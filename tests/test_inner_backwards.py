@@ -273,8 +273,10 @@ def test_a_closure_may_clear_the_gradients(set_to_none: bool) -> None:
 def test_another_model_in_the_closure_is_an_error(name: str) -> None:
     model, x = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)), torch.randn(4, 3)
     other, labels = copy.deepcopy(model), torch.tensor([0, 1, 0, 1])
+    method = deltasam.make_method(name, model)
+    method.follow(torch.optim.Adam(model.parameters()))
     with pytest.raises((ValueError, RuntimeError), match=r"(?i)model"):
-        deltasam.make_method(name, model).backward(lambda: F.cross_entropy(other(x), labels, reduction="none"))
+        method.backward(lambda: F.cross_entropy(other(x), labels, reduction="none"))
     assert all(p.grad is None for p in model.parameters())
 
 

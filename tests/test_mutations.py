@@ -2129,11 +2129,13 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
     "the ascent is multiplied by the second moment": (
         "methods/bases/preconditioned.py", "a / r.add_(damping)", "a * r.add_(damping)", "equals_the_reference", C),
     "the second moment has not seen the ascent": (
-        "methods/bases/preconditioned.py", ".square().mul_(1 - decay)", ".square().mul_(0)", "equals_the_reference", C),
+        "methods/bases/preconditioned.py", "math.sqrt(1 - decay) / scale", "1e-9 / scale", "equals_the_reference", C),
     "the second moment is used without its root": (
-        "methods/bases/preconditioned.py", "return square.sqrt_()", "return square", "equals_the_reference", C),
+        "methods/bases/preconditioned.py", "second.to(now.dtype).sqrt()", "second.to(now.dtype).clone()",
+        "equals_the_reference", C),
     "the second moment is in the scale of the loss": (
-        "methods/bases/preconditioned.py", "(vectors.wide(ascent) / scale)", "vectors.wide(ascent)", "loss_scale", R),
+        "methods/bases/preconditioned.py", "mul_(math.sqrt(1 - decay) / scale)", "mul_(math.sqrt(1 - decay))",
+        "loss_scale", R),
     "AE-SAM perturbs where the gradient is small": (
         "methods/ae_sam.py", "return square >= self._mean", "return square < self._mean",
         "by_the_norm", R),
@@ -2171,7 +2173,8 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
     "what is used again leaves the masks behind": (
         "core/reuse.py", "            self._masks.skip_to(call.masks)\n", "", "runs_once", "test_reuse.py"),
     "hooks are not looked for": (
-        "core/reuse.py", "if not any(map(is_hooked, inside)) and not", "if not", "ones_own", "test_reuse.py"),
+        "core/reuse.py", "call is None or any(map(is_hooked, module.modules())) or", "call is None or",
+        "ones_own", "test_reuse.py"),
     "using outputs again is never checked": (
         "core/reuse.py", "return is_looked_at(self.steps) or behaviour not in self.exact", "return False",
         "runs_once or not_seen", "test_reuse.py"),

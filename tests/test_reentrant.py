@@ -23,14 +23,15 @@ class Checkpointed(nn.Module):
 
 
 # They take gradients of tensors between the loss and the parameters.
-REFUSING = ["per_instance_sam", "delta_sam", "smart"]
+REFUSING = ["per_instance_sam", "delta_sam", "smart", "functional_sam", "per_instance_functional_sam"]
+REFUSING += ["preconditioned_functional_sam"]
 
 
 def filled(spec: str, *, reentrant: bool) -> Checkpointed:
     torch.manual_seed(0)
     model, x, y = Checkpointed(reentrant=reentrant), torch.randint(9, (4, 3)), torch.tensor([0, 1, 0, 1])
     method = deltasam.make_method(spec, model)
-    method.follow(torch.optim.SGD(model.parameters(), lr=0.1))
+    method.follow(torch.optim.Adam(model.parameters(), lr=0.1))
     try:
         method.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
     except RuntimeError:

@@ -21,7 +21,7 @@ from deltasam.spec import full_spec, short_spec
     ("spec", "words"),
     [
         ("samm", "did you mean 'sam'"),
-        ("nothing like it", r"there are: asam, delta_sam, erm"),
+        ("nothing like it", r"there are: ae_sam, asam, delta_sam, erm"),
         ("sam:roh=1", "no hyper-parameter 'roh'; did you mean 'rho'"),
         ("erm:rho=1", r"no hyper-parameter 'rho' \(there are: none\)"),
         ("sam:rho", "'rho' has no value"),

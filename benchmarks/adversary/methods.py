@@ -134,6 +134,23 @@ HYPERPARAMETERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
         "tilt": round(r.uniform(0, 3), 3),
         "sigma": round(10 ** r.uniform(-3, -1), 5),
     },
+    "gsam": lambda r: {**_radius(r), "alpha": round(r.uniform(0, 1), 3)},
+    "wsam": lambda r: {**_radius(r), "gamma": round(r.uniform(0, 0.95), 3)},
+    "vasso": lambda r: {**_radius(r), "theta": round(r.uniform(0.1, 1), 3)},
+    "looksam": lambda r: {**_radius(r), "k": r.randint(1, 3), "alpha": round(r.uniform(0, 1), 3)},
+    "ae_sam": lambda r: {
+        **_radius(r),
+        "threshold": round(r.uniform(-2, 2), 2),
+        "momentum": round(r.uniform(0, 0.9), 2),
+    },
+    "functional_sam": lambda r: {**_radius(r), "share": r.choice(["micro-batch", "rank", "global"])},
+    "per_instance_functional_sam": lambda r: {**_radius(r), "m": r.choice([1, 2])},
+    "preconditioned_sam": _radius,
+    "preconditioned_functional_sam": _radius,
+    "momentum_sam": _radius,
+    "s2_sam": _radius,
+    "random_sam": _radius,
+    "flat_lora": _radius,
     "r_drop": lambda r: {"alpha": round(r.uniform(0, 2), 3)},
     "r3f": lambda r: {
         "lam": round(r.uniform(0, 2), 3),
@@ -192,11 +209,136 @@ def expected(
                 return oracle.rw_sam(rho, v["tilt"])
             return oracle.delta_sam(rho, by_norms=v["weights"] == "norms")
         return None if noise is None else oracle.estimated(rho, noise, v["sigma"], WEIGHTS[draw.name](v))
+    if draw.name in NEWER:
+        return NEWER[draw.name](draw, model, batch, oracle, memory, start, noise)
     if draw.name == "freelb":
         return _freelb(draw, model, batch)
     if draw.name == "smart":
         return _smart(draw, model, batch, memory)
     return None
+
+
+def _of_two(draw: Draw, model: nn.Module, batch: Any, oracle: Oracle, memory: dict[str, Any], *_: Any) -> Answer:
+    """GSAM, WSAM, LookSAM, AE-SAM: made of g and g_s."""
+    v, plain = draw.values, oracle.erm()
+    rho, g = v["rho"], plain.gradient
+    number = memory["number"] = memory.get("number", -1) + 1
+    if rho == 0:
+        return plain
+    g_s = oracle.sam(rho).gradient
+    if draw.name == "gsam":
+        along = _dot(g, g_s) / _dot(g_s, g_s)
+        return Answer({n: g_s[n] - v["alpha"] * (g[n] - along * g_s[n]) for n in g}, plain.loss)
+    if draw.name == "wsam":
+        weight = v["gamma"] / (1 - v["gamma"])
+        return Answer({n: g[n] + weight * (g_s[n] - g[n]) for n in g}, plain.loss)
+    if draw.name == "looksam":
+        if number % v["k"]:
+            turn = memory["turn"]
+            factor = v["alpha"] * (_dot(g, g) / _dot(turn, turn)).sqrt()
+            return Answer({n: g[n] + factor * turn[n] for n in g}, plain.loss)
+        along = _dot(g, g_s) / _dot(g, g)
+        memory["turn"] = {n: g_s[n] - along * g[n] for n in g}
+        return Answer(g_s, plain.loss)
+    square, keep, first = _dot(g, g), v["momentum"], number == 0
+    memory["mean"] = square if first else keep * memory["mean"] + (1 - keep) * square
+    away = (square - memory["mean"]) ** 2
+    memory["variance"] = 0 * away if first else keep * memory["variance"] + (1 - keep) * away
+    large = first or square >= memory["mean"] + v["threshold"] * memory["variance"].sqrt()
+    return Answer(g_s if large else g, plain.loss)
+
+
+def _vasso(draw: Draw, model: nn.Module, batch: Any, oracle: Oracle, memory: dict[str, Any], *_: Any) -> Answer:
+    theta = draw.values["theta"]
+    for n, v in oracle.erm().gradient.items():
+        memory[n] = (1 - theta) * memory[n] + theta * v if n in memory else v
+    return oracle.along(dict(memory), draw.values["rho"])
+
+
+def _known(
+    draw: Draw, model: nn.Module, batch: Any, oracle: Oracle, memory: dict[str, Any], start: Any, noise: Gradient | None
+) -> Answer:
+    """One pass: along the optimizer's momentum, the last gradient, or the noise that was really used."""
+    if draw.name in ("random_sam", "flat_lora"):
+        return oracle.at(noise) if noise else oracle.erm()
+    if not memory:
+        return oracle.erm()
+    zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    direction = {n: memory.get(n, z) for n, z in zeros.items()}
+    length = _dot(direction, direction).sqrt()
+    sign = -1 if draw.name == "momentum_sam" else 1
+    return oracle.at({n: sign * draw.values["rho"] / length * d for n, d in direction.items()})
+
+
+def _functional(
+    draw: Draw, model: nn.Module, batch: Any, oracle: Oracle, memory: dict[str, Any], start: Generators, *_: Any
+) -> Answer:
+    """The Jacobian at the perturbed weights, of a group of examples or of all, with the slope of the plain ones."""
+    ids, mask, labels = batch
+    size, rho, total, plain = draw.values.get("m", len(ids)), draw.values["rho"], {}, oracle.erm()
+    for first in range(0, len(ids), size):
+        rows = slice(first, first + size)
+        one = copy.deepcopy(model)
+        start.restore()
+        logits = one(ids, mask)
+        loss = F.cross_entropy(logits, labels, reduction="none")[rows].mean()
+        slope, *gradients = torch.autograd.grad(
+            loss, [logits, *(p for p in one.parameters() if p.requires_grad)], allow_unused=True
+        )
+        names = [n for n, p in one.named_parameters() if p.requires_grad]
+        g = {n: v for n, v in zip(names, gradients, strict=True) if v is not None}
+        d = _preconditioned(model, g, memory) if draw.name.startswith("preconditioned") else g
+        length = _dot(d, d).sqrt()
+        there = copy.deepcopy(model)
+        with torch.no_grad():
+            for n, p in there.named_parameters():
+                if n in d:
+                    p.add_(rho / length * d[n])
+        start.restore()
+        (there(ids, mask) * slope).sum().backward()
+        for n, p in there.named_parameters():
+            if p.requires_grad:
+                moved = torch.zeros_like(p) if p.grad is None else p.grad
+                total[n] = total.get(n, 0) + moved * size / len(ids)
+    return Answer(total, plain.loss)
+
+
+def _preconditioned_sam(
+    draw: Draw, model: nn.Module, batch: Any, oracle: Oracle, memory: dict[str, Any], *_: Any
+) -> Answer:
+    return oracle.along(_preconditioned(model, oracle.erm().gradient, memory), draw.values["rho"])
+
+
+def _preconditioned(model: nn.Module, g: Gradient, memory: dict[str, Any]) -> Gradient:
+    """``g / (r + rms(r) / 100)``, ``r = sqrt(0.999 v + 0.001 g^2)``."""
+    root = {n: (0.999 * memory.get(n, 0 * v) + 0.001 * v**2).sqrt() for n, v in g.items()}
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    damping = (sum(r.square().sum() for r in root.values()) / count).sqrt() / 100
+    return {n: v / (root[n] + damping) for n, v in g.items()}
+
+
+def _dot(a: Gradient, b: Gradient) -> Tensor:
+    return torch.stack([(a[n] * b[n]).sum() for n in a]).sum()
+
+
+def _remembered(draw: Draw, memory: dict[str, Any], found: Gradient) -> None:
+    """What the optimizer keeps of a step's gradient."""
+    for n, g in found.items():
+        if draw.name.startswith("preconditioned"):
+            memory[n] = 0.999 * memory.get(n, 0 * g) + 0.001 * g**2
+        elif draw.name == "momentum_sam":
+            memory[n] = 0.9 * memory.get(n, 0 * g) + g
+        elif draw.name == "s2_sam":
+            memory[n] = g
+
+
+NEWER: dict[str, Callable[..., Answer]] = {
+    **dict.fromkeys(("gsam", "wsam", "looksam", "ae_sam"), _of_two),
+    **dict.fromkeys(("momentum_sam", "s2_sam", "random_sam", "flat_lora"), _known),
+    **dict.fromkeys(("functional_sam", "per_instance_functional_sam", "preconditioned_functional_sam"), _functional),
+    "preconditioned_sam": _preconditioned_sam,
+    "vasso": _vasso,
+}
 
 
 def _delta_weights(v: dict[str, Any]) -> Callable[..., Tensor]:
@@ -277,7 +419,11 @@ def judge(seed: int) -> tuple[str, Outcome]:
     outer.SMALL = 0 if seed % 2 else SMALL  # the forms for large layers
     draw = Draw(seed)
     model, memory = copy.deepcopy(draw.model), {}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if draw.name.startswith("preconditioned"):
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, lr=0.01)
+    else:
+        optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9 if draw.name == "momentum_sam" else 0.0)
     outcomes = []
     try:
         with warnings.catch_warnings():
@@ -299,7 +445,8 @@ def judge(seed: int) -> tuple[str, Outcome]:
                 optimizer.step()
                 optimizer.zero_grad()
                 after = Generators()
-                wanted = expected(draw, before, batch, memory, start, _noise(draw, seen))
+                wanted = expected(draw, before, batch, memory, start, _noise(draw, seen, before))
+                _remembered(draw, memory, found)
                 after.restore()
                 if draw.name == "smart":
                     for n, p in model.named_parameters():
@@ -311,8 +458,11 @@ def judge(seed: int) -> tuple[str, Outcome]:
     return draw.spec, worst([o for o in outcomes if o.kind != "no equation"] or outcomes)
 
 
-def _noise(draw: Draw, seen: list[Gradient]) -> Gradient | None:
-    """The noise that a method moved the weights by in its second pass, over its size."""
+def _noise(draw: Draw, seen: list[Gradient], before: nn.Module) -> Gradient | None:
+    """The noise that a method moved the weights by: in its only pass, or in its second, over its size."""
+    if draw.name in ("random_sam", "flat_lora"):
+        at = {n: p.detach() for n, p in before.named_parameters()}
+        return {n: w - at[n] for n, w in seen[0].items()}
     if draw.values.get("weights") not in ("slopes", "curvature") or len(seen) < 2:
         return None
     noise = {n: (seen[1][n] - seen[0][n]) / draw.values["sigma"] for n in seen[0]}

@@ -108,6 +108,15 @@ class Oracle:
         self._generators.restore()
         return model, after
 
+    def at(self, step: Gradient) -> Answer:
+        """Plain training at moved weights, ``grad L(w + step)``."""
+        losses, weights = self._at(step)
+        return Answer(_gradient(losses.mean(), weights), losses.mean().detach())
+
+    def along(self, direction: Gradient, rho: float) -> Answer:
+        """``grad L(w + rho d / |d|)`` for a given direction."""
+        return self._moved_answer(_scaled(direction, rho), self.erm().loss)
+
     def sam(self, rho: float) -> Answer:
         """``grad L(w + rho g / |g|)``."""
         return self._along(lambda g: g, rho)

@@ -279,7 +279,8 @@ def test_every_method_trains_both_halves(news: SummaryData, config: TrainConfig,
     expected = Run(news, config, "erm", 0).step().loss
     run = Run(news, config, method, 0)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    assert run.step().loss == pytest.approx(expected, rel=1e-3)  # FreeLB begins at a small offset
+    # FreeLB begins at a small offset, and the only pass of some is at moved weights.
+    assert run.step().loss == pytest.approx(expected, rel=0.1 if run.method.loss_is_perturbed else 1e-3)
     run.step()
     still = {name for name, p in run.model.named_parameters() if torch.equal(p, before[name])}
     assert still == {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}

@@ -18,6 +18,7 @@ import regularisers
 import tiny_trainers as tiny
 from deltasam.core.restore import WeightStore
 from deltasam.integrations.hf import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from matrix import task
 from tiny_language_model import gpt2
 
 
@@ -510,4 +511,5 @@ def test_a_step_before_training_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_method_is_here() -> None:
-    assert {spec.partition(":")[0] for spec in [*tiny.SPECS, *regularisers.SPECS]} >= set(deltasam.method_names())
+    specs = [*tiny.SPECS, *regularisers.SPECS, *task.SPECS]  # of the last, tests/matrix trains with every trainer
+    assert {spec.partition(":")[0] for spec in specs} >= set(deltasam.method_names())

@@ -10,6 +10,7 @@ import pytest
 
 import deltasam
 import tables
+from deltasam.diagnostics.fidelity import default_methods
 from deltasam.lab.compare.statistics.compare import compare
 from deltasam.lab.folders.record import read_record
 
@@ -38,8 +39,7 @@ def test_every_method_is_among_the_choices() -> None:
     rows = tables.choose().splitlines()[2:]
     assert {row.split("`")[1].partition(":")[0] for row in rows} == set(deltasam.method_names())
     measured = {entry["method"].partition(":")[0] for entry in tables.fidelities()} - {"floor"}
-    with_rho = {name for name, cls in deltasam.Method.registry.items() if "rho" in deltasam.hyperparameters(cls)}
-    assert measured == with_rho | {"erm"}
+    assert measured == {*default_methods(), "per_instance_sam"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

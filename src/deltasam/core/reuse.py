@@ -119,7 +119,7 @@ class Reuse:
         if not params:
             return
         if self._ids.isdisjoint(map(id, params)):
-            if not any(map(is_hooked, inside)) and not any("forward" in vars(m) for m in inside):
+            if not any("forward" in vars(m) for m in inside):
                 yield module
             return
         for child in own_modules(module).values():

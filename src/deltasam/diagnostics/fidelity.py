@@ -74,9 +74,17 @@ def fidelity(
 
 
 def default_methods() -> list[str]:
-    """Every method with a radius but the exact one, after plain training: that is the zero line."""
+    """Every method that a batch alone tells where to move, but the exact one, after plain training: the zero line.
+
+    Those that read the optimizer have no past here, and those of one pass know no ascent of this batch.
+    """
     with_rho = [name for name in method_names() if "rho" in hyperparameters(Method.registry[name])]
-    return [ERM.name, *(name for name in with_rho if name != PerInstanceSAM.name)]
+    return [ERM.name, *(name for name in with_rho if name != PerInstanceSAM.name and _needs_no_past(name))]
+
+
+def _needs_no_past(name: str) -> bool:
+    cls = Method.registry[name]
+    return cls.follow is Method.follow and cls.loss_is_perturbed is Method.loss_is_perturbed
 
 
 def at_radius(spec: str, rho: float) -> str:

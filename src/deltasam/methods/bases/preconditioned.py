@@ -55,7 +55,7 @@ class Preconditioned(ReadsOptimizer, BatchPerturbation):
 
 def _root(ascent: Tensor, second: Tensor | None, decay: float, scale: float) -> Tensor:
     """The root of the second moment after one more gradient, which is scaled."""
-    square = (vectors.wide(ascent) / scale).square().mul_(1 - decay)
-    if second is not None:
-        square.add_(second, alpha=decay)
-    return square.sqrt_()
+    now = vectors.wide(ascent).abs().mul_(math.sqrt(1 - decay) / scale)
+    if second is None:
+        return now
+    return torch.hypot(now, second.to(now.dtype).sqrt().mul_(math.sqrt(decay)))  # squares may overflow

@@ -75,20 +75,16 @@ def cost() -> str:
         )
         for name, times in seconds.items()
     ]
-    examples, tokens = shape.split("x")
-    about = f"MiniLM-L6, {examples} examples of {tokens} tokens, {_conditions(record)}"
-    return f"{about}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
+    return f"{_batch(record)}\n\n{_table(('method', 'ms per step', 'over `erm`', f'over `{PEER}`'), rows)}"
 
 
 def only() -> str:
     """What a step of SAM costs where only some parameters move."""
     record = costs()
-    ((shape, seconds),) = record["seconds"].items()
+    (seconds,) = record["seconds"].values()
     named = [name for name in seconds if name == "sam" or name.startswith("sam:only=")]
     rows = [(f"`{name}`", f"{ratio(seconds, name, 'erm'):.2f}") for name in named]
-    examples, tokens = shape.split("x")
-    about = f"MiniLM-L6, {examples} examples of {tokens} tokens, {_conditions(record)}"
-    return f"{about}\n\n{_table(('method', 'over `erm`'), rows)}"
+    return f"{_batch(record)}\n\n{_table(('method', 'over `erm`'), rows)}"
 
 
 def overhead() -> str:
@@ -143,6 +139,13 @@ def shapes() -> str:
     ]
     head = ("model", "examples x tokens", *(f"`{name}`" if name != LOOP else LOOP for name in columns))
     return f"Float32, {_conditions(next(iter(records.values())))}\n\n{_table(head, rows)}"
+
+
+def _batch(record: Any) -> str:
+    """The batch of a record of one shape, and how the record was made."""
+    (shape,) = record["seconds"]
+    examples, tokens = shape.split("x")
+    return f"MiniLM-L6, {examples} examples of {tokens} tokens, {_conditions(record)}"
 
 
 def _conditions(record: Any) -> str:

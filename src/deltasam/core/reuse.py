@@ -28,7 +28,7 @@ from deltasam.core.dropout_masks import DropoutMasks
 from deltasam.core.restore import RandomState
 from deltasam.core.structure import Structure
 from deltasam.core.torch_internals.compiled import is_compiled
-from deltasam.core.torch_internals.graph import graph_of
+from deltasam.core.torch_internals.graph import reaches
 from deltasam.core.torch_internals.modules import is_hooked, own_modules, own_parameters
 from deltasam.core.torch_internals.tensors import number_of_hooks, version_of
 from deltasam.core.torch_internals.trees import tree_flatten, tree_unflatten
@@ -143,7 +143,12 @@ class Reuse:
         with self._in_place_of_forwards({m: self._keeping(m, m.forward) for m in self._modules}):
             yield
         written = before != _versions(self._buffers)
-        self._calls = {m: c for m, c in self._calls.items() if not written and all(map(self._may_be_given, c))}
+        passed: set[Any] = set()  # layers on top of each other have the graph below in common
+        self._calls = {
+            m: calls
+            for m, calls in self._calls.items()
+            if not written and all(self._may_be_given(call, passed) for call in calls)
+        }
         self._order.append(tuple(self._modules[m] for m in self._calls))
 
     def _keeping(self, module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,13 +167,13 @@ class Reuse:
 
         return forward
 
-    def _may_be_given(self, call: _Call) -> bool:
+    def _may_be_given(self, call: _Call, passed: set[Any]) -> bool:
         """Whether all that came in and out can be compared, and its graph reaches no moving parameter."""
         leaves = [leaf for leaf, _ in (*call.inputs, *call.output)]
         if not all(isinstance(leaf, _PLAIN) or _is_ordinary(leaf) for leaf in leaves):
             return False
         outputs = [t for t, _ in call.output if isinstance(t, Tensor) and t.requires_grad]
-        return all(self._ids.isdisjoint(map(id, graph_of(t).leaves)) for t in outputs)
+        return not reaches(outputs, self._ids, passed)
 
     @contextmanager
     def give(self) -> Iterator[None]:

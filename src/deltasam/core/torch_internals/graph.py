@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,32 @@ REENTRANT = (
     "use_reentrant=False, with transformers "
     "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
 )
+
+
+def reaches(tensors: Iterable[Tensor], ids: Container[int], passed: set[Any]) -> bool:
+    """Whether the graph of some tensors ends in one of these leaves.
+
+    Args:
+        tensors: The tensors.
+        ids: Of the leaves, by ``id``.
+        passed: Nodes that are known to lead to none of them, and are not walked again; those of this walk are added
+            where it finds none.
+    """
+    waiting: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    if any(t.grad_fn is None and id(t) in ids for t in tensors):
+        return True
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node in passed:
+            continue
+        if id(getattr(node, "variable", None)) in ids:
+            return True
+        following = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= following
+        waiting += following
+    passed |= seen
+    return False
 
 
 def next_edges(node: Any, output: int) -> list[tuple[Any, int]]:

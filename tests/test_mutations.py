@@ -2052,7 +2052,8 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "methods/bases/known_perturbation.py", "vectors.length_to(self.rho,", "vectors.length_to(2 * self.rho,",
         "equals_the_reference", C),
     "one-pass methods descend on the weights as they are": (
-        "methods/bases/known_perturbation.py", "passes.first_at(direction, factor)", "passes.first_at(direction, 0.0)",
+        "methods/bases/known_perturbation.py", "passes.first_at(vector, factor, params=params)",
+        "passes.first_at(vector, 0.0, params=params)",
         "equals_the_reference", C),
     "an optimizer without momentum makes a plain step": (
         "methods/bases/optimizer_state.py", "if self._has_stepped and all(", "if False and all(",
@@ -2073,13 +2074,12 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "equals_the_reference", C),
     "VaSSO weighs the past by theta": (
         "methods/vasso.py", "batch, 1 - self.theta)", "batch, self.theta)", "goes_on or loss_scale or reference", C),
-    "VaSSO follows the average before this gradient": (
-        "methods/vasso.py", "values_of(passes, after), passes.loss_scale()",
-        "values_of(passes, self._average if self._steps < 2 else dict.fromkeys(after)), passes.loss_scale()",
+    "VaSSO follows the gradient and not its average": (
+        "methods/vasso.py", "values_of(passes, self._average), passes.loss_scale()", "ascent, passes.loss_scale()",
         "equals_the_reference", C),
     "VaSSO's average does not go on": (
-        "methods/vasso.py", "        self._average = after\n", "        self._average = self._average or after\n",
-        "equals_the_reference", C),
+        "methods/bases/gradient_average.py", "averaged(passes, before, gradient, momentum)",
+        "before or averaged(passes, before, gradient, momentum)", "equals_the_reference and vasso", C),
     "GSAM adds what is orthogonal": (
         "methods/gsam.py", "plain, -self.alpha)", "plain, self.alpha)", "equals_the_reference", C),
     "GSAM keeps SAM's gradient as long as it is": (
@@ -2153,7 +2153,7 @@ METHODS: dict[str, tuple[str, str, str, str, str]] = {
         "core/reuse.py", "return alike and not new.requires_grad and not old.requires_grad and torch.equal(new, old)",
         "return alike", "need_no_check", "test_reuse.py"),
     "outputs are used again though a moving weight is in them": (
-        "core/reuse.py", "return all(self._ids.isdisjoint(map(id, graph_of(t).leaves)) for t in outputs)",
+        "core/reuse.py", "return not reaches(outputs, self._ids, passed)",
         "return True", "needs_no_check", "test_reuse.py"),
     "outputs are used again though a buffer has changed": (
         "core/reuse.py", "if not written and all(", "if all(", "needs_no_check", "test_reuse.py"),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deltasam.core.checks import fraction, nonnegative
 from deltasam.core.passes import Passes
-from deltasam.method import Step
-from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
-from deltasam.methods.bases.gradient_state import averaged, check_vectors, refuse_sharded, values_of
+from deltasam.methods.bases.batch_perturbation import Direction
+from deltasam.methods.bases.gradient_average import RemembersAverage
+from deltasam.methods.bases.gradient_state import values_of
 
 
-class FriendlySAM(BatchPerturbation, name="friendly_sam"):
+class FriendlySAM(RemembersAverage, name="friendly_sam"):
     """SAM along the gradient without its moving average: ``grad L(w + rho * d / |d|)``, ``d = g - sigma * m``.
 
     ``g = grad L(w)``; m is the exponential moving average of the previous gradients, an estimate of the gradient over
@@ -67,30 +66,11 @@ class FriendlySAM(BatchPerturbation, name="friendly_sam"):
         super().__init__(model, rho=rho, share=share, only=only)
         self.sigma = nonnegative("FriendlySAM", "sigma", sigma)
         self.momentum = fraction("FriendlySAM", "momentum", momentum)
-        self._average: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
-
-    def state_dict(self) -> dict[str, Any]:
-        """The moving average of each parameter's gradient."""
-        return {"gradient_average": dict(self._average)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with a saved average.
-
-        Raises:
-            ValueError: The state was saved by another method or for another model.
-        """
-        self.check_state(state, ("gradient_average",))
-        self._average = check_vectors(self, state["gradient_average"], "an average")
-
-    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
-        refuse_sharded(self, "the moving average")
-        return super().fill_step(micro_batches)
 
     @torch.no_grad()
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
         before = values_of(passes, self._average)
-        batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
-        self._average = averaged(passes, self._average, batch, self.momentum)
+        self.update_average(passes, self.average_over_processes(passes, ascent), self.momentum)
         scale = passes.loss_scale()  # of the gradients, not of the average
         return Direction([self._without(m, g, scale) for m, g in zip(before, ascent, strict=True)])
 

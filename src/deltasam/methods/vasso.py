@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from deltasam.core import vectors
 from deltasam.core.checks import within
 from deltasam.core.passes import Passes
-from deltasam.method import Step
-from deltasam.methods.bases.batch_perturbation import BatchPerturbation, Direction
-from deltasam.methods.bases.gradient_state import averaged, check_vectors, refuse_sharded, values_of
+from deltasam.methods.bases.batch_perturbation import Direction
+from deltasam.methods.bases.gradient_average import RemembersAverage
+from deltasam.methods.bases.gradient_state import values_of
 
 
-class VaSSO(BatchPerturbation, name="vasso"):
+class VaSSO(RemembersAverage, name="vasso"):
     """SAM along a moving average of gradients: ``grad L(w + rho * d / |d|)``, ``d <- (1 - theta) * d + theta * g``.
 
     ``g = grad L(w)`` enters d before it is followed. The opposite of ``friendly_sam``, which follows what the average
@@ -61,30 +60,10 @@ class VaSSO(BatchPerturbation, name="vasso"):
     ) -> None:
         super().__init__(model, rho=rho, share=share, only=only)
         self.theta = within("VaSSO", "theta", theta)
-        self._average: dict[str, Tensor] = {}  # replaced, never modified in place: saved states keep their values
-
-    def state_dict(self) -> dict[str, Any]:
-        """The moving average of each parameter's gradient."""
-        return {"gradient_average": dict(self._average)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with a saved average.
-
-        Raises:
-            ValueError: The state was saved by another method or for another model.
-        """
-        self.check_state(state, ("gradient_average",))
-        self._average = check_vectors(self, state["gradient_average"], "an average")
-
-    def fill_step(self, micro_batches: Iterator[Passes]) -> Step:
-        refuse_sharded(self, "the moving average")
-        return super().fill_step(micro_batches)
 
     def direction(self, passes: Passes, ascent: list[Tensor | None]) -> Direction:
-        batch = ascent if self.share == "global" else passes.mean_over_processes(ascent)
-        after = averaged(passes, self._average, batch, 1 - self.theta)
-        if after is self._average:  # the gradient is infinite or NaN: nothing moves along it
-            return Direction(batch)
-        self._average = after
-        average, scale = values_of(passes, after), passes.loss_scale()
+        batch = self.average_over_processes(passes, ascent)
+        if not self.update_average(passes, batch, 1 - self.theta):
+            return Direction(batch)  # it is infinite or NaN: nothing moves along it
+        average, scale = values_of(passes, self._average), passes.loss_scale()
         return Direction(average if scale == 1 else vectors.times(average, scale))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -51,7 +52,22 @@ class KnownPerturbation(Method):
         if self.rho:
             direction = self.moving.restricted(passes, self.known_direction(passes))
         factor = self.towards * vectors.length_to(self.rho, vectors.length(direction))
-        with passes.first_at(direction, factor) as point:
-            loss = passes.backward(loss_of(point.output))
-            ratio = radius_ratio(point.radius(), self.rho)
-        return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})
+        return fill_in_one_pass(passes, direction, factor, self.rho)
+
+
+def fill_in_one_pass(
+    passes: Passes, vector: Vector, factor: float, radius: float, *, params: Sequence[nn.Parameter] | None = None
+) -> Step:
+    """Fill ``.grad`` in a single pass, at the weights moved by ``factor * vector``.
+
+    Args:
+        passes: The passes of the micro-batch; none has run.
+        vector: One tensor per parameter, or None where it does not move.
+        factor: Scale of the vector.
+        radius: The distance that is wanted, for the metrics.
+        params: The parameters that the vector is for, which may be frozen; None: all that are trained.
+    """
+    with passes.first_at(vector, factor, params=params) as point:
+        loss = passes.backward(loss_of(point.output))
+        ratio = radius_ratio(point.radius(), radius)
+    return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})

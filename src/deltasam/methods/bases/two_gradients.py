@@ -59,10 +59,7 @@ class TwoGradients(Method):
         if self.rho == 0:
             return Step(passes.backward(loss))
         plain = passes.grad(loss)
-        return self.fill_from(passes, loss.detach(), plain)
-
-    def fill_from(self, passes: Passes, loss: Tensor, plain: list[Tensor | None]) -> Step:
-        """Run the second pass, given the first one's loss [] and gradient, and fill ``.grad``."""
+        loss = loss.detach()
         self._steps += 1
         if is_looked_at(self._steps):
             refuse_another_loss(passes, loss)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from deltasam.core import vectors
 from deltasam.core.checks import nonnegative
 from deltasam.core.closure import loss_of
-from deltasam.core.passes import Passes, radius_ratio
+from deltasam.core.passes import Passes
 from deltasam.method import Method, Step
 from deltasam.methods.bases.gradient_state import refuse_sharded
+from deltasam.methods.bases.known_perturbation import fill_in_one_pass
 
 
 class FlatLoRA(Method, name="flat_lora"):
@@ -63,11 +64,7 @@ class FlatLoRA(Method, name="flat_lora"):
         refuse_sharded(self, "the noise")
         params, scales = self._moving(passes)
         noise = [z * scale.to(z.dtype) for z, scale in zip(passes.noise(params), scales, strict=True)]
-        wanted = vectors.length(noise).value
-        with passes.first_at(noise, 1.0, params=params) as point:
-            loss = passes.backward(loss_of(point.output))
-            ratio = radius_ratio(point.radius(), wanted)
-        return Step(loss, {"perturbed_loss": loss, "radius_ratio": ratio})
+        return fill_in_one_pass(passes, noise, 1.0, vectors.length(noise).value, params=params)
 
     @torch.no_grad()
     def _moving(self, passes: Passes) -> tuple[list[nn.Parameter], list[Tensor]]:
